@@ -1,0 +1,56 @@
+# Nothing but Python (>= 3.11) is needed: everything else, Postgres included, is installed into .venv.
+#
+#   make demo                    an order workflow that survives its worker's death
+#   make test                    the tests, on the embedded Postgres
+#   make test PG=DIRECTORY|URL   the same on the Postgres binaries in a directory, or on a server (URL of a superuser)
+#   make test-system             the same on the newest Postgres that Debian's packages installed
+#   make lint | bench | soak | clean
+#
+# ARGS adds arguments to pytest or the benchmark: make test ARGS="-k signal -x"
+
+.DEFAULT_GOAL := test
+.PHONY: demo test test-system bench soak lint clean
+
+BIN := .venv/bin
+STAMP := .venv/installed
+SYSTEM_PG = $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
+PYTEST = DRAMATIQ_DURABLE_TEST_PG="$(PG)" $(BIN)/python -m pytest -q
+
+demo: $(STAMP)
+	@$(BIN)/python -m examples.orders.demo
+
+test: $(STAMP)
+	@$(PYTEST) -n auto --dist loadgroup $(ARGS)
+
+test-system: $(STAMP)
+	@test -n "$(SYSTEM_PG)" || { echo "No Postgres below /usr/lib/postgresql: make test PG=<directory or URL>"; exit 1; }
+	@$(MAKE) --no-print-directory test PG="$(SYSTEM_PG)"
+
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(STAMP)
+	@$(PYTEST) -m soak --timeout 0 $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@set -e; \
+	for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "Python 3.11 or newer is needed, and none was found: make $(MAKECMDGOALS) PYTHON=/path/to/python"; exit 1; \
+	fi; \
+	echo "Installing into .venv, with $$($$found --version) ..."; \
+	$$found -m venv --clear .venv || { echo "On Debian: apt-get install python3-venv"; exit 1; }; \
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch $@

@@ -1,0 +1,643 @@
+"""The broker: Dramatiq's contract on one side, deliveries and operations on the other.
+
+This is the only file that knows both.  Dramatiq calls ``ack`` and ``nack`` on its worker threads, once a message was
+processed and its hooks have run; they only queue the outcome, which the claimer commits with its next batch.  What the
+hooks of a message send (a retry, the next of a pipeline, a callback) is held back and commits with its ack.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from dramatiq import Actor, Broker, Consumer, Message, Middleware
+from dramatiq.broker import MessageProxy
+from dramatiq.common import current_millis
+from dramatiq.errors import DecodeError, QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import Interrupt, SkipMessage
+
+from .claimer import Claimer
+from .database import Database, translate
+from .delivery import TASK_KINDS, Delivery, current_delivery, key_of
+from .durations import parse_duration
+from .errors import ForbiddenInWorkflow, InvalidName, NotEncodable, PayloadTooLarge
+from .group_commit import GroupCommit
+from .leases import Membership
+from .procedures import Bury, Enqueue, MarkStarted, Procedures, Release
+from .settings import Settings, check_url
+from .wakeup import Listener
+from .workflow.definition import check_name
+from .workflow.replay import current
+from .workflow.runner import Runner
+
+if TYPE_CHECKING:
+    from .workflow.client import Waiters
+    from .workflow.definition import Workflow
+
+logger = logging.getLogger(__name__)
+
+#: The most bytes of a message.
+MAX_PAYLOAD = 16 * 1024 * 1024
+
+#: The longest delay, in milliseconds: ten years.
+MAX_DELAY = 315_360_000_000
+
+
+class DurableBroker(Broker):
+    """A Dramatiq broker that keeps its queues in Postgres.
+
+    The constructor does no I/O: the broker connects at first use, also after a fork.
+
+    Parameters:
+      url(str | None): the database, like postgresql://user:password@host/database.  By default
+        ``DRAMATIQ_DURABLE_URL``; without that, the embedded Postgres.
+      namespace(str | None): the schema that holds everything; ``DRAMATIQ_DURABLE_NAMESPACE`` or "durable".
+      middleware(list | None): as Dramatiq's own brokers take it.
+      reclaim_delay: how long a silent worker is given before its messages are handed to others: seconds, a timedelta
+        or a text like "30s".
+      reclaim_count(int): a message under which so many workers died is poison, and is dead-lettered.
+
+    Raises:
+      NotConfigured: the URL or a setting is malformed.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str | None = None,
+        middleware: list[Middleware] | None = None,
+        reclaim_delay: Any = None,
+        reclaim_count: int = 3,
+        settings: Settings | None = None,
+    ) -> None:
+        super().__init__(middleware=middleware)
+        self.settings = settings or Settings.from_env()
+        self._url = check_url(url, name="the broker's url") if url is not None else self.settings.url
+        if not isinstance(reclaim_count, int) or reclaim_count < 1:
+            raise ValueError(f"reclaim_count is a whole number from 1 on, not {reclaim_count!r}")
+        self.reclaim_count = reclaim_count
+        self.reclaim_delay = (
+            self.settings.reclaim_delay if reclaim_delay is None else parse_duration(reclaim_delay) / 1000
+        )
+        self.namespace = namespace or self.settings.namespace
+        self.database = Database(self._conninfo, self.namespace, prepared=self.settings.prepared_statements)
+        self.commit = GroupCommit(self.database)
+        self.procedures = Procedures(self.namespace)
+        self.queues: dict[str, str] = {}
+        self.workflows: dict[str, Workflow[Any, Any]] = {}
+        self.runner = Runner(self)
+        self._embedded: Any = None
+        self._streams: dict[str, int] = {}
+        self._stream_names: dict[int, str] = {}
+        self._claimer: Claimer | None = None
+        self._listener: Listener | None = None
+        #: Where this process's clients wait for runs to close.
+        self.waiters: Waiters | None = None
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+
+    def _conninfo(self) -> str:
+        if self._url is not None:
+            return self._url
+        from . import embedded
+
+        self._embedded = embedded.acquire(self.settings.embedded_dir)
+        from .migrate import migrate
+
+        migrate(self._embedded.url, self.namespace)
+        return str(self._embedded.url)
+
+    # --- declarations -----------------------------------------------------------------------------------
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue: a stream of the same name.  Idempotent; does no I/O."""
+        if queue_name in self.queues:
+            return
+        check_name(queue_name, "a queue's name")
+        self.emit_before("declare_queue", queue_name)
+        self.queues[queue_name] = queue_name
+        self.emit_after("declare_queue", queue_name)
+
+    def declare_actor(self, actor: Actor[Any, Any]) -> None:
+        check_name(actor.actor_name, "an actor's name")
+        super().declare_actor(actor)
+
+    def declare_workflow(self, workflow: Workflow[Any, Any]) -> None:
+        """Make a workflow known: its tasks come as messages to an actor of its name.
+
+        The actor's options keep every middleware's hands off the tasks: none may expire or interrupt one.
+        """
+        options = {"max_age": None, "time_limit": float("inf"), "max_retries": None}
+        Actor(
+            self.runner.entry(workflow),
+            broker=self,
+            actor_name=workflow.name,
+            queue_name=workflow.queue_name,
+            priority=0,
+            options={k: v for k, v in options.items() if k in self.actor_options},
+        )
+        self.workflows[workflow.name] = workflow
+
+    def stream_id(self, queue_name: str) -> int:
+        """The id of a stream.
+
+        Raises:
+          NotPermitted: the login may not use it, or it does not exist.
+        """
+        self._after_fork()
+        try:
+            return self._streams[queue_name]
+        except KeyError:
+            pass
+        with self._lock:
+            if queue_name not in self._streams:
+                with self.database.connection() as conn:
+                    self._learn_streams(conn, queue_name)
+            return self._streams[queue_name]
+
+    def _learn_streams(self, conn: Any, queue_name: str) -> None:
+        import psycopg
+
+        # All declared ones at once; where the login may not use some of them, only the one that is asked for.
+        for names in ([*self.queues, queue_name], [queue_name]):
+            try:
+                found = self.procedures.open_streams(conn, list(dict.fromkeys(names)))
+            except psycopg.Error as e:
+                if e.sqlstate == "DD001" and len(names) > 1:
+                    continue
+                raise translate(e) from e
+            self._streams.update(found)
+            self._stream_names.update({i: n for n, i in found.items()})
+            return
+
+    # --- sending ----------------------------------------------------------------------------------------
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """Store a message; when this returns, it is committed.
+
+        Called for the message that is being processed (as the Retries middleware does), it asks for a retry: the same
+        row is rescheduled, in one commit with the end of this attempt.  What a hook sends while a message is
+        post-processed commits with that message's ack.
+
+        Parameters:
+          message(Message): what to send.
+          delay(int | None): milliseconds to wait before it is handed out.
+
+        Raises:
+          NotEncodable: the encoder cannot carry an argument.
+          PayloadTooLarge: the encoded message is over 16 MiB.
+          DatabaseUnavailable: the database cannot be reached; nothing was stored.
+          QueueNotFound: the queue was never declared.
+          ForbiddenInWorkflow: called inside a workflow.
+        """
+        if current() is not None:
+            raise ForbiddenInWorkflow(
+                f"a workflow cannot send messages ({message.actor_name!r}): run it as an activity with "
+                "`await durable.activity(actor).execute(...)`, so that the send is recorded and not repeated"
+            )
+        if message.queue_name not in self.queues:
+            raise QueueNotFound(message.queue_name)
+        if delay is not None and not 0 <= delay <= MAX_DELAY:
+            raise ValueError(f"a delay is between 0 and {MAX_DELAY} milliseconds (ten years), not {delay!r}")
+        delivery = current_delivery.get()
+        self.emit_before("enqueue", message, delay)
+        if isinstance(message, Delivery) and message is delivery:
+            message.retry = delay or 0
+        else:
+            operation = self.operation(message, delay)
+            if delivery is not None and delivery.hooks:
+                delivery.followers.append(operation)
+            else:
+                self.commit.submit(operation)
+        self.emit_after("enqueue", message, delay)
+        if delay is not None:
+            message = message.copy(options={"eta": current_millis() + delay})
+        return message
+
+    def enqueue_many(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
+        """Store many messages, in as few transactions as their number allows.
+
+        When this returns all are committed; when it raises, some may be: each has its id, so that sending the rest
+        (or all) again stores none twice as long as it is waiting.
+
+        Raises:
+          as `enqueue`; nothing is stored when a message cannot be encoded.
+        """
+        operations = [self.operation(m, delay) for m in messages]
+        for message in messages:
+            self.emit_before("enqueue", message, delay)
+        if operations:
+            self.commit.submit_many(operations)
+        for operation in operations:
+            if operation.error is not None:
+                raise operation.error
+        for message in messages:
+            self.emit_after("enqueue", message, delay)
+        return list(messages)
+
+    def operation(self, message: Message[Any] | Delivery, delay: int | None = None) -> Enqueue:
+        """A message as the operation that stores it; raises as `enqueue`."""
+        priority = message.options.get("broker_priority")
+        if priority is None:
+            actor = self.actors.get(message.actor_name)
+            priority = actor.priority if actor is not None else 0
+        return Enqueue(
+            self.stream_id(message.queue_name),
+            key_of(message.message_id),
+            check_name(message.actor_name, "an actor's name"),
+            max(-(2**31), min(int(priority), 2**31 - 1)),
+            delay or 0,
+            encode(message),
+        )
+
+    # --- receiving --------------------------------------------------------------------------------------
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> Consumer:
+        """An iterator over a queue's messages.
+
+        Parameters:
+          queue_name(str): the queue.
+          prefetch(int): how many messages it hands out before one of them is acked.
+          timeout(int): milliseconds after which it answers None when there is nothing.
+
+        Raises:
+          QueueNotFound: the queue was never declared.
+          BrokerConnectionError: the database cannot be reached.
+        """
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        stream_id = self.stream_id(queue_name)
+        with self._lock:
+            claimer = self._ensure_claimer(0)
+            consumer = DurableConsumer(self, claimer, stream_id, max(1, prefetch), timeout)
+            claimer.consumers[stream_id] = consumer
+            self._ensure_listener().listen(f"{self.namespace}:s{stream_id}", self._wake_claimer)
+        claimer.wake()
+        return consumer
+
+    def _wake_claimer(self) -> None:
+        if self._claimer is not None:
+            self._claimer.wake()
+
+    def _ensure_claimer(self, threads: int) -> Claimer:
+        self._after_fork()
+        if self._claimer is None:
+            self._claimer = Claimer(
+                self.commit,
+                Membership(self.procedures, self.reclaim_delay, self.reclaim_count),
+                self.deliver,
+                poll_interval=self.settings.poll_interval,
+                threads=threads,
+            )
+            self._claimer.start()
+        return self._claimer
+
+    def _ensure_listener(self) -> Listener:
+        self._after_fork()
+        with self._lock:
+            if self._listener is None:
+                self._listener = Listener(self._connect_listener)
+                self._listener.start()
+            return self._listener
+
+    def listen(self, channel: str, callback: Callable[[], None]) -> None:
+        """Have a function called when a channel of the database is notified."""
+        self._ensure_listener().listen(channel, callback)
+
+    def _connect_listener(self) -> Any:
+        import psycopg
+
+        if self.settings.listen_url is not None:
+            return psycopg.connect(self.settings.listen_url, autocommit=True)
+        return self.database.connect()
+
+    @property
+    def claimer(self) -> Claimer | None:
+        """The thread that claims for this process, while it is a worker."""
+        return self._claimer
+
+    def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
+        """A claimed row as a delivery.  What cannot be decoded goes to the dead letters: None."""
+        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload, _ = row
+        queue_name = self._stream_names[stream_id]
+        message: Message[Any]
+        try:
+            if kind in TASK_KINDS:
+                message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
+            else:
+                message = Message.decode(payload)
+                # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
+                message.options.pop("eta", None)
+                if message.queue_name != queue_name:
+                    message = message.copy(queue_name=queue_name)
+        except (DecodeError, AttributeError, TypeError) as e:
+            logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)
+            self.commit.post(Bury(key, lease, None, f"it cannot be decoded: {e}"))
+            return None
+        return Delivery(
+            message,
+            self,
+            stream_id=stream_id,
+            key=key,
+            lease=lease,
+            kind=kind,
+            run_id=None if run_id is None else str(UUID(bytes=run_id)),
+            seq=seq,
+            attempt=attempt,
+            reclaimed=reclaimed,
+        )
+
+    # --- processing: Dramatiq's signals ---------------------------------------------------------------------
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if signal == "process_message":
+            delivery = args[0]
+            if isinstance(delivery, Delivery):
+                current_delivery.set(delivery)
+                if delivery.reclaimed and delivery.kind in ("m", "a"):
+                    self._record_start(delivery)
+        elif signal == "worker_boot":
+            with self._lock:
+                claimer = self._ensure_claimer(args[0].worker_threads)
+                claimer.threads = args[0].worker_threads
+                claimer.worker = args[0]
+        elif signal == "worker_shutdown" and self._claimer is not None:
+            self._claimer.drain()
+        super().emit_before(signal, *args, **kwargs)
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        if signal == "process_message" and isinstance(args[0], Delivery):
+            self._after_process(args[0], **kwargs)
+            return
+        super().emit_after(signal, *args, **kwargs)
+        if signal == "worker_shutdown":
+            self._stop_claimer()
+
+    def _after_process(self, delivery: Delivery, *, result: Any = None, exception: BaseException | None = None) -> None:
+        if delivery.kind == "a" and exception is None:
+            result = delivery.result
+        delivery.result = result
+        delivery.exception = exception
+        if exception is not None and delivery.transaction is not None:
+            delivery.transaction.roll_back()
+        # Whatever was decided by an earlier run of these hooks, which an interrupt cut short, is decided anew.
+        delivery.retry = None
+        delivery.followers.clear()
+        delivery.hooks = True
+        try:
+            for middleware in reversed(self.middleware):
+                try:
+                    middleware.after_process_message(self, delivery, result=result, exception=exception)
+                except (NotEncodable, PayloadTooLarge, InvalidName, QueueNotFound) as e:
+                    # What a hook sends belongs to the message: if it cannot be stored, neither can the ack.
+                    delivery.broken = e
+                    logger.critical("%r could not send what follows %r", middleware, delivery, exc_info=True)
+                except Interrupt as e:
+                    # A time limit or shutdown that comes this late must not end the thread with the message in hand.
+                    delivery.broken = e
+                    logger.warning("%s interrupted the hooks of %r: it will be run again", type(e).__name__, delivery)
+                except Exception:
+                    logger.critical("Unexpected failure in after_process_message of %r.", middleware, exc_info=True)
+        finally:
+            delivery.hooks = False
+
+    def _record_start(self, delivery: Delivery) -> None:
+        if not self.commit.submit(MarkStarted(delivery.key, delivery.lease)):
+            delivery.settled = True
+            raise SkipMessage("it was handed to another worker before it began here")
+
+    def get_actor(self, actor_name: str) -> Actor[Any, Any]:
+        actor = super().get_actor(actor_name)
+        delivery = current_delivery.get()
+        if delivery is not None and delivery.kind == "a" and not delivery.hooks and delivery.actor_name == actor_name:
+            return _ActivityCall(actor, delivery)  # type: ignore[return-value]
+        return actor
+
+    # --- queues as a whole ----------------------------------------------------------------------------------
+
+    def flush(self, queue_name: str) -> None:
+        """Drop the messages that wait on a queue; what is being processed, and what belongs to a run, stays.
+
+        Raises:
+          QueueNotFound: the queue was never declared.
+        """
+        self._flush([queue_name])
+
+    def flush_all(self) -> None:
+        """Drop the messages that wait on any declared queue."""
+        self._flush(list(self.queues))
+
+    def _flush(self, names: list[str]) -> None:
+        for name in names:
+            if name not in self.queues:
+                raise QueueNotFound(name)
+        if names:
+            ids = [self.stream_id(name) for name in names]
+            with self.database.connection() as conn:
+                self.procedures.purge_streams(conn, ids)
+
+    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
+        """Wait until a queue has no message left, delayed ones included.
+
+        Parameters:
+          queue_name(str): the queue.
+          timeout(int | None): milliseconds to wait at the most.
+
+        Raises:
+          QueueNotFound: the queue was never declared.
+          QueueJoinTimeout: the timeout ran out.
+        """
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        stream_id = self.stream_id(queue_name)
+        deadline = None if timeout is None else monotonic() + timeout / 1000
+        while True:
+            with self.database.connection() as conn:
+                if not self.procedures.stream_size(conn, stream_id):
+                    return
+            if deadline is not None and monotonic() >= deadline:
+                raise QueueJoinTimeout(f"timed out after {timeout} milliseconds")
+            sleep(0.02)
+
+    def close(self) -> None:
+        """Commit what waits, give back what is held, and close all connections."""
+        if self._pid != os.getpid():
+            return
+        self._stop_claimer()
+        listener, self._listener = self._listener, None
+        self.waiters = None
+        if listener is not None:
+            listener.stop()
+        self.commit.close()
+        self.database.close()
+        self.runner.cache.clear()
+        if self._embedded is not None:
+            self._embedded.release()
+            self._embedded = None
+
+    def _stop_claimer(self) -> None:
+        claimer, self._claimer = self._claimer, None
+        if claimer is not None:
+            claimer.stop()
+
+    def _after_fork(self) -> None:
+        """Threads and connections belong to the process that made them."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._lock = threading.RLock()
+            self._claimer = None
+            self._listener = None
+            self.waiters = None
+
+
+class DurableConsumer(Consumer):
+    """Hands a stream's deliveries to Dramatiq, at most ``prefetch`` at a time, and takes their outcomes.
+
+    A consumer that Dramatiq restarts takes over from its predecessor: outcomes go by the lease, not by the consumer.
+    """
+
+    def __init__(
+        self, broker: DurableBroker, claimer: Claimer, stream_id: int, prefetch: int, timeout: int
+    ) -> None:
+        self.broker = broker
+        self.claimer = claimer
+        self.stream_id = stream_id
+        self.prefetch = prefetch
+        self.timeout = timeout / 1000
+        #: Whether the last claim left nothing waiting on the stream.
+        self.drained = False
+        self._handed = 0
+        self._ready: SimpleQueue[Delivery] = SimpleQueue()
+        self._ahead: deque[Delivery] = deque()
+        self._lock = threading.Lock()
+
+    def __next__(self) -> MessageProxy | None:
+        try:
+            return self._ready.get(timeout=self.timeout)
+        except Empty:
+            return None
+
+    def ack(self, message: MessageProxy) -> None:
+        """The message was processed: commit what that means, with the next batch."""
+        assert isinstance(message, Delivery)
+        self.broker.runner.settle(message, failed=False)
+
+    def nack(self, message: MessageProxy) -> None:
+        """The message failed for good: it goes to the dead letters, or its run gets to know."""
+        assert isinstance(message, Delivery)
+        self.broker.runner.settle(message, failed=True)
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Give back what was not begun."""
+        for message in messages:
+            assert isinstance(message, Delivery)
+            if not message.settled:
+                message.settled = True
+                self.broker.runner.commit_outcome(message, Release(message.key, message.lease))
+
+    def close(self) -> None:
+        for delivery in self.unoffer():
+            self.claimer.give_back(delivery)
+        if self.claimer.consumers.get(self.stream_id) is self:
+            del self.claimer.consumers[self.stream_id]
+
+    # --- for the claimer --------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many more messages it may be given."""
+        return self.prefetch - self._handed - len(self._ahead)
+
+    def offer(self, delivery: Delivery) -> None:
+        with self._lock:
+            if self._handed < self.prefetch:
+                self._handed += 1
+            else:
+                self._ahead.append(delivery)
+                return
+        self._ready.put(delivery)
+
+    def freed(self) -> None:
+        """One of its deliveries was settled: the next may go."""
+        with self._lock:
+            if self._ahead:
+                delivery = self._ahead.popleft()
+            else:
+                self._handed = max(0, self._handed - 1)
+                return
+        self._ready.put(delivery)
+
+    def unoffer(self) -> list[Delivery]:
+        """Take back what Dramatiq has not asked for yet."""
+        found: list[Delivery] = []
+        with self._lock:
+            # Each is freed later as if it had been handed out: count it as such.
+            found.extend(self._ahead)
+            self._handed += len(self._ahead)
+            self._ahead.clear()
+        with suppress(Empty):
+            while True:
+                found.append(self._ready.get_nowait())
+        return found
+
+
+class _ActivityCall:
+    """An activity's actor, for one delivery: keeps the result from Dramatiq, which would warn that nobody stores it."""
+
+    def __init__(self, actor: Actor[Any, Any], delivery: Delivery) -> None:
+        self._actor = actor
+        self._delivery = delivery
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._delivery.result = self._actor(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._actor, name)
+
+
+def encode(message: Message[Any] | Delivery) -> bytes:
+    """A message's bytes, as Dramatiq's encoder makes them.
+
+    Raises:
+      NotEncodable: the encoder refuses a value; which one is said.
+      PayloadTooLarge: the bytes are over the cap.
+    """
+    try:
+        payload = message.encode()
+    except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as e:
+        raise NotEncodable(
+            f"the message for {message.actor_name!r} cannot be encoded: {e}. {_blame(message)}Send plain values, or set "
+            "another encoder with dramatiq.set_encoder()"
+        ) from e
+    if len(payload) > MAX_PAYLOAD:
+        raise PayloadTooLarge(
+            f"the message for {message.actor_name!r} has {len(payload)} bytes, more than {MAX_PAYLOAD}: "
+            "keep the data elsewhere and send a reference to it"
+        )
+    return payload
+
+
+def _blame(message: Message[Any] | Delivery) -> str:
+    from dramatiq.message import get_encoder
+
+    places: Mapping[str, Any] = {
+        **{f"argument {n}": value for n, value in enumerate(message.args, 1)},
+        **{f"argument {name!r}": value for name, value in message.kwargs.items()},
+        **{f"option {name!r}": value for name, value in message.options.items()},
+    }
+    for place, value in places.items():
+        try:
+            get_encoder().encode({"value": value})
+        except Exception:
+            return f"The {place} is a {type(value).__name__}. "
+    return ""
+
+

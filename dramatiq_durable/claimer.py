@@ -1,0 +1,387 @@
+"""The thread of a worker process that talks to the database: it commits for everybody, and claims for all streams.
+
+It claims only what the process's threads can take, plus what they are sure to finish within a few hundredths of a
+second; what it claimed and they do not get to is given back.  While there is nothing, it waits to be woken, and looks
+by itself once every poll interval: notifications are an optimisation, polling is the truth.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from .arrays import Uuid
+from .database import Connection
+from .delivery import Delivery
+from .errors import DatabaseUnavailable, DurableError, LeaseLost
+from .group_commit import GroupCommit
+from .leases import Membership
+from .procedures import Claim, Operation, Release
+
+if TYPE_CHECKING:
+    from .broker import DurableConsumer
+
+logger = logging.getLogger(__name__)
+
+#: How much work, in seconds at the present rate, is claimed ahead of the threads, and how many messages at the most.
+AHEAD = 0.04
+MOST_AHEAD = 256
+
+#: Messages that were claimed ahead go back when nothing was finished for so long, in seconds.
+STALE = 1.0
+
+#: How long finished messages may wait for company before they are committed, in seconds.
+LINGER = 0.004
+
+
+class Claimer(threading.Thread):
+    """Commits and claims for a worker process until it is stopped.
+
+    Parameters:
+      commit(GroupCommit): what it leads.
+      membership(Membership): this process as a worker.
+      deliver(Callable): makes a delivery of a claimed row; None if there is nothing to deliver.
+      poll_interval(float): seconds between two looks without a wake-up.
+      threads(int): how many actors can run at once; 0 when the consumers are not driven by a Worker.
+    """
+
+    def __init__(
+        self,
+        commit: GroupCommit,
+        membership: Membership,
+        deliver: Callable[[tuple[Any, ...]], Delivery | None],
+        *,
+        poll_interval: float,
+        threads: int = 0,
+    ) -> None:
+        super().__init__(name="dramatiq-durable-claimer", daemon=True)
+        self.commit = commit
+        self.membership = membership
+        self.deliver = deliver
+        self.poll_interval = poll_interval
+        self.threads = threads
+        self.worker: Any = None
+        self.consumers: dict[int, DurableConsumer] = {}
+        #: What this process has leased, by lease token.
+        self.held: dict[bytes, Delivery] = {}
+        self.ahead = 0
+        self._done: deque[bytes] = deque()
+        self._reserved = 0
+        self._lock = threading.Lock()
+        self._event = threading.Event()
+        self._asleep = False
+        self._woken = True
+        self._known_streams: list[int] = []
+        self._registered_wait = False
+        self._second_look = False
+        self._next_look = 0.0
+        self._finished = 0
+        self._last_finished = time.monotonic()
+        self._rate = 0.0
+        self._measured = time.monotonic()
+        self._draining = False
+        self._stop_by: float | None = None
+
+    # --- for other threads ------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something may be there to claim."""
+        self._woken = True
+        self._event.set()
+
+    def urge(self) -> None:
+        """Somebody waits for a commit."""
+        self._event.set()
+
+    def post(self, operation: Operation) -> None:
+        """Commit an operation with the next batch, which is soon; nobody waits for it."""
+        self.commit.post(operation)
+        # While there is other work to do, finished messages may wait a little for company.
+        if self._asleep and len(self.held) <= max(self.threads, 1):
+            self._event.set()
+
+    def finished(self, delivery: Delivery) -> None:
+        """A delivery was settled (its operation is posted): its place is free."""
+        if self.held.pop(delivery.lease, None) is not None:
+            self._done.append(delivery.key)
+            self._finished += 1
+            consumer = self.consumers.get(delivery.stream_id)
+            if consumer is not None:
+                consumer.freed()
+
+    def reserve(self, stream_id: int) -> bool:
+        """Take a place for an eager delivery.  Only for a stream that this worker consumes and whose last claim left
+        nothing waiting: an eager delivery overtakes nobody."""
+        consumer = self.consumers.get(stream_id)
+        if consumer is None or not consumer.drained or self._draining:
+            return False
+        with self._lock:
+            if len(self.held) + self._reserved >= max(self.capacity(), 1):
+                return False
+            self._reserved += 1
+            return True
+
+    def unreserve(self, places: int) -> None:
+        """Eager deliveries have arrived, or will not."""
+        with self._lock:
+            self._reserved -= places
+
+    def take(self, delivery: Delivery) -> None:
+        """Hand a delivery to its stream's consumer."""
+        self.held[delivery.lease] = delivery
+        self.consumers[delivery.stream_id].offer(delivery)
+
+    def capacity(self) -> int:
+        """How many messages this process may hold now."""
+        if not self.threads:
+            return sum(c.prefetch for c in self.consumers.values())
+        return self.threads + self.ahead
+
+    # --- the thread -------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.commit.wake_leader = self.urge
+        self.commit.on_reconnect = self._reconnected
+        try:
+            while not (self._stop_by is not None and not self.commit.pending):
+                try:
+                    self._turn()
+                except DatabaseUnavailable as e:
+                    logger.warning("the database is away: %s", e)
+                    if self._given_up():
+                        break
+                    time.sleep(0.2)
+                except Exception:
+                    # This thread must not die: without it the worker would hold its messages for ever.
+                    logger.exception("the claimer failed, going on")
+                    time.sleep(1.0)
+            self._leave()
+        finally:
+            self.commit.wake_leader = None
+            self.commit.on_reconnect = None
+            # Whoever came while the lead was given up leads by itself from here on.
+            if self.commit.pending:
+                self.commit.run_batch(give_up=self._given_up)
+
+    def _turn(self) -> None:
+        self._measure()
+        if self.membership.token is not None and self.membership.due_in() <= 0:
+            self._beat()
+        claim = self._plan()
+        if claim is not None or self.commit.pending:
+            self.commit.run_batch(*([] if claim is None else [claim]), give_up=self._given_up)
+        if claim is not None:
+            self._arrived(claim)
+        self._give_back_stale()
+        self._sleep()
+
+    def _sleep(self) -> None:
+        if self._second_look or (self._woken and self._free() > 0 and self._worth_it()):
+            return
+        now = time.monotonic()
+        until = now + self.poll_interval
+        if self.membership.token is not None:
+            until = min(until, now + max(self.membership.due_in(), 0.0))
+        if self._free() > 0 and self.consumers:
+            until = min(until, self._next_look)
+        self._asleep = True
+        if self.commit.pending:
+            # With a waiting caller, or with idle threads, the commit is due at once.
+            if self.commit.urgent or len(self.held) <= self.threads // 2:
+                self._asleep = False
+                return
+            until = min(until, now + LINGER)
+        self._event.wait(max(until - now, 0.0))
+        self._event.clear()
+        self._asleep = False
+
+    def _measure(self) -> None:
+        """How many messages a second are finished: what is claimed ahead follows it."""
+        now = time.monotonic()
+        elapsed = now - self._measured
+        if elapsed < 0.02:
+            return
+        finished, self._finished = self._finished, 0
+        if finished:
+            self._last_finished = now
+        self._rate += (finished / elapsed - self._rate) * min(1.0, elapsed / 0.1)
+        self._measured = now
+        self.ahead = min(MOST_AHEAD, int(self._rate * AHEAD))
+
+    def _free(self) -> int:
+        return self.capacity() - len(self.held) - self._reserved
+
+    def _worth_it(self) -> bool:
+        """Whether a claim would bring enough: idle threads always count, the places ahead are filled by halves."""
+        return len(self.held) < max(self.threads, 1) or self._free() * 2 >= self.capacity()
+
+    def _plan(self) -> Claim | None:
+        if self._draining or not self.consumers or not self._join():
+            return None
+        if self.worker is not None and all(c.paused for c in self.worker.consumers.values()):
+            return None
+        free = self._free()
+        now = time.monotonic()
+        due = self._woken or self._second_look or not self._registered_wait or now >= self._next_look
+        if free <= 0 or not due or not self._worth_it():
+            return None
+        self._woken = False
+        streams, limits = [], []
+        for stream_id, consumer in list(self.consumers.items()):
+            limit = free if self.threads else min(free, consumer.room())
+            if limit > 0:
+                streams.append(stream_id)
+                limits.append(limit)
+        if not streams:
+            return None
+        # A stream that was first lets the others come first next time.
+        turn = int(now * 1000) % len(streams)
+        done = [self._done.popleft() for _ in range(len(self._done))]
+        return Claim(streams[turn:] + streams[:turn], limits[turn:] + limits[:turn], free, done, self._wait_time())
+
+    def _wait_time(self) -> int:
+        return int(max(10.0, 4 * self.poll_interval) * 1000)
+
+    def _arrived(self, claim: Claim) -> None:
+        if claim.error is not None:
+            self._done.extendleft(claim.done)
+            self._woken = True
+            if isinstance(claim.error, LeaseLost):
+                self._declared_dead()
+                return
+            raise claim.error
+        rows, next_due = claim.answer
+        counts = dict.fromkeys(claim.streams, 0)
+        for row in rows:
+            counts[row[2]] += 1
+            delivery = self.deliver(row)
+            if delivery is not None:
+                self.take(delivery)
+        for stream_id, limit in zip(claim.streams, claim.limits, strict=True):
+            consumer = self.consumers.get(stream_id)
+            if consumer is not None:
+                consumer.drained = counts[stream_id] < limit and len(rows) < claim.total
+        if rows:
+            # The claim cleared the wish to be woken; where it took all there was, the next one sets it again.
+            self._registered_wait = False
+            self._second_look = False
+            if len(rows) >= claim.total:
+                self._woken = True
+        else:
+            # A message that was stored while the wish to be woken was being committed is found by a second look.
+            self._second_look = not self._registered_wait
+            self._registered_wait = True
+        now = time.monotonic()
+        self._next_look = now + self.poll_interval
+        if next_due is not None:
+            self._next_look = min(self._next_look, now + max(next_due, 1) / 1000)
+
+    def _join(self) -> bool:
+        """Register, or say which streams are consumed now."""
+        streams = sorted(self.consumers)
+        if self.membership.token is None:
+            token = self.commit.call(lambda conn: self.membership.register(conn, streams, max(self.threads, 1)))
+            self.commit.context.worker = Uuid(token)
+        elif streams != self._known_streams:
+            token = self.membership.token
+            self.commit.call(lambda conn: self.membership.procedures.consume_streams(conn, token, streams))
+        self._known_streams = streams
+        return True
+
+    def _beat(self) -> None:
+        try:
+            self.commit.call(self.membership.beat)
+        except LeaseLost:
+            self._declared_dead()
+
+    def _declared_dead(self) -> None:
+        logger.error(
+            "this worker was declared dead after %.0f s of silence: the %d messages that it held were handed to others. "
+            "It registers again",
+            self.membership.reclaim_delay,
+            len(self.held),
+        )
+        self.membership.token = None
+        self._registered_wait = False
+
+    def _reconnected(self, conn: Connection) -> None:
+        """The answer to a claim may have been lost: what is leased to this worker and unknown to it goes back."""
+        self.membership.forget_peers()
+        self._registered_wait = False
+        self._woken = True
+        if self.membership.token is None:
+            return
+        # What was finished and is not committed yet is still leased, and about to be committed.
+        held = [d.key for d in list(self.held.values())] + self.commit.leased_messages()
+        try:
+            self.membership.procedures.resync(conn, self.membership.token, held)
+        except psycopg.Error as e:
+            if e.sqlstate != "DD002":
+                raise
+            self._declared_dead()
+
+    def _give_back_stale(self) -> None:
+        """One slow worker does not sit on messages while others idle."""
+        if not self.threads or time.monotonic() - self._last_finished < STALE:
+            return
+        for delivery in self._unstarted():
+            self.give_back(delivery)
+        self.ahead = 0
+
+    def _unstarted(self) -> list[Delivery]:
+        found: list[Delivery] = []
+        for consumer in list(self.consumers.values()):
+            found.extend(consumer.unoffer())
+        return found
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Return a delivery that was not begun."""
+        if delivery.settled:
+            return
+        delivery.settled = True
+        self.post(Release(delivery.key, delivery.lease))
+        self.finished(delivery)
+
+    # --- the end ----------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Claim nothing more, and give back what was not begun."""
+        self._draining = True
+        for delivery in self._unstarted():
+            self.give_back(delivery)
+        if self.worker is not None:
+            from dramatiq.common import iter_queue
+
+            for item in iter_queue(self.worker.work_queue):
+                if isinstance(item.message, Delivery):
+                    self.give_back(item.message)
+                self.worker.work_queue.task_done()
+        self._event.set()
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """Commit what waits, give back what is held, and end the thread."""
+        self.drain()
+        self._stop_by = time.monotonic() + timeout
+        self._event.set()
+        self.join(timeout + 5)
+
+    def _given_up(self) -> bool:
+        return self._stop_by is not None and time.monotonic() > self._stop_by
+
+    def _leave(self) -> None:
+        token, self.membership.token = self.membership.token, None
+        self.commit.context.worker = None
+        if token is None:
+            return
+        try:
+            self.commit.call(lambda conn: self.membership.procedures.unregister_worker(conn, token))
+        except DurableError as e:
+            logger.warning("could not say good-bye to the database: %s", e)
+
+

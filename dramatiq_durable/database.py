@@ -1,0 +1,222 @@
+"""Connections to one namespace of one database: how they are opened, pooled, checked, and how their errors read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from . import arrays
+from .errors import (
+    DatabaseUnavailable,
+    DurableError,
+    InvalidName,
+    LeaseLost,
+    NotConfigured,
+    NotPermitted,
+    PayloadTooLarge,
+    SchemaOutOfDate,
+)
+from .migrate import check_namespace, expected_version
+
+logger = logging.getLogger(__name__)
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+#: How long one attempt to connect may take, in seconds.
+CONNECT_TIMEOUT = 10
+
+
+class Database:
+    """A namespace in a database.  Opening it does no I/O; connections are made when they are needed.
+
+    Parameters:
+      url(Callable): answers the connection string; called at the first connection, and again after a fork.
+      namespace(str): the schema's name.
+      prepared(bool): use server-side prepared statements; off for PgBouncer in transaction mode.
+    """
+
+    def __init__(self, url: Callable[[], str], namespace: str = "durable", *, prepared: bool = True) -> None:
+        self.namespace = check_namespace(namespace)
+        self._url = url
+        self._prepared = prepared
+        self._conninfo: str | None = None
+        self._pool: Any = None
+        self._pool_pid = 0
+        self._lock = threading.Lock()
+        self._checked = False
+
+    @property
+    def conninfo(self) -> str:
+        if self._conninfo is None:
+            url = self._url()
+            try:
+                defaults = {"connect_timeout": CONNECT_TIMEOUT, "application_name": "dramatiq_durable"}
+                self._conninfo = make_conninfo("", **{**defaults, **conninfo_to_dict(url)})
+            except psycopg.ProgrammingError as e:
+                raise translate_connect_error(e, url) from e
+        return self._conninfo
+
+    def connect(self) -> Connection:
+        """A new connection in autocommit mode.
+
+        Raises:
+          DatabaseUnavailable: the server cannot be reached, or is starting up.
+          NotConfigured: the password, the user or the database is wrong.
+          SchemaOutOfDate: the namespace was not migrated to this package's version.
+        """
+        try:
+            conn = psycopg.connect(self.conninfo, autocommit=True)
+        except psycopg.Error as e:
+            raise translate_connect_error(e, self.conninfo) from e
+        try:
+            self.configure(conn)
+            self._check_schema(conn)
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    def configure(self, conn: Connection | psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+        """Teach a new connection our types and settings."""
+        conn.prepare_threshold = 0 if self._prepared else None
+        arrays.register(conn)
+
+    def _check_schema(self, conn: Connection) -> None:
+        if self._checked:
+            return
+        try:
+            row = conn.execute(f'SELECT version FROM "{self.namespace}".schema_version()'.encode()).fetchone()
+        except (
+            psycopg.errors.InvalidSchemaName,
+            psycopg.errors.UndefinedFunction,
+            psycopg.errors.InsufficientPrivilege,
+        ) as e:
+            raise SchemaOutOfDate(
+                f"the database {conn.info.dbname!r} has no namespace {self.namespace!r} that the login "
+                f"{conn.info.user!r} may use. Run `dramatiq-durable migrate` with the database's owner; a login of a "
+                "worker also needs `dramatiq-durable role grant`"
+            ) from e
+        except psycopg.Error as e:
+            raise translate(e) from e
+        version = row[0] if row else None
+        if version is None or version < expected_version():
+            raise SchemaOutOfDate(
+                f"the namespace {self.namespace!r} is at version {version}, this package needs {expected_version()}. "
+                "Run `dramatiq-durable migrate`"
+            )
+        if version > expected_version():
+            logger.warning(
+                "the namespace %r is at version %s, newer than this package's %s: upgrade dramatiq-durable",
+                self.namespace,
+                version,
+                expected_version(),
+            )
+        (fsync,) = conn.execute("SELECT current_setting('fsync')").fetchone() or ("on",)
+        if fsync != "on":
+            logger.critical(
+                "the server runs with fsync=off: whatever it acknowledges is lost when the machine fails. "
+                "Set fsync=on and restart it"
+            )
+        self._checked = True
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A pooled connection in autocommit mode, for short reads and for transactions of activities."""
+        import psycopg_pool
+
+        try:
+            with self._get_pool().connection() as conn:
+                yield conn
+        except psycopg_pool.PoolTimeout as e:
+            raise DatabaseUnavailable(
+                f"no connection to the database within {CONNECT_TIMEOUT} s: {_address(self.conninfo)}"
+            ) from e
+
+    def _get_pool(self) -> Any:
+        import psycopg_pool
+
+        with self._lock:
+            # A pool's threads and sockets belong to the process that made them.
+            if self._pool is None or self._pool_pid != os.getpid():
+                # The first connection is made by hand: its errors are clear, the pool's are a timeout.
+                self.connect().close()
+                self._pool = psycopg_pool.ConnectionPool(
+                    self.conninfo,
+                    min_size=0,
+                    max_size=64,
+                    timeout=CONNECT_TIMEOUT,
+                    max_idle=60,
+                    kwargs={"autocommit": True},
+                    configure=self.configure,
+                    check=psycopg_pool.ConnectionPool.check_connection,
+                    open=True,
+                )
+                self._pool_pid = os.getpid()
+            return self._pool
+
+    def close(self) -> None:
+        """Close the pool; connections that were made with `connect` belong to their makers."""
+        with self._lock:
+            if self._pool is not None and self._pool_pid == os.getpid():
+                self._pool.close()
+            self._pool = None
+
+
+def is_connection_lost(error: BaseException, conn: Connection) -> bool:
+    """Whether an error means that the connection, and with it the transaction's outcome, was lost."""
+    return conn.closed or isinstance(error, (psycopg.errors.AdminShutdown, psycopg.errors.CrashShutdown))
+
+
+def translate(error: psycopg.Error) -> Exception:
+    """An error of the database as one of ours, where there is one that says more."""
+    if error.sqlstate == "DD001":
+        return NotPermitted(error.diag.message_primary or "not permitted")
+    if error.sqlstate == "DD002":
+        return LeaseLost("this worker was silent for longer than its reclaim_delay and was declared dead")
+    if isinstance(error, psycopg.errors.CheckViolation):
+        if "payload" in (error.diag.constraint_name or ""):
+            return PayloadTooLarge("the payload is over 16 MiB: keep the data elsewhere and send a reference to it")
+        return InvalidName("names of streams, actors and workflows, and ids, have 1 to 200 characters")
+    if isinstance(error, psycopg.errors.UndefinedFunction):
+        return SchemaOutOfDate(f"{error.diag.message_primary}. Run `dramatiq-durable migrate`")
+    if isinstance(error, psycopg.OperationalError):
+        return DatabaseUnavailable(str(error))
+    return error
+
+
+def translate_connect_error(error: psycopg.Error, conninfo: str) -> DurableError:
+    """What to do about a connection that could not be made; never shows a password."""
+    where = _address(conninfo)
+    text = str(error).strip()
+    if isinstance(error, psycopg.ProgrammingError):
+        return NotConfigured(
+            f"the database URL cannot be read ({text}): write it like postgresql://user:password@host:5432/database"
+        )
+    # A failed log-in has no SQLSTATE on the client's side: only its text tells.
+    if "authentication failed" in text or "no password supplied" in text:
+        return NotConfigured(f"{where} refused the login: check user and password in DRAMATIQ_DURABLE_URL")
+    if 'database "' in text and "does not exist" in text:
+        return NotConfigured(f"{where} does not have this database: create it with `createdb`, or correct the URL")
+    if 'role "' in text and "does not exist" in text:
+        return NotConfigured(f"{where} does not have this role: create it, or correct the user in the URL")
+    if "could not translate host name" in text or "failed to resolve host" in text:
+        return NotConfigured(f"the host of {where} is unknown: correct DRAMATIQ_DURABLE_URL")
+    return DatabaseUnavailable(
+        f"cannot connect to {where}: {text}. Is the server running, and does DRAMATIQ_DURABLE_URL point to it?"
+    )
+
+
+def _address(conninfo: str) -> str:
+    try:
+        parts = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        return "the database"
+    host, port = parts.get("host", "localhost"), parts.get("port", 5432)
+    return f"{parts.get('user', '')}@{host}:{port}/{parts.get('dbname', '')}"

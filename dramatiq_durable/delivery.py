@@ -1,0 +1,81 @@
+"""A delivery: one handing-out of a message to this process, and which one the current thread is working on."""
+
+from __future__ import annotations
+
+import uuid
+from contextvars import ContextVar
+from typing import Any
+
+from dramatiq import Message
+from dramatiq.broker import MessageProxy
+
+from .procedures import Enqueue
+
+#: Kinds of messages that carry a run forward; they have no payload of their own.
+TASK_KINDS = ("s", "t", "w")
+
+
+class Delivery(MessageProxy):
+    """A message that this process has leased.
+
+    Attributes:
+      broker(DurableBroker): whose delivery it is.
+      stream_id(int), key(bytes), lease(bytes): where it lies, its row's id, and the token of this delivery.
+      kind(str): m (plain), a (activity), s, t, w (tasks of a run).
+      run_id(str | None), seq(int | None): the run and the command that it belongs to.
+      attempt(int): counted from 1.
+      reclaimed(bool): it was taken from a dead worker: its start has to be recorded.
+      result, exception: what came of the actor.
+      retry(int | None): milliseconds after which the retries middleware wants it again.
+      followers(list): messages that hooks sent while it was post-processed; they are stored with its ack.
+      broken(BaseException | None): a hook failed in a way that forbids the ack.
+      settled(bool): it was answered for; nothing more may be done under its lease.
+      transaction: the open `transaction()` of its actor, if it has one.
+    """
+
+    def __init__(
+        self,
+        message: Message[Any],
+        broker: Any,
+        *,
+        stream_id: int,
+        key: bytes,
+        lease: bytes,
+        kind: str = "m",
+        run_id: str | None = None,
+        seq: int | None = None,
+        attempt: int = 1,
+        reclaimed: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.broker = broker
+        self.stream_id = stream_id
+        self.key = key
+        self.lease = lease
+        self.kind = kind
+        self.run_id = run_id
+        self.seq = seq
+        self.attempt = attempt
+        self.reclaimed = reclaimed
+        self.result: Any = None
+        self.exception: BaseException | None = None
+        self.retry: int | None = None
+        self.followers: list[Enqueue] = []
+        self.broken: BaseException | None = None
+        self.settled = False
+        self.hooks = False
+        self.transaction: Any = None
+
+
+#: The delivery that the current thread (or the event loop's task of an async actor) is processing.
+current_delivery: ContextVar[Delivery | None] = ContextVar("current_delivery", default=None)
+
+
+def key_of(message_id: str) -> bytes:
+    """The row's id of a message: its own id where that is a uuid, else one derived from it."""
+    if len(message_id) == 36:
+        try:
+            return uuid.UUID(message_id).bytes
+        except ValueError:
+            pass
+    return uuid.uuid5(uuid.NAMESPACE_OID, message_id).bytes

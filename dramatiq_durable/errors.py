@@ -1,0 +1,186 @@
+"""Every error this package raises: one hierarchy, and each message says what to do about it."""
+
+from __future__ import annotations
+
+from dramatiq.errors import BrokerConnectionError
+from dramatiq.middleware import Interrupt
+
+
+class DurableError(Exception):
+    """Base class of every error of this package."""
+
+
+# --- settings, schema, connections ---------------------------------------------------------------
+
+
+class NotConfigured(DurableError):
+    """A setting is missing or malformed; the message names the setting and an example."""
+
+
+class SchemaOutOfDate(DurableError):
+    """The database's schema is missing, older or newer than this package needs."""
+
+
+class DatabaseUnavailable(DurableError, BrokerConnectionError):
+    """Postgres cannot be reached: nothing was done.  Dramatiq's workers retry on this error."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+
+class OutcomeUnknown(DatabaseUnavailable):
+    """The connection broke around a commit and the outcome could not be looked up.
+
+    Everything that is sent carries an id, so repeating the call is safe.
+    """
+
+
+class NotPermitted(DurableError):
+    """The login may not do this, or the thing does not exist: the two look the same on purpose."""
+
+
+class PayloadTooLarge(DurableError):
+    """A payload is over the cap; keep the data elsewhere and send a reference to it."""
+
+
+class NotEncodable(DurableError, TypeError):
+    """A value cannot be carried by the encoder; the message names the value's place."""
+
+
+class InvalidName(DurableError, ValueError):
+    """A stream, actor or workflow name, or an id, is empty, too long or has characters that Postgres refuses."""
+
+
+class LeaseLost(DurableError):
+    """The lease on a delivery ran out or was given to another worker: what was done under it is not recorded."""
+
+
+# --- outcomes of activities and workflows ------------------------------------------------------------
+
+
+class Timeout(DurableError, TimeoutError):
+    """Something did not happen within the time that was given."""
+
+
+class Failure(DurableError):
+    """A failure that crossed the database: the original's type name, message, traceback and cause chain.
+
+    Attributes:
+      type(str): name of the original exception's class.
+      message(str): the original exception's text.
+      traceback(str | None): the original traceback, as text.
+      retryable(bool): whether another attempt may have helped.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        type: str = "Exception",
+        traceback: str | None = None,
+        retryable: bool = True,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.type = type
+        self.traceback = traceback
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+class ActivityFailed(Failure):
+    """An activity failed for good.
+
+    Attributes:
+      activity(str): the activity's name.
+      attempt(int): the attempt that failed last, counted from 1.
+      timeout(str | None): which timeout ran out, if it was one.
+    """
+
+    activity: str = ""
+    attempt: int = 1
+    timeout: str | None = None
+
+
+class ChildWorkflowFailed(Failure):
+    """A child workflow failed; ``.workflow_id`` names it."""
+
+    workflow_id: str = ""
+
+
+class WorkflowFailed(Failure):
+    """A workflow failed; ``.workflow_id`` and ``.run_id`` name it."""
+
+    workflow_id: str = ""
+    run_id: str = ""
+
+
+class WorkflowCancelled(DurableError):
+    """The workflow was cancelled."""
+
+
+class WorkflowTerminated(DurableError):
+    """The workflow was terminated: ended from outside without a word to its code."""
+
+
+class WorkflowTimedOut(DurableError):
+    """The workflow ran out of its run or execution timeout."""
+
+
+class WorkflowNotFound(DurableError):
+    """There is no such workflow, or this login may not see it."""
+
+
+class WorkflowAlreadyStarted(DurableError):
+    """A live run has this workflow id; choose another id or another ``id_conflict``."""
+
+
+class WorkflowClosed(DurableError):
+    """The run has ended and takes no more signals."""
+
+
+class Nondeterminism(DurableError):
+    """The workflow's code no longer does what its history says it did.
+
+    The run stays open; its task is retried with backoff, so that a corrected worker can go on.
+
+    Attributes:
+      event_id(int): the first event that differs.
+      expected(str): what history says.
+      got(str): what the code asked for.
+    """
+
+    def __init__(self, event_id: int, expected: str, got: str) -> None:
+        super().__init__(
+            f"at event {event_id} the history says {expected}, but the workflow's code asked for {got}. "
+            "The code was changed in a way that running workflows cannot follow: restore the old order of calls, "
+            "or start new runs with the new code."
+        )
+        self.event_id = event_id
+        self.expected = expected
+        self.got = got
+
+
+class ForbiddenInWorkflow(DurableError):
+    """Workflow code did what cannot be replayed: I/O, a thread, a blocking call, ``actor.send()``."""
+
+
+class ActivityCancelled(Interrupt):
+    """Raised inside a running activity that was cancelled."""
+
+
+class RunawayWorkflow(DurableError):
+    """One step of a workflow's code did not come to an end.
+
+    The run stays open; its task is retried with backoff, so that a corrected worker can go on.
+    """
+
+
+class NotInWorkflow(DurableError, RuntimeError):
+    """Something that only works inside a workflow was called elsewhere."""
+
+
+class InvalidDefinition(DurableError, TypeError):
+    """A workflow or activity is declared in a way that cannot work."""

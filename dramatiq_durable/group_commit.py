@@ -1,0 +1,353 @@
+"""Many callers, one transaction.
+
+Whatever waits when the connection is free becomes one batch: one pipelined round trip, one commit.  Whoever arrives
+meanwhile is in the next batch, so that the batches grow with the load.
+
+In a client process the first caller leads: it runs the batches on its own thread, without a hop, until its own
+operation is done, and then hands the lead to somebody who waits.  In a worker process the claimer's thread leads for
+everybody, because a worker thread can be interrupted at any moment (TimeLimit raises exceptions into it), and must not
+be while it drives the connection.
+
+One bad item fails alone: procedures answer item by item, and after an error that they did not foresee the transaction
+is rolled back and the items are run one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+import psycopg
+
+from .database import Connection, Database, is_connection_lost, translate
+from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
+from .procedures import SINGLE, Context, LeaseOperation, Operation, Procedures, statement
+
+logger = logging.getLogger(__name__)
+
+#: The most operations of a batch: bounds the memory of both sides and the time the transaction is open.
+MAX_BATCH = 1000
+
+#: How long a caller waits for a database that went away, in seconds, before it gets an error.
+PATIENCE = 15.0
+
+#: Errors that come from meeting somebody else's lock: the item itself is fine and is tried again.
+_BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+_BUSY_TRIES = 5
+
+
+class GroupCommit:
+    """The one way in which this process writes to a namespace.
+
+    Parameters:
+      database(Database): where to.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.procedures = Procedures(database.namespace)
+        #: Called on the leading thread after a connection was lost and made again, before anything else is run.
+        self.on_reconnect: Callable[[Connection], None] | None = None
+        #: Called instead of leading, where a thread of the worker leads for everybody.
+        self.wake_leader: Callable[[], None] | None = None
+        self._statements: dict[type[Operation], bytes] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start anew, as at first and after a fork: the connection and the waiting callers are the parent's."""
+        self._pid = os.getpid()
+        self._waiting: deque[Operation] = deque()
+        self._lock = threading.Lock()
+        self._leading = False
+        self._conn: Connection | None = None
+        self._lost = False
+        #: Whether somebody waits for the next batch.
+        self.urgent = False
+        self._batch: list[Operation] = []
+        self._unreplicated: str | None = None
+        self.context = Context(os.urandom(16), count(1))
+
+    # --- callers ----------------------------------------------------------------------------------------
+
+    def submit(self, operation: Operation) -> Any:
+        """Commit one operation.
+
+        Returns:
+          The operation's answer.
+
+        Raises:
+          DatabaseUnavailable: the database could not be reached for `PATIENCE` seconds; nothing was done.
+          OutcomeUnknown: the connection broke around the commit and the outcome could not be looked up.
+          DurableError: what the operation itself raises.
+        """
+        self.submit_many([operation])
+        if operation.error is not None:
+            raise operation.error
+        return operation.answer
+
+    def submit_many(self, operations: Sequence[Operation]) -> None:
+        """Commit operations, in as few transactions as their number allows; each has its own answer or error."""
+        if self._pid != os.getpid():
+            self._forget()
+        last = operations[-1]
+        last.gate = gate = threading.Lock()
+        gate.acquire()
+        with self._lock:
+            self._waiting.extend(operations)
+            self.urgent = True
+            lead = self.wake_leader is None and not self._leading
+            if lead:
+                self._leading = True
+        if not lead:
+            if self.wake_leader is not None:
+                self.wake_leader()
+            gate.acquire()
+            # Woken either because it is done, or because the lead was handed over.
+            if last.gate is None:
+                return
+        self._lead(last)
+
+    def post(self, operation: Operation) -> None:
+        """Leave an operation to the next batch, without waiting for it.  Needs a leading thread."""
+        self._waiting.append(operation)
+
+    def leased_messages(self) -> list[bytes]:
+        """The messages of deliveries that are answered for here and not committed yet."""
+        return [o.message_id for o in (*self._batch, *list(self._waiting)) if isinstance(o, LeaseOperation)]
+
+    @property
+    def pending(self) -> int:
+        """How many operations wait for the next batch."""
+        return len(self._waiting)
+
+    def _lead(self, mine: Operation) -> None:
+        try:
+            while mine.gate is not None:
+                self.run_batch(give_up=_after(PATIENCE))
+        finally:
+            with self._lock:
+                self._leading = False
+                heir = next((o for o in self._waiting if o.gate is not None), None)
+                if heir is not None and self.wake_leader is None:
+                    self._leading = True
+                    heir.gate.release()
+
+    # --- the leader -------------------------------------------------------------------------------------
+
+    def run_batch(self, *also: Operation, give_up: Callable[[], bool]) -> None:
+        """Run what waits, and the leader's own operations behind it, as one transaction.
+
+        Every operation taken has its answer or its error afterwards.  While the database is away it is tried again
+        until ``give_up()`` says so.
+        """
+        self.urgent = False
+        self._batch = batch = []
+        while self._waiting and len(batch) < MAX_BATCH:
+            batch.append(self._waiting.popleft())
+        batch.extend(also)
+        delay = 0.05
+        while batch:
+            try:
+                conn = self._connection()
+                batch = self._run(conn, batch, give_up)
+            except (DurableError, psycopg.Error) as e:
+                error = translate(e) if isinstance(e, psycopg.Error) else e
+                transient = isinstance(error, DatabaseUnavailable)
+                self._drop_connection()
+                if not transient or give_up():
+                    for operation in batch:
+                        if operation.retried and operation.numbered and transient:
+                            operation.error = OutcomeUnknown(
+                                f"the connection broke around the commit, and the database did not come back: {error}. "
+                                "It is safe to repeat the call with the same id"
+                            )
+                        else:
+                            operation.error = error
+                    self._finish(batch)
+                    return
+                if delay == 0.05:
+                    logger.warning("the database is away, trying again: %s", error)
+                time.sleep(delay)
+                delay = min(delay * 1.7, 1.0)
+
+    def call(self, function: Callable[[Connection], Any]) -> Any:
+        """Run something on the leader's connection, on the leader's thread.
+
+        Raises:
+          DatabaseUnavailable: the connection was lost.
+        """
+        conn = self._connection()
+        try:
+            return function(conn)
+        except psycopg.Error as e:
+            if is_connection_lost(e, conn):
+                self._drop_connection()
+                raise DatabaseUnavailable(str(e).strip()) from e
+            raise translate(e) from e
+
+    def _connection(self) -> Connection:
+        if self._conn is None:
+            conn = self.database.connect()
+            conn.add_notice_handler(self._notice)
+            if self._lost:
+                logger.info("connected to the database again")
+            if self.on_reconnect is not None and self._lost:
+                self.on_reconnect(conn)
+            self._conn, self._lost = conn, False
+        return self._conn
+
+    def _run(self, conn: Connection, batch: list[Operation], give_up: Callable[[], bool]) -> list[Operation]:
+        """Run a batch; answers what has to be run again.  Raises what makes the connection unusable."""
+        self.context.last_batch = 0
+        try:
+            self._execute(conn, batch)
+        except (psycopg.Error, DurableError, ValueError, TypeError) as e:
+            if isinstance(e, psycopg.Error) and is_connection_lost(e, conn):
+                return self._recover(batch, e, give_up)
+            if len(batch) == 1:
+                return self._refuse(batch[0], e)
+            # One of them is the cause; nothing was committed: each gets a transaction of its own.
+            logger.debug("a batch of %d failed, running its items one by one: %s", len(batch), e)
+            for operation in batch:
+                again = [operation]
+                while again:
+                    again = self._run(self._connection(), again, give_up)
+            return []
+        except BaseException:
+            # The thread was interrupted in the middle of the protocol: the connection's state is unknown.
+            self._drop_connection()
+            for operation in batch:
+                operation.retried = True
+            self._waiting.extendleft(reversed(batch))
+            raise
+        self._finish(batch)
+        return []
+
+    def _refuse(self, operation: Operation, error: Exception) -> list[Operation]:
+        """What an operation's own failure means: try again where somebody was in its way, else it has its error."""
+        if isinstance(error, _BUSY):
+            tries = operation.answer if isinstance(operation.answer, _Tries) else _Tries(0)
+            if tries < _BUSY_TRIES:
+                operation.answer = _Tries(tries + 1)
+                time.sleep(0.01 * 2**tries)
+                return [operation]
+            error = DatabaseUnavailable(f"something in the database stayed locked: {error}")
+        operation.error = translate(error) if isinstance(error, psycopg.Error) else error
+        self._finish([operation])
+        return []
+
+    def _recover(self, batch: list[Operation], error: psycopg.Error, give_up: Callable[[], bool]) -> list[Operation]:
+        """The connection broke around a batch: find out what became of it."""
+        self._drop_connection()
+        numbered = self.context.last_batch
+        for operation in batch:
+            operation.retried = True
+        if not numbered:
+            # Under leases and fences, repeating is safe: what was done already is refused.
+            raise DatabaseUnavailable(str(error).strip()) from error
+        while True:
+            try:
+                conn = self._connection()
+                committed = self.procedures.batch_outcome(conn, self.context.sender, numbered)
+                break
+            except (DatabaseUnavailable, psycopg.Error) as e:
+                self._drop_connection()
+                if give_up():
+                    raise DatabaseUnavailable(str(e)) from e
+                time.sleep(0.2)
+        if not committed:
+            return batch
+        again: list[Operation] = []
+        settled: list[Operation] = []
+        for kind, items in by_kind(batch):
+            (settled if kind.settle_committed(items) else again).extend(items)
+        self._finish(settled)
+        return again
+
+    def _execute(self, conn: Connection, batch: list[Operation]) -> None:
+        calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
+        groups = by_kind(batch)
+        if len(groups) == 1:
+            kind, items = groups[0]
+            cursor = conn.cursor(binary=True)
+            cursor.execute(self._statement(kind), kind.arguments(items, self.context))
+            calls.append((kind, items, cursor))
+        else:
+            # Without a BEGIN, all up to the pipeline's sync is one transaction: one round trip, one commit.
+            with conn.pipeline():
+                for kind, items in groups:
+                    cursor = conn.cursor(binary=True)
+                    cursor.execute(self._statement(kind), kind.arguments(items, self.context))
+                    calls.append((kind, items, cursor))
+        for kind, items, cursor in calls:
+            kind.settle(items, cursor.fetchall())
+        if self._unreplicated is not None:
+            # Committed here, and maybe nowhere else: never acknowledged.
+            text, self._unreplicated = self._unreplicated, None
+            for operation in batch:
+                operation.error = OutcomeUnknown(f"{text}. It is safe to repeat the call with the same id")
+
+    def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.sqlstate == "01000" and "synchronous replication" in (diagnostic.message_primary or ""):
+            self._unreplicated = diagnostic.message_primary
+
+    def _statement(self, kind: type[Operation]) -> bytes:
+        text = self._statements.get(kind)
+        if text is None:
+            text = self._statements[kind] = statement(self.database.namespace, kind)
+        return text
+
+    def _finish(self, batch: Sequence[Operation]) -> None:
+        for operation in batch:
+            if operation.then is not None:
+                try:
+                    operation.then(operation)
+                except Exception:
+                    logger.exception("what follows %s failed", type(operation).__name__)
+            gate, operation.gate = operation.gate, None
+            if gate is not None:
+                gate.release()
+
+    def _drop_connection(self) -> None:
+        conn, self._conn, self._lost = self._conn, None, True
+        if conn is not None:
+            conn.close()
+
+    def close(self) -> None:
+        """Run what waits, and close the connection."""
+        if self._pid != os.getpid():
+            return
+        if self._waiting:
+            self.run_batch(give_up=_after(PATIENCE))
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+
+
+class _Tries(int):
+    """How often an operation met a lock."""
+
+
+def by_kind(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Operation]]]:
+    """A batch's calls, in the order of their ranks; within a call, items keep their order."""
+    groups: dict[type[Operation], list[Operation]] = {}
+    for operation in batch:
+        groups.setdefault(type(operation), []).append(operation)
+    calls: list[tuple[type[Operation], list[Operation]]] = []
+    for kind in sorted(groups, key=lambda k: k.rank):
+        if kind in SINGLE:
+            calls.extend((kind, [item]) for item in groups[kind])
+        else:
+            calls.append((kind, groups[kind]))
+    return calls
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() > until

@@ -1,0 +1,92 @@
+"""This process as a worker: its registration, its heartbeat, and its watch over its peers.
+
+A worker is dead when its heartbeat stood still for its whole ``reclaim_delay``, as seen by somebody who was connected
+all the time: a peer that was itself cut off starts its observation anew, so that an outage of Postgres ages no lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from dataclasses import dataclass
+
+from .database import Connection
+from .procedures import Procedures
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Sight:
+    """When a peer's heartbeat was first seen at its present count."""
+
+    beat: int
+    since: float
+
+
+class Membership:
+    """The registration of this process as a worker, and what it knows of its peers.
+
+    Parameters:
+      procedures(Procedures): the namespace's.
+      reclaim_delay(float): seconds of silence after which this worker is to be taken for dead.
+      reclaim_count(int): after so many deaths under its leases a message is poison.
+    """
+
+    def __init__(self, procedures: Procedures, reclaim_delay: float, reclaim_count: int) -> None:
+        self.procedures = procedures
+        self.reclaim_delay = reclaim_delay
+        self.reclaim_count = reclaim_count
+        #: Seconds between two heartbeats: several may be lost before the worker counts as dead.
+        self.interval = max(0.25, min(reclaim_delay / 4, 5.0))
+        self.token: bytes | None = None
+        self.worker_id = 0
+        self._peers: dict[int, _Sight] = {}
+        self._next_beat = 0.0
+
+    def register(self, conn: Connection, streams: list[int], threads: int) -> bytes:
+        """Register (again); answers the token that later calls have to show."""
+        self.token, self.worker_id = self.procedures.register_worker(
+            conn,
+            socket.gethostname(),
+            os.getpid(),
+            threads,
+            streams,
+            int(self.reclaim_delay * 1000),
+            self.reclaim_count,
+        )
+        self._peers.clear()
+        self._next_beat = time.monotonic() + self.interval
+        return self.token
+
+    def forget_peers(self) -> None:
+        """The connection was lost: what was seen before does not count."""
+        self._peers.clear()
+
+    def due_in(self) -> float:
+        """Seconds until the next heartbeat."""
+        return self._next_beat - time.monotonic()
+
+    def beat(self, conn: Connection) -> None:
+        """Send a heartbeat, look at the peers, and take back what dead ones held."""
+        assert self.token is not None
+        now = time.monotonic()
+        self._next_beat = now + self.interval
+        seen: dict[int, _Sight] = {}
+        for peer, beat, delay in self.procedures.heartbeat(conn, self.token):
+            sight = self._peers.get(peer)
+            if sight is None or sight.beat != beat:
+                sight = _Sight(beat, now)
+            elif now - sight.since > delay / 1000:
+                reclaimed, dead = self.procedures.reclaim(conn, self.token, peer, beat)
+                if reclaimed or dead:
+                    logger.warning(
+                        "worker %d is dead: handed %d of its messages back, dead-lettered %d as poison",
+                        peer,
+                        reclaimed,
+                        dead,
+                    )
+            seen[peer] = sight
+        self._peers = seen

@@ -1,0 +1,1 @@
+"""Durable workflows: deterministic code, replayed from its history."""

@@ -1,0 +1,81 @@
+"""Runs in memory: a bounded set of executions, each with the lock under which it is stepped."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+from .replay import Execution
+
+#: How many runs are kept in memory; the one that was not used for longest goes first.
+CAPACITY = 2000
+
+
+class CachedRun:
+    """A run that may be in memory.
+
+    Whoever steps the execution holds the lock from before the step until its outcome is queued for the commit, so that
+    steps are committed in the order in which they were made.
+
+    Attributes:
+      taken(set): items of the inbox that the execution was given.
+    """
+
+    __slots__ = ("execution", "lock", "taken")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.execution: Execution | None = None
+        self.taken: set[int] = set()
+
+    def drop(self) -> None:
+        """Evict the execution.  The lock is held."""
+        execution, self.execution = self.execution, None
+        self.taken.clear()
+        if execution is not None:
+            execution.evict()
+
+
+class RunCache:
+    """The runs that this process has in memory."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._runs: OrderedDict[str, CachedRun] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, run_id: str) -> CachedRun:
+        """A run's entry; new and empty if it was not in memory."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is not None:
+                self._runs.move_to_end(run_id)
+                return run
+            run = self._runs[run_id] = CachedRun()
+            overdue = [self._runs.popitem(last=False)[1] for _ in range(len(self._runs) - self._capacity)]
+        for old in overdue:
+            with old.lock:
+                old.drop()
+        return run
+
+    def peek(self, run_id: str) -> CachedRun | None:
+        """A run's entry, if it is in memory."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is not None:
+                self._runs.move_to_end(run_id)
+            return run
+
+    def forget(self, run_id: str) -> None:
+        """Remove a run's entry; its execution, if any, is the caller's to drop."""
+        with self._lock:
+            self._runs.pop(run_id, None)
+
+    def clear(self) -> None:
+        """Evict everything."""
+        with self._lock:
+            runs = list(self._runs.values())
+            self._runs.clear()
+        for run in runs:
+            with run.lock:
+                run.drop()

@@ -1,0 +1,669 @@
+"""The decorators: ``@workflow`` and ``@activity``, and the objects that they make.
+
+Inside a workflow their ``execute`` and ``start`` issue commands; outside, an activity is the Dramatiq actor it wraps,
+and a workflow is started through the client.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypedDict, TypeVar, Unpack, cast, overload
+
+import dramatiq
+from dramatiq import Actor, Broker, Message
+
+from ..errors import ForbiddenInWorkflow, InvalidDefinition, InvalidName, NotConfigured, NotInWorkflow
+from .commands import ActivityCall, ActivityHandle, Cancellation, ChildCall, ChildHandle, ScheduleActivity, StartChild
+from .converter import Decoder, decoders_of, encode, encode_call, hash_arguments
+from .primitives import require
+from .replay import Execution, current
+
+if TYPE_CHECKING:
+    from types import EllipsisType
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+MAX_NAME = 200
+"""The cap on names and ids, in characters."""
+
+_QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
+
+IdConflict = Literal["fail", "use_existing", "terminate_existing"]
+IdReuse = Literal["allow", "allow_failed", "reject"]
+ParentClose = Literal["terminate", "cancel", "abandon"]
+
+
+# --- checks --------------------------------------------------------------------------------------------
+def check_name(name: str, what: str) -> str:
+    """Return the name, if it is 1 to 200 characters without NUL.
+
+    Raises:
+      InvalidName: it is not.
+    """
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or "\0" in name:
+        shown = repr(name) if len(repr(name)) <= 60 else repr(name)[:60] + "..."
+        raise InvalidName(f"{what} is 1 to {MAX_NAME} characters of text without NUL, not {shown}.")
+    return name
+
+
+def check_queue_name(name: str) -> str:
+    """Return the name of a stream, if Dramatiq takes it.
+
+    Raises:
+      InvalidName: it does not.
+    """
+    check_name(name, "a queue name")
+    if not _QUEUE_NAME.fullmatch(name):
+        raise InvalidName(
+            f"{name!r} is no queue name: it starts with a letter or an underscore, "
+            "followed by letters, digits, dashes, dots or underscores."
+        )
+    return name
+
+
+def _milliseconds(name: str, value: Any) -> int:
+    if isinstance(value, timedelta):
+        value = int(value.total_seconds() * 1000)
+    return _integer(name, value, "milliseconds (or a timedelta)")
+
+
+def _integer(name: str, value: Any, what: str = "a whole number") -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is {what}, at least 0, not {value!r}.")
+    return value
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}.")
+    return value
+
+
+def _check_options(what: str, options: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+    for name in options:
+        if name not in allowed:
+            raise TypeError(f"{what} has no option {name!r}; its options are {', '.join(allowed)}.")
+
+
+# --- activities ----------------------------------------------------------------------------------------
+class ActivityOptions(TypedDict, total=False):
+    """Options of one use of an activity; times are milliseconds or a timedelta, as in Dramatiq."""
+
+    queue_name: str
+    max_retries: int | None
+    min_backoff: int | timedelta
+    max_backoff: int | timedelta
+    time_limit: int | timedelta
+    priority: int
+    delay: int | timedelta
+    cancellation: Cancellation
+
+
+_ACTIVITY_OPTIONS = tuple(ActivityOptions.__annotations__)
+_CANCELLATIONS = ("try", "wait", "abandon")
+
+
+@dataclass(slots=True, frozen=True)
+class _Dispatch:
+    """How an activity's messages are sent: the checked form of ``ActivityOptions``."""
+
+    queue_name: str
+    message: dict[str, Any]
+    priority: int | None = None
+    delay_ms: int = 0
+    policy: Cancellation = "try"
+
+    def updated(self, name: str, options: Mapping[str, Any]) -> _Dispatch:
+        _check_options(f"the activity {name!r}", options, _ACTIVITY_OPTIONS)
+        changes: dict[str, Any] = {}
+        message = dict(self.message)
+        for option, value in options.items():
+            if option == "queue_name":
+                changes["queue_name"] = check_queue_name(value)
+            elif option == "delay":
+                changes["delay_ms"] = _milliseconds(option, value)
+            elif option == "priority":
+                if not isinstance(value, int) or isinstance(value, bool):
+                    raise ValueError(f"priority is a whole number, not {value!r}.")
+                changes["priority"] = value
+            elif option == "cancellation":
+                changes["policy"] = _one_of(option, value, _CANCELLATIONS)
+            elif option == "max_retries":
+                message[option] = None if value is None else _integer(option, value)
+            else:
+                message[option] = _milliseconds(option, value)
+        return replace(self, message=message, **changes)
+
+
+class _Schedulable(Generic[P, R]):
+    """What activities and their stubs have in common: they can be scheduled by a workflow."""
+
+    actor_name: str
+    _dispatch: _Dispatch
+    _decoder: Decoder | EllipsisType | None
+
+    def _function(self) -> Callable[..., Any] | None:
+        return None
+
+    def execute(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Run the activity and wait for its result; the command is issued at the call.
+
+        Raises:
+          ActivityFailed: (when awaited) it failed for good.
+          asyncio.CancelledError: (when awaited) what awaits it was cancelled.
+          NotEncodable, PayloadTooLarge: an argument cannot be carried.
+          NotInWorkflow: outside a workflow; there, use ``send``.
+        """
+        return cast(Coroutine[Any, Any, R], self._schedule(ActivityCall, args, kwargs))
+
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> ActivityHandle[R]:
+        """Run the activity; the handle that is returned at once may be awaited or cancelled.
+
+        Raises:
+          as ``execute``.
+        """
+        return self._schedule(ActivityHandle, args, kwargs)
+
+    def _schedule(
+        self, kind: type[ActivityHandle[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ActivityHandle[Any]:
+        execution = current()
+        if execution is None:
+            raise NotInWorkflow(
+                f"{self.actor_name}.execute() and .start() only work inside a workflow: elsewhere use "
+                f"{self.actor_name}.send(...), or call it from the body of a @durable.workflow."
+            )
+        payload = encode_call(args, kwargs, self._function(), self.actor_name)
+        dispatch = self._dispatch
+        command = ScheduleActivity(
+            None,
+            self.actor_name,
+            payload,
+            hash_arguments(payload),
+            dispatch.queue_name,
+            args,
+            kwargs,
+            dispatch.message,
+            dispatch.priority,
+            dispatch.delay_ms,
+        )
+        seq = execution.issue(command)
+        decoder = self._decoder
+        if decoder is ...:
+            fn = self._function()
+            decoder = self._decoder = None if fn is None else decoders_of(fn).result
+        future = kind(execution, command, dispatch.policy, decoder)
+        execution.expect(seq, future)
+        return future
+
+    def _refuse_in_workflow(self, verb: str) -> None:
+        if current() is not None:
+            raise ForbiddenInWorkflow(
+                f"{self.actor_name}{verb} cannot be replayed, and is refused inside a workflow: "
+                f"use `await {self.actor_name}.execute(...)`."
+            )
+
+
+class _OptionsOf(dict[str, Any], Generic[P, R]):
+    """An actor's options, as Dramatiq has them; called, it makes a copy of the activity with other options."""
+
+    def __init__(self, activity: Activity[P, R]) -> None:
+        super().__init__(activity.actor.options)
+        self._activity = activity
+
+    def __call__(self, **options: Unpack[ActivityOptions]) -> Activity[P, R]:
+        """Return a copy of the activity with other options.
+
+        Raises:
+          TypeError: there is no such option.
+          ValueError: an option's value makes no sense.
+        """
+        return self._activity._with(options)
+
+
+class Activity(Actor[P, R], _Schedulable[P, R]):
+    """A Dramatiq actor that workflows can run: everything an actor does, and ``execute``, ``start``, ``options(...)``.
+
+    Attributes:
+      actor(Actor): the actor behind it, which the broker knows.
+    """
+
+    actor: Actor[P, R]
+
+    def __init__(self, actor: Actor[P, R], dispatch: _Dispatch | None = None) -> None:
+        # No super().__init__: that would declare a second actor.
+        self.__dict__.update({name: value for name, value in vars(actor).items() if name != "options"})
+        self.actor = actor
+        check_name(actor.actor_name, "an activity's name")
+        self._dispatch = dispatch or _Dispatch(actor.queue_name, {})
+        self._decoder = ...
+        functools.update_wrapper(self, actor.fn, updated=())
+
+    @property
+    def options(self) -> _OptionsOf[P, R]:  # type: ignore[override]
+        return _OptionsOf(self)
+
+    def _with(self, options: Mapping[str, Any]) -> Activity[P, R]:
+        return Activity(self.actor, self._dispatch.updated(self.actor_name, options))
+
+    def _function(self) -> Callable[..., Any]:
+        return self.actor.fn
+
+    def message_with_options(
+        self, *, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> Message[R]:
+        dispatch = self._dispatch
+        message = self.actor.message_with_options(args=args, kwargs=kwargs, **{**dispatch.message, **options})
+        if dispatch.queue_name != message.queue_name:
+            message = message.copy(queue_name=dispatch.queue_name)
+        return message
+
+    def send_with_options(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | int | None = None,
+        **options: Any,
+    ) -> Message[R]:
+        self._refuse_in_workflow(".send()")
+        dispatch = self._dispatch
+        if delay is None and dispatch.delay_ms:
+            delay = dispatch.delay_ms
+        if dispatch.queue_name == self.actor.queue_name:
+            return self.actor.send_with_options(
+                args=args, kwargs=kwargs, delay=delay, **{**dispatch.message, **options}
+            )
+        message = self.message_with_options(args=args, kwargs=kwargs, **options)
+        return self.broker.enqueue(message, delay=None if delay is None else _milliseconds("delay", delay))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        self._refuse_in_workflow("(...)")
+        return self.actor(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"Activity({self.actor.fn!r}, queue_name={self.queue_name!r}, actor_name={self.actor_name!r})"
+
+    def __str__(self) -> str:
+        return f"Activity({self.actor_name})"
+
+
+class ActivityStub(_Schedulable[..., Any]):
+    """An activity whose code lives in another codebase: only its name and its stream are known here."""
+
+    def __init__(self, name: str, queue_name: str = "default", dispatch: _Dispatch | None = None) -> None:
+        self.actor_name = check_name(name, "an activity's name")
+        self.queue_name = check_queue_name(queue_name)
+        self._dispatch = dispatch or _Dispatch(queue_name, {})
+        self._decoder = None
+
+    def options(self, **options: Unpack[ActivityOptions]) -> ActivityStub:
+        """Return a copy with other options; raises as ``Activity.options``."""
+        return ActivityStub(self.actor_name, self.queue_name, self._dispatch.updated(self.actor_name, options))
+
+    def send(self, *args: Any, **kwargs: Any) -> Message[Any]:
+        """Enqueue a message on the global broker; somebody else's worker runs it."""
+        self._refuse_in_workflow(".send()")
+        dispatch = self._dispatch
+        message: Message[Any] = Message(
+            queue_name=dispatch.queue_name,
+            actor_name=self.actor_name,
+            args=args,
+            kwargs=kwargs,
+            options=dict(dispatch.message),
+        )
+        return dramatiq.get_broker().enqueue(message, delay=dispatch.delay_ms or None)
+
+    def __repr__(self) -> str:
+        return f"ActivityStub({self.actor_name!r}, queue_name={self.queue_name!r})"
+
+
+def activity_stub(name: str, *, queue_name: str = "default") -> ActivityStub:
+    """Return an activity that lives in another codebase.
+
+    Raises:
+      InvalidName: the name or queue name is empty, too long or malformed.
+    """
+    return ActivityStub(name, queue_name)
+
+
+class _ActivityDecorator(Protocol):
+    @overload
+    def __call__(self, fn: Callable[P, Awaitable[R]]) -> Activity[P, R]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R]) -> Activity[P, R]: ...
+
+
+@overload
+def activity(fn: Actor[P, R]) -> Activity[P, R]: ...
+@overload
+def activity(fn: Callable[P, Awaitable[R]]) -> Activity[P, R]: ...
+@overload
+def activity(fn: Callable[P, R]) -> Activity[P, R]: ...
+@overload
+def activity(
+    *,
+    queue_name: str = "default",
+    actor_name: str | None = None,
+    priority: int = 0,
+    broker: Broker | None = None,
+    delay: int | timedelta = 0,
+    cancellation: Cancellation = "try",
+    **options: Any,
+) -> _ActivityDecorator: ...
+
+
+def activity(
+    fn: Any = None,
+    *,
+    queue_name: str = "default",
+    actor_name: str | None = None,
+    priority: int = 0,
+    broker: Broker | None = None,
+    delay: int | timedelta = 0,
+    cancellation: Cancellation = "try",
+    **options: Any,
+) -> Any:
+    """Declare an activity, or adapt an actor that is declared elsewhere: ``activity(existing_actor)``.
+
+    Parameters:
+      queue_name, actor_name, priority, broker, **options: as in ``dramatiq.actor``.
+      delay: milliseconds or a timedelta that a workflow's calls wait before the first attempt.
+      cancellation: what becomes of it when the workflow no longer waits: see ``options``.
+
+    Returns:
+      Activity
+
+    Raises:
+      InvalidName: a name is empty, too long or malformed.
+      ValueError: an option is unknown to the broker's middleware, or makes no sense.
+    """
+    ours: dict[str, Any] = {}
+    if delay:
+        ours["delay"] = delay
+    if cancellation != "try":
+        ours["cancellation"] = cancellation
+
+    def decorate(fn: Any) -> Activity[Any, Any]:
+        if isinstance(fn, Activity):
+            return fn
+        if not isinstance(fn, Actor):
+            check_name(actor_name or fn.__name__, "an activity's name")
+            check_queue_name(queue_name)
+            fn = dramatiq.actor(
+                actor_name=actor_name, queue_name=queue_name, priority=priority, broker=broker, **options
+            )(fn)
+        made: Activity[Any, Any] = Activity(fn)
+        return made._with(ours) if ours else made
+
+    return decorate if fn is None else decorate(fn)
+
+
+# --- workflows -----------------------------------------------------------------------------------------
+class WorkflowOptionsGiven(TypedDict, total=False):
+    """Options of a workflow, as they are given; ``delay`` is milliseconds or a timedelta, as in Dramatiq."""
+
+    workflow_id: str | None
+    id_conflict: IdConflict
+    id_reuse: IdReuse
+    memo: dict[str, Any] | None
+    delay: int | timedelta
+    parent_close: ParentClose
+
+
+_WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
+
+
+@dataclass(slots=True, frozen=True)
+class WorkflowOptions:
+    """Options of a workflow, checked.
+
+    Attributes:
+      workflow_id(str | None): None means a fresh one.
+      id_conflict(str): what to do when a live run has the id.
+      id_reuse(str): what to do when only closed runs have it.
+      memo(dict | None): JSON that the run carries for people.
+      delay_ms(int): milliseconds to wait before the first step.
+      parent_close(str): what becomes of it when its parent ends first.
+    """
+
+    workflow_id: str | None = None
+    id_conflict: IdConflict = "fail"
+    id_reuse: IdReuse = "allow"
+    memo: dict[str, Any] | None = None
+    delay_ms: int = 0
+    parent_close: ParentClose = "terminate"
+
+    def updated(self, name: str, options: Mapping[str, Any]) -> WorkflowOptions:
+        _check_options(f"the workflow {name!r}", options, _WORKFLOW_OPTIONS)
+        changes: dict[str, Any] = dict(options)
+        if changes.get("workflow_id") is not None:
+            check_name(changes["workflow_id"], "a workflow id")
+        if "id_conflict" in changes:
+            _one_of("id_conflict", changes["id_conflict"], ("fail", "use_existing", "terminate_existing"))
+        if "id_reuse" in changes:
+            _one_of("id_reuse", changes["id_reuse"], ("allow", "allow_failed", "reject"))
+        if "parent_close" in changes:
+            _one_of("parent_close", changes["parent_close"], ("terminate", "cancel", "abandon"))
+        if changes.get("memo") is not None:
+            if not isinstance(changes["memo"], dict):
+                raise ValueError(f"memo is a dict, not {changes['memo']!r}.")
+            encode(changes["memo"], f"the memo of {name!r}")
+        if "delay" in changes:
+            changes["delay_ms"] = _milliseconds("delay", changes.pop("delay"))
+        return replace(self, **changes)
+
+    def for_child(self) -> dict[str, Any]:
+        """Return those that a child's start command carries: the ones that differ from the defaults."""
+        defaults = WorkflowOptions()
+        return {
+            name: value
+            for name in ("id_conflict", "id_reuse", "memo", "delay_ms", "parent_close")
+            if (value := getattr(self, name)) != getattr(defaults, name)
+        }
+
+
+class StartedRun(Protocol[R_co]):
+    """What ``workflow.start`` returns: a child's handle inside a workflow, a client's handle outside."""
+
+    @property
+    def workflow_id(self) -> str: ...
+
+    @property
+    def run_id(self) -> str: ...
+
+    def cancel(self) -> Any: ...
+
+    def __await__(self) -> Generator[Any, Any, R_co]:
+        """Inside a workflow: wait for the result."""
+        ...
+
+    def result(self, timeout: Any = None) -> R_co:
+        """Outside: wait for the result."""
+        ...
+
+    def __getattr__(self, name: str) -> Any: ...
+
+
+class Workflow(Generic[P, R]):
+    """A workflow's definition.
+
+    Attributes:
+      fn: the ``async def``.  ``name(str)``, ``queue_name(str)``, ``broker``.
+      defaults(WorkflowOptions): what ``start`` uses.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[P, Coroutine[Any, Any, R]],
+        *,
+        name: str,
+        queue_name: str,
+        broker: Any,
+        defaults: WorkflowOptions,
+    ) -> None:
+        self.fn = fn
+        self.name = name
+        self.queue_name = queue_name
+        self.broker = broker
+        self.defaults = defaults
+        self._decoder: Decoder | EllipsisType | None = ...
+        functools.update_wrapper(cast(Any, self), fn, updated=())
+
+    def options(self, **options: Unpack[WorkflowOptionsGiven]) -> Workflow[P, R]:
+        """Return a copy with other options.
+
+        Raises:
+          TypeError: there is no such option.
+          ValueError: an option's value makes no sense.
+        """
+        defaults = self.defaults.updated(self.name, options)
+        return Workflow(self.fn, name=self.name, queue_name=self.queue_name, broker=self.broker, defaults=defaults)
+
+    def execute(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Run it as a child workflow and wait for its result; the command is issued at the call.
+
+        Raises:
+          ChildWorkflowFailed: (when awaited) it failed, was cancelled, was terminated or ran out of time.
+          WorkflowAlreadyStarted: (when awaited) its id is taken.
+          NotEncodable, PayloadTooLarge: an argument cannot be carried.
+          NotInWorkflow: outside a workflow; there, use ``start(...).result()``.
+        """
+        execution = require(f"{self.name}.execute()")
+        return cast(Coroutine[Any, Any, R], self._start_child(execution, ChildCall, args, kwargs))
+
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> StartedRun[R]:
+        """Start a run.  Inside a workflow it is a child, and the handle is returned at once.
+
+        Returns:
+          A handle: ``await`` it inside a workflow, call its ``result()`` outside.
+        """
+        execution = current()
+        if execution is not None:
+            return cast("StartedRun[R]", self._start_child(execution, ChildHandle, args, kwargs))
+        from . import client
+
+        return cast("StartedRun[R]", client.start_run(self, args, kwargs, self.defaults))
+
+    def send(self, *args: P.args, **kwargs: P.kwargs) -> StartedRun[R]:
+        """Start a run: Dramatiq's verb, so that no caller has to change; not for use inside a workflow."""
+        self._refuse_in_workflow("send")
+        return self.start(*args, **kwargs)
+
+    async def astart(self, *args: P.args, **kwargs: P.kwargs) -> StartedRun[R]:
+        """Start a run without blocking the caller's event loop; not for use inside a workflow."""
+        self._refuse_in_workflow("astart")
+        from . import client
+
+        return cast("StartedRun[R]", await client.astart_run(self, args, kwargs, self.defaults))
+
+    def _refuse_in_workflow(self, verb: str) -> None:
+        if current() is not None:
+            raise ForbiddenInWorkflow(
+                f"{self.name}.{verb}() cannot be replayed, and is refused inside a workflow: "
+                f"use `await {self.name}.execute(...)`, or `{self.name}.start(...)` for a handle."
+            )
+
+    def _start_child(
+        self, execution: Execution, kind: type[ChildHandle[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> ChildHandle[Any]:
+        payload = encode_call(args, kwargs, self.fn, self.name)
+        command = StartChild(
+            None,
+            self.name,
+            payload,
+            hash_arguments(payload),
+            self.queue_name,
+            options=self.defaults.for_child(),
+        )
+        seq = execution.issue(command)
+        workflow_id, command.run_id = execution.child_ids(seq)
+        command.workflow_id = self.defaults.workflow_id or workflow_id
+        if self._decoder is ...:
+            self._decoder = decoders_of(self.fn).result
+        future = kind(execution, command, "wait", self._decoder)
+        execution.expect(seq, future)
+        return future
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Call the function itself: inside another workflow, its code becomes a part of that one."""
+        return self.fn(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"Workflow({self.fn!r}, name={self.name!r}, queue_name={self.queue_name!r})"
+
+
+class _WorkflowDecorator(Protocol):
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]]) -> Workflow[P, R]: ...
+
+
+@overload
+def workflow(fn: Callable[P, Coroutine[Any, Any, R]]) -> Workflow[P, R]: ...
+@overload
+def workflow(
+    *,
+    queue_name: str = "default",
+    name: str | None = None,
+    broker: Any = None,
+    **defaults: Unpack[WorkflowOptionsGiven],
+) -> _WorkflowDecorator: ...
+
+
+def workflow(
+    fn: Any = None,
+    *,
+    queue_name: str = "default",
+    name: str | None = None,
+    broker: Any = None,
+    **defaults: Unpack[WorkflowOptionsGiven],
+) -> Any:
+    """Declare a workflow: an ``async def`` whose awaits are durable.
+
+    Parameters:
+      queue_name(str): the stream of its workflow tasks.
+      name(str | None): the function's name, if None.
+      broker: a DurableBroker; Dramatiq's global one, if None.
+      **defaults: options that ``start`` uses: see ``Workflow.options``.
+
+    Returns:
+      Workflow
+
+    Raises:
+      InvalidDefinition: the function is not ``async def``.
+      InvalidName: a name is empty, too long or malformed.
+      NotConfigured: the broker is no DurableBroker.
+      TypeError, ValueError: an option is unknown or makes no sense.
+    """
+
+    def decorate(fn: Any) -> Workflow[Any, Any]:
+        if isinstance(fn, Workflow):
+            return fn
+        shown = getattr(fn, "__name__", None) or repr(fn)
+        if not inspect.iscoroutinefunction(fn):
+            raise InvalidDefinition(
+                f"the workflow {shown} is not `async def`: write `async def {shown}(...)` and `await` what it calls; "
+                "plain functions that do the work are activities (@durable.activity)."
+            )
+        chosen = name or shown
+        check_name(chosen, "a workflow's name")
+        check_queue_name(queue_name)
+        options = WorkflowOptions().updated(chosen, defaults)
+        target = broker if broker is not None else dramatiq.get_broker()
+        declare = getattr(target, "declare_workflow", None)
+        if declare is None:
+            raise NotConfigured(
+                f"the workflow {chosen!r} needs a DurableBroker, and the broker is a {type(target).__name__}: set one "
+                'before the workflow is declared, dramatiq.set_broker(durable.DurableBroker("postgresql://...")).'
+            )
+        made: Workflow[Any, Any] = Workflow(fn, name=chosen, queue_name=queue_name, broker=target, defaults=options)
+        declare(made)
+        return made
+
+    return decorate if fn is None else decorate(fn)

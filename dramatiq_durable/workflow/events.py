@@ -1,0 +1,108 @@
+"""What history records: one flat, immutable type for every event, and the names of the kinds.
+
+A history is a sequence of steps.  A step is one *input* event (something that happened to the run) and
+the *command* events that the workflow's code asked for because of it, in the order in which it asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Final, NamedTuple
+
+# --- inputs: what happened to the run --------------------------------------------------------------
+WORKFLOW_STARTED: Final = "WorkflowStarted"
+ACTIVITY_COMPLETED: Final = "ActivityCompleted"
+ACTIVITY_FAILED: Final = "ActivityFailed"
+TIMER_FIRED: Final = "TimerFired"
+SIGNAL_RECEIVED: Final = "SignalReceived"
+CHILD_COMPLETED: Final = "ChildCompleted"
+CHILD_FAILED: Final = "ChildFailed"
+CHILD_CANCELLED: Final = "ChildCancelled"
+CHILD_TERMINATED: Final = "ChildTerminated"
+CHILD_TIMED_OUT: Final = "ChildTimedOut"
+CHILD_START_FAILED: Final = "ChildStartFailed"
+CANCEL_REQUESTED: Final = "CancelRequested"
+
+# --- commands: what the workflow's code asked for -----------------------------------------------------
+ACTIVITY_SCHEDULED: Final = "ActivityScheduled"
+ACTIVITY_CANCELLED: Final = "ActivityCancelled"
+ACTIVITY_CANCEL_REQUESTED: Final = "ActivityCancelRequested"
+TIMER_STARTED: Final = "TimerStarted"
+TIMER_CANCELLED: Final = "TimerCancelled"
+CHILD_STARTED: Final = "ChildStarted"
+CHILD_CANCEL_REQUESTED: Final = "ChildCancelRequested"
+WORKFLOW_COMPLETED: Final = "WorkflowCompleted"
+WORKFLOW_FAILED: Final = "WorkflowFailed"
+WORKFLOW_CANCELLED: Final = "WorkflowCancelled"
+
+INPUT_TYPES: Final = frozenset(
+    {
+        WORKFLOW_STARTED,
+        ACTIVITY_COMPLETED,
+        ACTIVITY_FAILED,
+        TIMER_FIRED,
+        SIGNAL_RECEIVED,
+        CHILD_COMPLETED,
+        CHILD_FAILED,
+        CHILD_CANCELLED,
+        CHILD_TERMINATED,
+        CHILD_TIMED_OUT,
+        CHILD_START_FAILED,
+        CANCEL_REQUESTED,
+    }
+)
+"""Events that are applied to a run."""
+
+COMMAND_TYPES: Final = frozenset(
+    {
+        ACTIVITY_SCHEDULED,
+        ACTIVITY_CANCELLED,
+        ACTIVITY_CANCEL_REQUESTED,
+        TIMER_STARTED,
+        TIMER_CANCELLED,
+        CHILD_STARTED,
+        CHILD_CANCEL_REQUESTED,
+        WORKFLOW_COMPLETED,
+        WORKFLOW_FAILED,
+        WORKFLOW_CANCELLED,
+    }
+)
+"""Events that record a command: compared, one by one, on replay."""
+
+CLOSING_TYPES: Final = frozenset({WORKFLOW_COMPLETED, WORKFLOW_FAILED, WORKFLOW_CANCELLED})
+"""Commands that end the run; nothing comes after one."""
+
+
+class Event(NamedTuple):
+    """One event of a run's history.  A tuple, because a busy worker makes tens of thousands a second.
+
+    Attributes:
+      event_id(int): position in the run's history, counted from 1.
+      type(str): one of the names above.
+      at(int): milliseconds since the epoch, by history's clock.
+      seq(int | None): number of the command that the event records or answers.
+      name(str | None): name of the activity, workflow or signal.
+      payload(bytes | None): a value, as the converter made it.
+      attributes(dict | None): small JSON facts: ``hash``, ``ms``, ``failure``, ``workflow_id``, ...
+    """
+
+    event_id: int
+    type: str
+    at: int
+    seq: int | None = None
+    name: str | None = None
+    payload: bytes | None = None
+    attributes: dict[str, Any] | None = None
+
+
+def describe(type: str, name: str | None) -> str:
+    """Return the text that names an event or a command to people: ``ActivityScheduled 'charge'``."""
+    return f"{type} {name!r}" if name else type
+
+
+def command_id(run_id: str, seq: int) -> bytes:
+    """The id of what a run's command makes (a message, a child's run), as 16 bytes.
+
+    Derived, so that carrying out a command twice makes one thing; the SQL procedures derive it in the same way.
+    """
+    return hashlib.md5(f"{run_id}:{seq}".encode(), usedforsecurity=False).digest()

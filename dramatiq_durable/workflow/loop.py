@@ -1,0 +1,437 @@
+"""The deterministic event loop that workflow code runs on.
+
+It is an asyncio loop without a selector, threads or a clock of its own: a FIFO queue of handles, history's clock, and
+timers that are commands of the run.  Everything that asyncio builds from futures, tasks and timers works; everything
+that reaches outside is refused.  Tasks and futures are hashed by numbers counted in the run, because asyncio keeps
+them in sets, and the order of a set must be the same on replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import hashlib
+import logging
+import math
+import sys
+from asyncio import tasks as asyncio_tasks
+from asyncio.events import _get_running_loop, _set_running_loop
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from threading import get_ident
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+from ..errors import ForbiddenInWorkflow, RunawayWorkflow
+
+T = TypeVar("T")
+
+MAX_HANDLES = 1_000_000
+"""How many callbacks one step may run before it is taken for an endless loop."""
+
+log = logging.getLogger(__name__)
+
+_swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio_tasks, "_swap_current_task", None)
+
+
+class Evicted(GeneratorExit):
+    """Raised by whatever a coroutine calls while its run is dropped from memory.
+
+    It is a GeneratorExit, so that it leaves a closing coroutine without a sound.
+    """
+
+
+class Host(Protocol):
+    """What the loop needs of the run that owns it."""
+
+    @property
+    def is_replaying(self) -> bool: ...
+
+    def start_timer(self, ms: int, entry: TimerHandle) -> int: ...
+
+    def cancel_timer(self, seq: int) -> None: ...
+
+
+class Handle:
+    """A callback in the ready queue."""
+
+    __slots__ = ("args", "callback", "context", "is_cancelled")
+
+    def __init__(
+        self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context | None
+    ) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+
+class TimerHandle(Handle):
+    """A callback that a durable timer puts into the ready queue."""
+
+    __slots__ = ("_loop", "_when", "seq")
+
+    def __init__(
+        self,
+        loop: WorkflowLoop,
+        when: float,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: contextvars.Context | None,
+    ) -> None:
+        super().__init__(callback, args, context)
+        self._loop = loop
+        self._when = when
+        self.seq = 0
+
+    def cancel(self) -> None:
+        if not self.is_cancelled:
+            self.is_cancelled = True
+            self._loop.cancel_timer(self.seq)
+
+    def when(self) -> float:
+        return self._when
+
+    def resolve(self, event: Any) -> None:
+        """Answer TimerFired."""
+        self._loop.ready.append(self)
+
+
+class Future(asyncio.Future[T]):
+    """A future whose hash is a number counted in its run."""
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, loop: WorkflowLoop) -> None:
+        self._hash = loop.next_hash()
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class Task(asyncio.Task[T]):
+    """A task whose hash is a number counted in its run."""
+
+    __slots__ = ("_hash",)
+
+    def __init__(self, coro: Any, hash: int, **options: Any) -> None:
+        self._hash = hash  # first: asyncio puts the task into a set before its constructor returns
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+class WorkflowLoop(asyncio.AbstractEventLoop):
+    """One run's event loop.  It is stepped by the run; nothing here ever blocks.
+
+    Attributes:
+      host: the run.
+      ready(deque): handles, first in, first out.
+      now_ms(int): history's clock, in milliseconds since the epoch.
+      evicting(bool): the run is being dropped: nothing may be created any more.
+    """
+
+    def __init__(self, host: Host, seed: str, max_handles: int = MAX_HANDLES) -> None:
+        self.host = host
+        self.ready: deque[Handle] = deque()
+        self.now_ms = 0
+        self.evicting = False
+        self.max_handles = self.left = max_handles
+        self._number = 0
+        # Tasks of all runs meet in sets of asyncio's own.  The seed keeps equal numbers of different runs apart there;
+        # the low bits stay the number, so that a small set iterates in the order of creation.
+        self._salt = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=5).digest(), "big") << 20
+        self._tasks: dict[int, Task[Any]] = {}
+        self._prune_at = 64
+        self._early: dict[Any, Task[Any]] = {}
+        self._reported = False
+
+    # --- running ---------------------------------------------------------------------------------------
+    def drain(self, main: asyncio.Task[Any]) -> None:
+        """Run callbacks until none is ready or the main task has ended; the caller sets ``left`` for each step.
+
+        Raises:
+          RunawayWorkflow: the step does not come to an end.
+          BaseException: KeyboardInterrupt and SystemExit of user code.
+        """
+        ready = self.ready
+        ended = main.done
+        while ready:
+            handle = ready.popleft()
+            if handle.is_cancelled:
+                continue
+            try:
+                if handle.context is None:
+                    handle.callback(*handle.args)
+                else:
+                    handle.context.run(handle.callback, *handle.args)
+            except Exception as e:
+                self.call_exception_handler({"message": f"Exception in callback {handle.callback!r}", "exception": e})
+            if ended():
+                return
+            self.left -= 1
+            if self.left <= 0:
+                raise RunawayWorkflow(
+                    f"one step of the workflow ran {self.max_handles:,} callbacks without waiting for anything "
+                    "durable: look for a loop around `await asyncio.sleep(0)`; wait with `durable.wait_condition`, "
+                    "a signal or a sleep of some length instead."
+                )
+
+    def next_hash(self) -> int:
+        if self.evicting:
+            raise Evicted
+        self._number += 1
+        return self._salt + self._number
+
+    def pending_tasks(self) -> list[Task[Any]]:
+        """Return the tasks that have not ended, oldest first."""
+        return [task for task in self._tasks.values() if not task.done()]
+
+    def drop(self) -> None:
+        """Forget everything that could run."""
+        self.ready.clear()
+        self._tasks.clear()
+        self._early.clear()
+
+    # --- what asyncio asks of a loop -------------------------------------------------------------------
+    def get_debug(self) -> bool:
+        return False
+
+    def set_debug(self, enabled: bool) -> None:
+        pass
+
+    def is_running(self) -> bool:
+        return _get_running_loop() is self
+
+    def is_closed(self) -> bool:
+        return self.evicting
+
+    def time(self) -> float:
+        """Return history's clock in seconds since the epoch."""
+        return self.now_ms / 1000
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> Handle:
+        if self.evicting:
+            return Handle(callback, args, context)
+        handle = Handle(callback, args, contextvars.copy_context() if context is None else context)
+        self.ready.append(handle)
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> Handle:
+        # Clocks of asyncio's users are floats: what is less than 10 microseconds over a millisecond is rounding noise.
+        ms = math.ceil(round(delay * 1000, 2))
+        if ms <= 0:
+            return self.call_soon(callback, *args, context=context)
+        if self.evicting:
+            raise Evicted
+        handle = TimerHandle(
+            self, (self.now_ms + ms) / 1000, callback, args, contextvars.copy_context() if context is None else context
+        )
+        handle.seq = self.host.start_timer(ms, handle)
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> Handle:
+        return self.call_later(when - self.now_ms / 1000, callback, *args, context=context)
+
+    def cancel_timer(self, seq: int) -> None:
+        if not self.evicting:
+            self.host.cancel_timer(seq)
+
+    def create_future(self) -> Any:
+        return Future[Any](self)
+
+    def create_task(
+        self, coro: Any, *, name: object = None, context: contextvars.Context | None = None, **options: Any
+    ) -> Any:
+        if self.evicting:
+            coro.close()
+            raise Evicted
+        if options.pop("eager_start", None):
+            coro.close()
+            raise _forbidden("an eagerly started task", "create the task without eager_start.")
+        caller = sys._getframe(1)
+        if caller.f_code in _ENSURE_FUTURE:
+            early = self._of_as_completed(coro, caller)
+            if early is not None:
+                return early
+        return self._create(coro, name, context)
+
+    def _create(self, coro: Coroutine[Any, Any, Any], name: object, context: contextvars.Context | None) -> Task[Any]:
+        hash = self.next_hash()
+        task: Task[Any] = Task(coro, hash, loop=self, name=name or f"Task-{self._number}", context=context)
+        # A strong reference until the task has ended: one that only the collector can reach would run its `finally`
+        # blocks at a time that no replay repeats.
+        self._tasks[hash] = task
+        if len(self._tasks) >= self._prune_at:
+            self._tasks = {number: task for number, task in self._tasks.items() if not task.done()}
+            self._prune_at = 2 * len(self._tasks) + 64
+        return task
+
+    def _of_as_completed(self, coro: Any, frame: FrameType | None) -> Task[Any] | None:
+        """Give bare coroutines that ``as_completed`` put into a set tasks in the order in which they were passed.
+
+        asyncio makes a set of the coroutines, ordered by their addresses, and then their tasks in that order.
+        """
+        early = self._early.pop(coro, None)
+        if early is not None:
+            return early
+        for _ in range(4):
+            frame = frame.f_back if frame is not None else None
+            if frame is None or frame.f_code in _AS_COMPLETED:
+                break
+        if frame is None or frame.f_code not in _AS_COMPLETED:
+            return None
+        given = frame.f_locals.get("fs", frame.f_locals.get("aws"))
+        if not isinstance(given, (list, tuple, dict, deque)):
+            coro.close()
+            raise _forbidden(
+                "as_completed() over a set or generator of coroutines, whose order no replay can repeat",
+                "pass a list.",
+            )
+        for each in given:
+            if each not in self._early and asyncio.iscoroutine(each) and not asyncio.isfuture(each):
+                self._early[each] = self._create(each, None, None)
+        return self._early.pop(coro, None)
+
+    async def shutdown_asyncgens(self) -> None:
+        pass
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        pass
+
+    def get_task_factory(self) -> None:
+        return None
+
+    def get_exception_handler(self) -> None:
+        return None
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        self.call_exception_handler(context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Log what asyncio has nobody to tell, once for each run and never on replay."""
+        if self.evicting or self._reported or self.host.is_replaying:
+            return
+        message = context.get("message") or "Unhandled exception in a workflow"
+        if message.startswith("Task was destroyed"):
+            return  # a parked run left memory: nothing was lost
+        self._reported = True
+        log.error("%s", message, exc_info=context.get("exception"))
+
+    # --- asynchronous generators -------------------------------------------------------------------------
+    def finalize_asyncgen(self, agen: AsyncGenerator[Any, Any]) -> None:
+        """Close an asynchronous generator that was left early, if it was left by the code of this very step.
+
+        One that the garbage collector found is dropped as it is: its cleanup would run at a time of chance.
+        """
+        if _get_running_loop() is self and not self.evicting and not is_collecting():
+            self.create_task(agen.aclose())
+
+
+class Scope:
+    """Makes a run's loop the running one of this thread for one step, whatever loop was running there before."""
+
+    __slots__ = ("_hooks", "_loop", "_outer", "_outer_task")
+
+    def __init__(self, loop: WorkflowLoop) -> None:
+        self._loop = loop
+
+    def __enter__(self) -> None:
+        self._outer = _get_running_loop()
+        if self._outer is not None and _swap_current_task is not None:
+            # From Python 3.14 on the current task belongs to the thread, not to the loop.
+            self._outer_task = _swap_current_task(self._outer, None)
+        self._hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._loop.finalize_asyncgen)
+        _set_running_loop(self._loop)
+
+    def __exit__(self, *exc: object) -> None:
+        _set_running_loop(self._outer)
+        sys.set_asyncgen_hooks(*self._hooks)
+        if self._outer is not None and _swap_current_task is not None:
+            _swap_current_task(self._outer, self._outer_task)
+
+
+def current_host() -> Any:
+    """Return the run that this thread is stepping, or None."""
+    loop = _get_running_loop()
+    return loop.host if type(loop) is WorkflowLoop else None
+
+
+_collecting: int | None = None
+
+
+def is_collecting() -> bool:
+    """Return whether this thread is in the middle of a garbage collection."""
+    return _collecting == get_ident()
+
+
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    global _collecting
+    _collecting = get_ident() if phase == "start" else None
+
+
+gc.callbacks.append(_note_collection)
+
+
+def _codes(*names: str) -> frozenset[Any]:
+    found = []
+    for name in names:
+        target: Any = asyncio_tasks
+        for part in name.split("."):
+            target = getattr(target, part, None)
+        code = getattr(target, "__code__", None)
+        if code is not None:
+            found.append(code)
+    return frozenset(found)
+
+
+_ENSURE_FUTURE = _codes("ensure_future", "_ensure_future")
+_AS_COMPLETED = _codes("as_completed", "_AsCompletedIterator.__init__")
+
+
+# --- what a workflow cannot do --------------------------------------------------------------------------
+def _forbidden(what: str, instead: str) -> ForbiddenInWorkflow:
+    return ForbiddenInWorkflow(f"{what} cannot be replayed, and is refused inside a workflow: {instead}")
+
+
+_REFUSED = {
+    "make it an activity and call it with `await activity.execute(...)`.": (
+        "run_in_executor set_default_executor create_connection create_server create_unix_connection "
+        "create_unix_server create_datagram_endpoint connect_accepted_socket sendfile start_tls connect_read_pipe "
+        "connect_write_pipe subprocess_shell subprocess_exec add_reader remove_reader add_writer remove_writer "
+        "sock_recv sock_recv_into sock_recvfrom sock_recvfrom_into sock_sendall sock_sendto sock_connect sock_accept "
+        "sock_sendfile getaddrinfo getnameinfo"
+    ),
+    "send the run a signal instead.": "call_soon_threadsafe add_signal_handler remove_signal_handler",
+    "the engine runs this loop: use `await`.": "run_forever run_until_complete stop close",
+    "leave the loop as it is.": "set_task_factory set_exception_handler",
+}
+
+
+def _refuse(name: str, instead: str) -> Callable[..., Any]:
+    def refuse(self: WorkflowLoop, *args: Any, **kwargs: Any) -> Any:
+        raise _forbidden(f"{name}()", instead)
+
+    refuse.__name__ = name
+    return refuse
+
+
+for _instead, _names in _REFUSED.items():
+    for _name in _names.split():
+        setattr(WorkflowLoop, _name, _refuse(_name, _instead))

@@ -1,0 +1,556 @@
+"""A run: history in, commands out.
+
+An ``Execution`` holds one run's event loop, its main task and the futures that wait for events.  It is pure: what comes
+out is a function of the events that went in, so that a run can be dropped from memory at any time and made again from
+its history, in another process, by feeding it the same events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import hashlib
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Protocol, cast
+
+from ..errors import Nondeterminism, NotEncodable, PayloadTooLarge
+from . import events, guard
+from .commands import (
+    CancelTimer,
+    CancelWorkflow,
+    Command,
+    CommandFuture,
+    CompleteWorkflow,
+    FailWorkflow,
+    StartChild,
+    StartTimer,
+)
+from .converter import decode_call, encode, failure_to_json, loads
+from .events import Event
+from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INPUT_TYPES = events.INPUT_TYPES
+
+#: From here on a run is advised to continue as new: replaying it costs more and more.
+SUGGESTED_LENGTH = 10_000
+SUGGESTED_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(slots=True, frozen=True)
+class Parent:
+    """The run that started this one as its child."""
+
+    workflow_id: str
+    run_id: str
+
+
+@dataclass(slots=True)
+class Info:
+    """What a run knows about itself.
+
+    Attributes:
+      attempt(int): which attempt of the workflow this run is, counted from 1.
+      started_at(datetime | None): UTC; the time of the first event where the caller gives none.
+      parent(Parent | None): the parent's ids.
+      memo(dict), search(dict), headers(dict): as given at the start.
+      history_length(int): events so far; ``history_bytes(int)``: bytes of their payloads.
+      continue_as_new_suggested(bool): the history has grown long.
+    """
+
+    workflow_id: str
+    run_id: str
+    name: str
+    queue_name: str = "default"
+    attempt: int = 1
+    started_at: datetime | None = None
+    parent: Parent | None = None
+    memo: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, Any] = field(default_factory=dict)
+    history_length: int = 0
+    history_bytes: int = 0
+    continue_as_new_suggested: bool = False
+
+
+class Step(NamedTuple):
+    """One step, ready to be stored: the input event and one event for each command, and the commands."""
+
+    events: list[Event]
+    commands: list[Command]
+
+
+class _Pending(Protocol):
+    def resolve(self, event: Event) -> None: ...
+
+
+class _Condition(NamedTuple):
+    holds: Callable[[], Any]
+    future: asyncio.Future[Any]
+    context: contextvars.Context
+
+
+class Execution:
+    """One run in memory.
+
+    It may be stepped by different threads, one after another, never by two at a time.  After an exception from
+    ``apply``, ``step`` or ``replay`` it is of no more use: evict it.
+
+    Parameters:
+      fn: the workflow's ``async def``.
+      info(Info): what the run knows about itself; ``info.run_id`` seeds what is random.
+      max_handles(int): how many callbacks one step may run.
+
+    Attributes:
+      closed(bool): the run has ended; how, its last command says.
+      last_event_id(int): number of the last event known here, inputs and commands alike.
+      is_replaying(bool): true while ``replay`` runs.
+    """
+
+    __slots__ = (
+        "_base",
+        "_cancel_requested",
+        "_conditions",
+        "_fn",
+        "_inboxes",
+        "_main",
+        "_out",
+        "_pending",
+        "_seq",
+        "_waiters",
+        "closed",
+        "evicted",
+        "history_bytes",
+        "is_replaying",
+        "last_event_id",
+        "loop",
+        "state",
+    )
+
+    def __init__(
+        self,
+        fn: Callable[..., Coroutine[Any, Any, Any]],
+        info: Info,
+        *,
+        max_handles: int = MAX_HANDLES,
+    ) -> None:
+        guard.install()
+        self._fn = fn
+        self._base = info
+        self._main: asyncio.Task[Any] | None = None
+        self._seq = 0
+        self._out: dict[int, Command] = {}
+        self._pending: dict[int, _Pending] = {}
+        self._inboxes: dict[str, deque[bytes | None]] = {}
+        self._waiters: dict[str, deque[asyncio.Future[Any]]] = {}
+        self._conditions: list[_Condition] = []
+        self._cancel_requested = False
+        self.closed = False
+        self.evicted = False
+        self.history_bytes = 0
+        self.is_replaying = False
+        self.last_event_id = 0
+        self.loop = WorkflowLoop(self, info.run_id, max_handles)  # type: ignore[abstract]
+        self.state: dict[str, Any] = {}
+        """What the primitives keep for the run, e.g. its random numbers."""
+
+    # --- events in, commands out -----------------------------------------------------------------------
+    def step(self, event: Event) -> Step:
+        """Apply one input event and number everything.
+
+        Parameters:
+          event(Event): its ``event_id`` is ignored: it gets the next one, and the commands' events those after it.
+
+        Returns:
+          Step: the events to store, in order, and the commands to carry out.
+
+        Raises:
+          as ``apply``.
+        """
+        event_id = self.last_event_id + 1
+        _, type, at, seq, name, payload, attributes = event
+        event = Event(event_id, type, at, seq, name, payload, attributes)
+        commands = self.apply(event)
+        stored = [event]
+        if commands:
+            now = self.loop.now_ms
+            for command in commands:
+                event_id += 1
+                stored.append(
+                    Event(
+                        event_id,
+                        command.event_type,
+                        now,
+                        command.seq,
+                        command.name,
+                        command.payload,
+                        command.attributes(),
+                    )
+                )
+        return Step(stored, commands)
+
+    def apply(self, event: Event) -> list[Command]:
+        """Apply one input event and run the code until it waits.
+
+        Returns:
+          The commands that came out, in order.  An event that nothing waits for any more gives none, and so does every
+          event after the closing one.
+
+        Raises:
+          ValueError: the event is no input.
+          RuntimeError: the execution was evicted.
+          RunawayWorkflow: the code does not come to an end.
+          BaseException: what is no Exception and escaped the code, e.g. KeyboardInterrupt.
+        """
+        handler = _HANDLERS.get(event.type)
+        if handler is None:
+            raise ValueError(f"{event.type} is no input event.")
+        if self.evicted:
+            raise RuntimeError("this execution was evicted: make a new one and replay its history.")
+        loop = self.loop
+        self.last_event_id = event.event_id
+        if event.at > loop.now_ms:
+            loop.now_ms = event.at
+        if event.payload is not None:
+            self.history_bytes += len(event.payload)
+        if self.closed:
+            return []
+        with Scope(loop):
+            loop.left = loop.max_handles
+            handler(self, event)
+            main = self._main
+            if main is not None:
+                if loop.ready:
+                    loop.drain(main)
+                if self._conditions:
+                    self._settle(main)
+                if main.done():
+                    self._close(main)
+        if not self._out:
+            return []
+        commands = list(self._out.values())
+        self._out.clear()
+        for command in commands:
+            if command.payload is not None:
+                self.history_bytes += len(command.payload)
+        self.last_event_id += len(commands)
+        return commands
+
+    def replay(self, history: Iterable[Event]) -> None:
+        """Apply a recorded history, comparing every command with what the history says.
+
+        Parameters:
+          history: complete steps, from where this execution stands; a fresh one starts with event 1.
+
+        Raises:
+          Nondeterminism: the code asks for less, for more, for something else or in another order.
+          as ``apply``.
+        """
+        self.is_replaying = True
+        commands: list[Command] = []
+        compared = 0
+        try:
+            for event in history:
+                if event.type in _INPUT_TYPES:
+                    if compared < len(commands):
+                        raise Nondeterminism(event.event_id, "no more commands", _describe(commands[compared]))
+                    commands = self.apply(event)
+                    compared = 0
+                else:
+                    if compared >= len(commands):
+                        raise Nondeterminism(event.event_id, events.describe(event.type, event.name), "nothing")
+                    _compare(event, commands[compared])
+                    compared += 1
+                    self.last_event_id = event.event_id
+            if compared < len(commands):
+                missing = self.last_event_id + 1 if compared else self.last_event_id - len(commands) + 1
+                raise Nondeterminism(missing, "no more commands", _describe(commands[compared]))
+        finally:
+            self.is_replaying = False
+
+    def evict(self) -> None:
+        """Drop the run from memory.  Code that runs because of it (``finally`` blocks) can do nothing any more."""
+        if self.evicted:
+            return
+        self.evicted = True
+        with Scope(self.loop):
+            self._tear_down()
+
+    @property
+    def info(self) -> Info:
+        """A copy of what the run knows about itself, as of now."""
+        base = self._base
+        return dataclasses.replace(
+            base,
+            memo=dict(base.memo),
+            search=dict(base.search),
+            headers=dict(base.headers),
+            history_length=self.last_event_id,
+            history_bytes=self.history_bytes,
+            continue_as_new_suggested=(self.last_event_id >= SUGGESTED_LENGTH or self.history_bytes >= SUGGESTED_BYTES),
+        )
+
+    @property
+    def now(self) -> datetime:
+        """History's clock, in UTC."""
+        return _EPOCH + timedelta(milliseconds=self.loop.now_ms)
+
+    @property
+    def workflow_id(self) -> str:
+        return self._base.workflow_id
+
+    @property
+    def run_id(self) -> str:
+        return self._base.run_id
+
+    # --- what the primitives and definitions ask for ---------------------------------------------------
+    def issue(self, command: Command) -> int:
+        """Number a command and take it; its future, once made, is given to ``expect``.
+
+        Raises:
+          Evicted: the run is being dropped from memory.
+        """
+        if self.loop.evicting:
+            raise Evicted
+        self._seq = seq = self._seq + 1
+        command.seq = seq
+        self._out[seq] = command
+        return seq
+
+    def expect(self, seq: int, pending: _Pending) -> None:
+        """Have the event that answers command ``seq`` given to ``pending``."""
+        self._pending[seq] = pending
+
+    def expects(self, seq: int) -> bool:
+        """Whether the outcome of command ``seq`` is still waited for."""
+        return seq in self._pending
+
+    def child_ids(self, seq: int) -> tuple[str, str]:
+        """Return the default workflow id and the run id of the child that command ``seq`` starts."""
+        workflow_id = f"{self._base.workflow_id}.{seq}"
+        if len(workflow_id) > 200:  # deep families: keep to the cap on ids, and unique
+            tail = hashlib.blake2b(workflow_id.encode(), digest_size=8).hexdigest()
+            workflow_id = f"{workflow_id[:183]}~{tail}"
+        return workflow_id, str(uuid.UUID(bytes=events.command_id(self._base.run_id, seq)))
+
+    def start_timer(self, ms: int, entry: _Pending) -> int:
+        seq = self.issue(StartTimer(ms=ms))
+        self._pending[seq] = entry
+        return seq
+
+    def cancel_timer(self, seq: int) -> None:
+        if self._pending.pop(seq, None) is not None and self._out.pop(seq, None) is None:
+            self._out[~seq] = CancelTimer(seq)
+
+    def withdraw(self, future: CommandFuture[Any]) -> bool:
+        """Cancel a future's command by its policy.
+
+        Returns:
+          bool: whether its outcome is still to come.
+        """
+        seq = cast(int, future.command.seq)
+        if future.policy == "abandon":
+            self._pending.pop(seq, None)
+            return False
+        if self._out.pop(seq, None) is not None:  # asked for in this very step: as if it had never been
+            self._pending.pop(seq, None)
+            return False
+        if seq not in self._pending:
+            return False
+        self._out[~seq] = future.cancel_command()
+        if future.policy == "wait":
+            return True
+        del self._pending[seq]
+        return False
+
+    def take_signal(self, name: str) -> tuple[bool, Any]:
+        """Return (True, value) of the oldest unread signal of that name, or (False, None)."""
+        inbox = self._inboxes.get(name)
+        if not inbox:
+            return False, None
+        payload = inbox.popleft()
+        return True, None if payload is None else loads(payload)
+
+    async def next_signal(self, name: str) -> Any:
+        """Wait for the next signal of that name: each is given to one waiter, oldest to oldest."""
+        future: asyncio.Future[bytes | None] = self.loop.create_future()
+        self._waiters.setdefault(name, deque()).append(future)
+        try:
+            payload = await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                # Given to a waiter that was cancelled in the same step: the signal is not lost, the next one gets it.
+                self._put_signal(name, future.result(), first=True)
+            raise
+        return None if payload is None else loads(payload)
+
+    def add_condition(self, holds: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Return a future that is resolved once ``holds()`` is true; it is looked at whenever nothing else can run."""
+        future: asyncio.Future[Any] = self.loop.create_future()
+        self._conditions.append(_Condition(holds, future, contextvars.copy_context()))
+        return future
+
+    # --- inside ------------------------------------------------------------------------------------------
+    def _put_signal(self, name: str, payload: bytes | None, first: bool = False) -> None:
+        waiters = self._waiters.get(name)
+        while waiters:
+            waiter = waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(payload)
+                return
+        inbox = self._inboxes.setdefault(name, deque())
+        if first:
+            inbox.appendleft(payload)
+        else:
+            inbox.append(payload)
+
+    def _on_start(self, event: Event) -> None:
+        if self._main is not None:
+            raise ValueError("the run has started already.")
+        if self._base.started_at is None:
+            self._base.started_at = self.now
+        if self._base.name == "" and event.name:
+            self._base.name = event.name
+        try:
+            args, kwargs = decode_call(event.payload, self._fn) if event.payload is not None else ([], {})
+            main = self._fn(*args, **kwargs)
+        except Exception as e:
+            self._finish(FailWorkflow(failure=failure_to_json(e)))
+            return
+        self._main = self.loop._create(main, "main", contextvars.Context())
+
+    def _on_answer(self, event: Event) -> None:
+        pending = self._pending.pop(cast(int, event.seq), None)
+        if pending is not None:
+            pending.resolve(event)
+
+    def _on_signal(self, event: Event) -> None:
+        self._put_signal(event.name or "", event.payload)
+
+    def _on_cancel(self, event: Event) -> None:
+        self._cancel_requested = True
+        if self._main is not None:
+            self._main.cancel()
+
+    def _settle(self, main: asyncio.Task[Any]) -> None:
+        """Resolve conditions that hold, oldest first, and run what that wakes, until none holds."""
+        loop = self.loop
+        while not main.done():
+            waiting = []
+            for condition in self._conditions:
+                holds, future, context = condition
+                if future.done():
+                    continue
+                try:
+                    if context.run(holds):
+                        future.set_result(None)
+                        continue
+                except Exception as e:
+                    future.set_exception(e)
+                    continue
+                waiting.append(condition)
+            self._conditions = waiting
+            if not loop.ready:
+                return
+            loop.drain(main)
+
+    def _close(self, main: asyncio.Task[Any]) -> None:
+        closing: Command
+        if main.cancelled():
+            if self._cancel_requested:
+                closing = CancelWorkflow()
+            else:
+                error = asyncio.CancelledError("the workflow's code raised CancelledError, and nobody had cancelled it")
+                closing = FailWorkflow(failure=failure_to_json(error))
+        else:
+            exc = main.exception()
+            if exc is None:
+                try:
+                    payload = encode(main.result(), f"the result of {self._base.name!r}")
+                    closing = CompleteWorkflow(payload=payload)
+                except (NotEncodable, PayloadTooLarge) as e:
+                    closing = FailWorkflow(failure=failure_to_json(e))
+            elif isinstance(exc, Exception):
+                closing = FailWorkflow(failure=failure_to_json(exc))
+            else:
+                raise exc
+        self._finish(closing)
+
+    def _finish(self, closing: Command) -> None:
+        self._out[0] = closing
+        self.closed = True
+        self._tear_down()
+
+    def _tear_down(self) -> None:
+        loop = self.loop
+        loop.evicting = True
+        for task in reversed(loop.pending_tasks()):
+            _close_coroutine(task.get_coro())
+        loop.drop()
+        self._main = None
+        self._pending.clear()
+        self._waiters.clear()
+        self._inboxes.clear()
+        self._conditions.clear()
+        self.state.clear()
+
+
+_HANDLERS: dict[str, Callable[[Execution, Event], None]] = {
+    **dict.fromkeys(events.INPUT_TYPES, Execution._on_answer),
+    events.WORKFLOW_STARTED: Execution._on_start,
+    events.SIGNAL_RECEIVED: Execution._on_signal,
+    events.CANCEL_REQUESTED: Execution._on_cancel,
+}
+
+#: Coroutines that refuse to be closed (``except BaseException: pass`` around an endless loop) stay here: their
+#: destruction would only make noise.
+_unclosable: list[Any] = []
+
+
+def _close_coroutine(coro: Any) -> None:
+    for _ in range(100):
+        try:
+            coro.close()
+        except RuntimeError as e:
+            if "ignored GeneratorExit" in str(e):
+                continue  # it awaits again in a `finally` block: close that, too
+        except BaseException:  # its cleanup failed, and has no one to tell
+            pass
+        return
+    _unclosable.append(coro)
+
+
+def current() -> Execution | None:
+    """Return the run whose code is running on this thread, or None outside of workflows."""
+    return cast("Execution | None", current_host())
+
+
+def _describe(command: Command) -> str:
+    text = events.describe(command.event_type, command.name)
+    if isinstance(command, FailWorkflow):
+        text += f" ({command.failure.get('type')}: {command.failure.get('message')})"
+    return text
+
+
+def _compare(event: Event, command: Command) -> None:
+    facts = event.attributes or {}
+    if event.type != command.event_type or event.name != command.name:
+        raise Nondeterminism(event.event_id, events.describe(event.type, event.name), _describe(command))
+    text = _describe(command)
+    if event.seq != command.seq:
+        raise Nondeterminism(event.event_id, f"{text} as command {event.seq}", f"{text} as command {command.seq}")
+    if command.hash is not None and facts.get("hash") != command.hash:
+        raise Nondeterminism(
+            event.event_id, f"{text} with arguments {facts.get('hash')}", f"{text} with arguments {command.hash}"
+        )
+    if isinstance(command, StartChild) and facts.get("workflow_id", command.workflow_id) != command.workflow_id:
+        raise Nondeterminism(
+            event.event_id,
+            f"{text} with the id {facts['workflow_id']!r}",
+            f"{text} with the id {command.workflow_id!r}",
+        )

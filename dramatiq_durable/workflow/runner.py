@@ -1,0 +1,471 @@
+"""What a worker does with what Dramatiq has processed: plain messages, activities, and the tasks of runs.
+
+A step of a run is made in memory, on the thread that brought the news, and queued for the group commit together with
+the end of the delivery that led to it: the outcome of an activity, the run's next step and the hand-out of its next
+activity are one call in one transaction.  If the run went on elsewhere meanwhile, the step is refused, the run is
+dropped from memory, and only the news is recorded: a task follows, and somebody loads the run anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from dramatiq import Message
+
+from ..database import is_connection_lost
+from ..delivery import TASK_KINDS, Delivery, current_delivery
+from ..errors import DatabaseUnavailable, DurableError, LeaseLost, Nondeterminism, NotEncodable, PayloadTooLarge
+from ..procedures import (
+    Ack,
+    Advance,
+    Bury,
+    Child,
+    CompleteActivity,
+    FailTask,
+    Operation,
+    Release,
+    Reschedule,
+    Send,
+    StartRun,
+)
+from . import events
+from .cache import CachedRun, RunCache
+from .commands import (
+    CancelActivity,
+    CancelChild,
+    CancelTimer,
+    CancelWorkflow,
+    Command,
+    CompleteWorkflow,
+    FailWorkflow,
+    ScheduleActivity,
+    StartChild,
+    StartTimer,
+)
+from .converter import encode, encode_call, failure_to_json
+from .events import Event
+from .replay import Execution, Info, Parent
+
+if TYPE_CHECKING:
+    from ..broker import DurableBroker
+    from .definition import Workflow
+
+logger = logging.getLogger(__name__)
+
+_CLOSING = {CompleteWorkflow: "completed", FailWorkflow: "failed", CancelWorkflow: "cancelled"}
+
+#: The backoff of workflow tasks that failed, in milliseconds.
+TASK_BACKOFF = (200, 60_000)
+
+#: How soon a step that met another one comes again, in milliseconds.
+REFUSED_BACKOFF = (5, 2_000)
+
+
+class Runner:
+    """Settles deliveries and advances runs, for one broker."""
+
+    def __init__(self, broker: DurableBroker) -> None:
+        self.broker = broker
+        self.cache = RunCache()
+
+    # --- deliveries -------------------------------------------------------------------------------------
+
+    def settle(self, delivery: Delivery, *, failed: bool) -> None:
+        """Answer for a delivery that Dramatiq has processed.
+
+        Returns once the outcome is queued for the commit; the outcome of a ``transaction()`` is committed at once.
+        """
+        if delivery.settled:
+            return
+        delivery.settled = True
+        if delivery.kind in TASK_KINDS:
+            # Its actor settles a task by itself: this one never ran, some middleware was in the way.
+            self.commit_outcome(delivery, Reschedule(delivery.key, delivery.lease, _backoff(delivery, TASK_BACKOFF)))
+            return
+        outcome = self._outcome(delivery, failed)
+        if delivery.transaction is not None:
+            self._commit_transaction(delivery, outcome)
+        elif delivery.kind == "a" and isinstance(outcome, CompleteActivity) and not delivery.followers:
+            self._advance_activity(delivery, outcome)
+        else:
+            self.commit_outcome(delivery, outcome)
+
+    def _outcome(self, delivery: Delivery, failed: bool) -> Operation:
+        """What the end of an actor means for its message."""
+        key, lease = delivery.key, delivery.lease
+        if delivery.broken is not None:
+            return Reschedule(key, lease, 30_000, None, f"its hooks failed: {delivery.broken}")
+        if delivery.retry is not None and not failed:
+            from ..broker import encode as encode_message
+
+            try:
+                payload = encode_message(delivery)
+            except (NotEncodable, PayloadTooLarge):
+                # The retry counts in the message's options could not be stored: keep the payload as it came.
+                payload = None
+            return Reschedule(key, lease, delivery.retry, payload, _text(delivery.exception))
+        if delivery.kind == "a":
+            return self._activity_outcome(delivery, failed)
+        if failed:
+            from ..broker import encode as encode_message
+
+            return Bury(key, lease, encode_message(delivery), _text(delivery.exception or delivery._exception))
+        return Ack(key, lease)
+
+    def _activity_outcome(self, delivery: Delivery, failed: bool) -> CompleteActivity:
+        exception = delivery.exception or delivery._exception
+        if exception is None and not failed:
+            try:
+                payload = encode(delivery.result, f"the result of {delivery.actor_name!r}")
+                return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_COMPLETED, payload, None)
+            except (NotEncodable, PayloadTooLarge) as e:
+                exception = e
+        failure = failure_to_json(exception or DurableError("it was rejected"), retryable=not failed)
+        failure["attempt"] = delivery.attempt
+        return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+
+    def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
+        """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
+        operations = [*delivery.followers, outcome]
+        outcome.then = outcome.then or self._noticed(delivery)
+        claimer = self.broker.claimer
+        if claimer is None:
+            self.broker.commit.submit_many(operations)
+            return
+        for operation in operations:
+            claimer.post(operation)
+        claimer.finished(delivery)
+
+    def _noticed(self, delivery: Delivery) -> Callable[[Any], None]:
+        def then(operation: Operation) -> None:
+            if operation.error is not None and not isinstance(operation.error, LeaseLost):
+                logger.error("%s was not settled: %s", delivery, operation.error)
+            elif not operation.retried and (operation.error is not None or operation.answer is False):
+                logger.warning(
+                    "the lease on %s was given to another worker: what was done here is not recorded", delivery
+                )
+
+        return then
+
+    def _commit_transaction(self, delivery: Delivery, outcome: Operation) -> None:
+        """Effect, result and ack in one commit, on the actor's own connection."""
+        transaction, delivery.transaction = delivery.transaction, None
+        claimer = self.broker.claimer
+        try:
+            recorded = transaction.commit([*delivery.followers, outcome])
+        except Exception as e:
+            logger.error("the transaction of %s was not committed, it will be run again: %s", delivery, e)
+            delivery.followers.clear()
+            self.commit_outcome(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, _text(e)))
+            return
+        if not recorded:
+            logger.warning("the lease on %s was given to another worker: its transaction is rolled back", delivery)
+        if claimer is not None:
+            claimer.finished(delivery)
+
+    # --- steps of runs ----------------------------------------------------------------------------------
+
+    def _advance_activity(self, delivery: Delivery, outcome: CompleteActivity) -> None:
+        """An activity ended: if its run is in memory here, take the next step with it."""
+        assert delivery.run_id is not None
+        run = self.cache.peek(delivery.run_id)
+        if run is None or delivery.exception is not None:
+            self.commit_outcome(delivery, outcome)
+            return
+        with run.lock:
+            execution = run.execution
+            if execution is None or execution.closed:
+                self.commit_outcome(delivery, outcome)
+                return
+            event = Event(0, outcome.type, _now_ms(), delivery.seq, delivery.actor_name, outcome.payload, outcome.attributes)
+            try:
+                advance = self._step(delivery, execution, [event])
+            except Exception:
+                logger.exception("the run %s could not take a step; it is loaded again", delivery.run_id)
+                run.drop()
+                self.commit_outcome(delivery, outcome)
+                return
+            advance.then = lambda a: self._advanced(delivery, run, a, outcome)
+            self.commit_outcome(delivery, advance)
+
+    def entry(self, workflow: Workflow[Any, Any]) -> Callable[..., None]:
+        """The function of the actor that carries a workflow's tasks.
+
+        A plain message to it, as a pipeline or a callback sends one, starts a run.
+        """
+
+        def run_task(*args: Any, **kwargs: Any) -> None:
+            delivery = current_delivery.get()
+            if delivery is None or delivery.kind not in TASK_KINDS:
+                self._start_from_message(workflow, delivery, args, kwargs)
+            elif not delivery.settled:
+                delivery.settled = True
+                self._run_task(workflow, delivery)
+
+        run_task.__name__ = run_task.__qualname__ = workflow.name
+        return run_task
+
+    def _start_from_message(
+        self, workflow: Workflow[Any, Any], delivery: Delivery | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if delivery is None:
+            raise DurableError(f"{workflow.name!r} is a workflow: start it with {workflow.name}.start(...)")
+        run_id = uuid.uuid5(uuid.NAMESPACE_OID, delivery.message_id)
+        payload = encode_call(args, kwargs, workflow.fn, workflow.name)
+        self.broker.commit.submit(
+            StartRun(
+                run_id.bytes, delivery.message_id[:200], self.broker.stream_id(workflow.queue_name), workflow.name, payload
+            )
+        )
+
+    def _run_task(self, workflow: Workflow[Any, Any], delivery: Delivery) -> None:
+        assert delivery.run_id is not None
+        run = self.cache.get(delivery.run_id)
+        with run.lock:
+            try:
+                outcome = self._take_task(workflow, delivery, run)
+            except DatabaseUnavailable as e:
+                logger.warning("the task of run %s waits for the database: %s", delivery.run_id, e)
+                outcome = Release(delivery.key, delivery.lease)
+            except Exception as e:
+                run.drop()
+                outcome = self._failed_task(delivery, e)
+            self.commit_outcome(delivery, outcome)
+
+    def _failed_task(self, delivery: Delivery, error: Exception) -> Operation:
+        """The run stays open; the task comes again, and meanwhile shows why it failed."""
+        if isinstance(error, Nondeterminism):
+            logger.error("run %s is nondeterministic: %s", delivery.run_id, error)
+        else:
+            logger.error("the task of run %s failed and is tried again", delivery.run_id, exc_info=error)
+        failure = f"{type(error).__name__}: {error}".replace("\0", "\N{SYMBOL FOR NULL}")
+        return FailTask(delivery.key, delivery.lease, failure[:4000], _backoff(delivery, TASK_BACKOFF))
+
+    def _take_task(self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun) -> Operation:
+        """Bring the run up to date and give it what is new; answers the operation that ends the delivery."""
+        news: list[Event] = []
+        inbox: list[int] = []
+        execution = run.execution
+        if execution is None or delivery.kind != "w":
+            loaded = self._load(workflow, delivery, run)
+            if loaded is None:
+                self.cache.forget(str(delivery.run_id))
+                return Ack(delivery.key, delivery.lease)
+            execution, waiting = loaded
+            # A run must not close over signals that its code has not seen: they come before what may end it.
+            # What an earlier step took, whose commit may be under way, is not taken again.
+            waiting = [item for item in waiting if item[0] not in run.taken]
+            waiting.sort(key=_precedence)
+            news = [event for _, event in waiting]
+            inbox = [inbox_id for inbox_id, _ in waiting if inbox_id]
+            run.taken.update(inbox)
+        if delivery.kind == "w":
+            assert delivery.seq is not None
+            if execution.expects(delivery.seq):
+                news.insert(0, Event(0, events.TIMER_FIRED, _now_ms(), delivery.seq))
+        if not news or execution.closed:
+            return Ack(delivery.key, delivery.lease)
+        advance = self._step(delivery, execution, news)
+        advance.inbox = inbox
+        advance.then = lambda a: self._advanced(delivery, run, a, None)
+        return advance
+
+    def _load(
+        self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun
+    ) -> tuple[Execution, list[tuple[int, Event]]] | None:
+        """The run's execution, brought up to date, and what is in its inbox; None when there is nothing to do."""
+        token = self.broker.commit.context.worker
+        if token is None:
+            raise LeaseLost("this worker is not registered")
+        known = run.execution.last_event_id if run.execution is not None else 0
+        procedures = self.broker.procedures
+        with self.broker.database.connection() as conn:
+            try:
+                row = procedures.run_of_lease(conn, token, delivery.key, delivery.lease)
+                if row is None or row[4] != "running":
+                    run.drop()
+                    return None
+                history, inbox = procedures.history_of_lease(conn, token, delivery.key, delivery.lease, known)
+                if run.execution is not None and history:
+                    # Another worker took it further.  What is in memory may be ahead of its own unfinished commit.
+                    run.drop()
+                    history, inbox = procedures.history_of_lease(conn, token, delivery.key, delivery.lease, 0)
+            except psycopg.Error as e:
+                if is_connection_lost(e, conn):
+                    raise DatabaseUnavailable(str(e).strip()) from e
+                raise
+        if run.execution is None:
+            execution = Execution(workflow.fn, _info(row))
+            run.execution = execution
+            if len(history) == 1:
+                # A new run: its first event was stored by whoever started it, its first step is made now.
+                inbox.insert(0, (0, history[0]))
+            else:
+                execution.replay(history)
+        return run.execution, inbox
+
+    def _step(self, delivery: Delivery, execution: Execution, news: list[Event]) -> Advance:
+        """Apply events one by one, and gather what came out as one operation."""
+        expected = execution.last_event_id
+        advance = Advance(delivery.key, delivery.lease, uuid.UUID(str(delivery.run_id)).bytes, expected)
+        for event in news:
+            if event.event_id == 1:
+                # Stored already: only its commands are new.
+                commands = execution.step(event)
+                advance.expected = 1
+                advance.events += commands.events[1:]
+            else:
+                commands = execution.step(event)
+                advance.events += commands.events
+            for command in commands.commands:
+                self._carry_out(command, advance, execution)
+            if execution.closed:
+                break
+        advance.last = execution.last_event_id
+        return advance
+
+    def _carry_out(self, command: Command, advance: Advance, execution: Execution) -> None:
+        """What a command means for the database."""
+        if isinstance(command, ScheduleActivity):
+            advance.sends.append(self._send_activity(command, execution))
+        elif isinstance(command, StartTimer):
+            assert command.seq is not None
+            info = execution.info
+            stream_id = self.broker.stream_id(info.queue_name)
+            advance.sends.append(Send("w", stream_id, command.seq, info.name, 0, command.ms, b""))
+        elif isinstance(command, (CancelTimer, CancelActivity)):
+            assert command.seq is not None
+            advance.drops.append(command.seq)
+        elif isinstance(command, StartChild):
+            assert command.seq is not None and command.name is not None and command.payload is not None
+            options = dict(command.options)
+            options["delay"] = options.pop("delay_ms", 0)
+            stream_id = self.broker.stream_id(command.queue_name)
+            advance.children.append(
+                Child(command.seq, stream_id, command.name, command.workflow_id, command.payload, options)
+            )
+        elif isinstance(command, CancelChild):
+            assert command.seq is not None
+            advance.cancels.append(command.seq)
+        else:
+            advance.close = _CLOSING[type(command)]
+
+    def _send_activity(self, command: ScheduleActivity, execution: Execution) -> Send:
+        from ..broker import encode as encode_message
+
+        assert command.seq is not None and command.name is not None
+        stream_id = self.broker.stream_id(command.queue_name)
+        message: Message[Any] = Message(
+            command.queue_name,
+            command.name,
+            command.args,
+            command.kwargs,
+            dict(command.options),
+            str(uuid.UUID(bytes=events.command_id(execution.run_id, command.seq))),
+            _now_ms(),
+        )
+        priority = command.priority
+        if priority is None:
+            actor = self.broker.actors.get(command.name)
+            priority = actor.priority if actor is not None else 0
+        claimer = self.broker.claimer
+        eager = not command.delay_ms and claimer is not None and claimer.reserve(stream_id)
+        return Send(
+            "a", stream_id, command.seq, command.name, priority, command.delay_ms, encode_message(message), eager
+        )
+
+    def _advanced(self, delivery: Delivery, run: CachedRun, advance: Advance, outcome: CompleteActivity | None) -> None:
+        """A step was committed, or refused."""
+        claimer = self.broker.claimer
+        reserved = sum(s.eager for s in advance.sends)
+        if claimer is not None and reserved:
+            claimer.unreserve(reserved)
+        if advance.answer == "ok" and advance.error is None:
+            self._hand_out(delivery, advance)
+            if advance.close is not None:
+                self.cache.forget(str(delivery.run_id))
+                with run.lock:
+                    run.drop()
+            elif claimer is not None and len(advance.eager) < len(advance.sends):
+                claimer.wake()
+            return
+        if advance.error is not None:
+            logger.error("a step of run %s failed: %s", delivery.run_id, advance.error)
+        with run.lock:
+            run.drop()
+        if advance.answer == "stale" and advance.error is None:
+            if not advance.retried:
+                logger.warning("the lease on %s was given to another worker: its step is not recorded", delivery)
+            return
+        follow_up: Operation
+        if isinstance(advance.error, LeaseLost):
+            return
+        if advance.error is not None and outcome is None:
+            follow_up = self._failed_task(delivery, DurableError(str(advance.error)))
+        elif outcome is not None:
+            # The news itself is recorded; a task follows, and the run is loaded.
+            follow_up = outcome
+        else:
+            follow_up = Reschedule(delivery.key, delivery.lease, _backoff(delivery, REFUSED_BACKOFF))
+        follow_up.then = self._noticed(delivery)
+        self.broker.commit.post(follow_up)
+
+    def _hand_out(self, delivery: Delivery, advance: Advance) -> None:
+        """Deliver the activities that were leased to this worker as they were stored."""
+        claimer = self.broker.claimer
+        if claimer is None:
+            return
+        for send in advance.sends:
+            lease = advance.eager.get(send.seq)
+            if lease is None:
+                continue
+            key = events.command_id(str(delivery.run_id), send.seq)
+            row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload, None)
+            handed = self.broker.deliver(row)
+            if handed is not None:
+                claimer.take(handed)
+
+
+def _info(row: tuple[Any, ...]) -> Info:
+    from ..procedures import from_json
+
+    run_id, workflow_id, name, queue_name, _, started_at, _, parent_run_id, parent_workflow_id, memo = row
+    parent = None
+    if parent_run_id is not None:
+        parent = Parent(parent_workflow_id or "", str(uuid.UUID(bytes=parent_run_id)))
+    return Info(
+        workflow_id=workflow_id,
+        run_id=str(uuid.UUID(bytes=run_id)),
+        name=name,
+        queue_name=queue_name,
+        started_at=datetime.fromtimestamp(started_at / 1000, UTC),
+        parent=parent,
+        memo=from_json(memo) or {},
+    )
+
+
+def _precedence(item: tuple[int, Event]) -> int:
+    """The start before all; signals before whatever may end the run."""
+    return {events.WORKFLOW_STARTED: 0, events.SIGNAL_RECEIVED: 1}.get(item[1].type, 2)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _text(exception: BaseException | None) -> str | None:
+    """A failure as one line of text that Postgres can store."""
+    if exception is None:
+        return None
+    return f"{type(exception).__name__}: {exception}".replace("\0", "\N{SYMBOL FOR NULL}")[:4000]
+
+
+def _backoff(delivery: Delivery, bounds: tuple[int, int]) -> int:
+    least, most = bounds
+    return int(min(most, least * 2 ** min(delivery.attempt - 1, 20)))

@@ -1,0 +1,26 @@
+-- Who may execute what.  Applied after the procedures; repeatable.
+--
+-- Nobody but {owner} has any right by default.  {worker} is a role that cannot log in; a scoped worker's login is its
+-- member and so may call these procedures, each of which looks up what that login was granted.
+REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA {schema} FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
+REVOKE ALL ON SCHEMA {schema} FROM PUBLIC;
+
+ALTER DEFAULT PRIVILEGES FOR ROLE {owner} REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA {schema} TO {worker}, {admin};
+GRANT EXECUTE ON FUNCTION
+    {schema}.schema_version, {schema}.open_streams, {schema}.enqueue, {schema}.batch_outcome,
+    {schema}.claim, {schema}.ack, {schema}.reschedule, {schema}.release, {schema}.bury, {schema}.mark_started,
+    {schema}.register_worker, {schema}.consume_streams, {schema}.unregister_worker, {schema}.heartbeat, {schema}.resync, {schema}.reclaim,
+    {schema}.start_runs, {schema}.post, {schema}.terminate_run, {schema}.get_run, {schema}.get_history, {schema}.await_run,
+    {schema}.run_of_lease, {schema}.history_of_lease, {schema}.complete_activities, {schema}.fail_task, {schema}.advance
+TO {worker};
+
+-- {admin} cannot log in either; an administrator's login is a member of both.
+GRANT EXECUTE ON FUNCTION
+    {schema}.grant_login, {schema}.stream_counts, {schema}.stream_size, {schema}.purge_streams, {schema}.list_workers,
+    {schema}.list_runs, {schema}.list_dead_letters
+TO {admin};
+GRANT {worker} TO {admin};

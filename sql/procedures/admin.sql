@@ -1,0 +1,131 @@
+-- For operators: administrators only.
+
+-- Internal: raises DD001 unless the caller is an administrator.
+CREATE FUNCTION {schema}.require_admin()
+RETURNS void
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF NOT (SELECT c.is_admin FROM {schema}.caller() c) THEN
+        RAISE EXCEPTION 'this needs an administrator of the namespace' USING ERRCODE = 'DD001';
+    END IF;
+END
+$$;
+
+-- Give a login (not a stream's worker only: any existing role) its grants.  A principal may have several logins.
+CREATE FUNCTION {schema}.grant_login(p_login text, p_principal text, p_admin boolean, p_consume text[], p_produce text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_principal int;
+BEGIN
+    PERFORM {schema}.require_admin();
+    INSERT INTO {schema}.principal AS p (name, is_admin) VALUES (p_principal, p_admin)
+    ON CONFLICT (name) DO UPDATE SET is_admin = excluded.is_admin RETURNING p.principal_id INTO v_principal;
+    INSERT INTO {schema}.login (login, principal_id) VALUES (p_login, v_principal)
+    ON CONFLICT (login) DO UPDATE SET principal_id = excluded.principal_id;
+    INSERT INTO {schema}.stream (name) SELECT DISTINCT n FROM unnest(p_consume || p_produce) n ORDER BY n ON CONFLICT DO NOTHING;
+    INSERT INTO {schema}.stream_grant AS g (principal_id, stream_id, consume, produce)
+    SELECT v_principal, s.stream_id, s.name = ANY (p_consume), s.name = ANY (p_produce)
+    FROM {schema}.stream s WHERE s.name = ANY (p_consume || p_produce)
+    ON CONFLICT (principal_id, stream_id) DO UPDATE SET consume = g.consume OR excluded.consume, produce = g.produce OR excluded.produce;
+END
+$$;
+
+-- Every stream with its counts: ready (due and not leased), leased, delayed, dead, and the age in seconds of the oldest ready one.
+CREATE FUNCTION {schema}.stream_counts()
+RETURNS TABLE (name text, paused boolean, ready bigint, leased bigint, delayed bigint, dead bigint, oldest double precision)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {schema}.require_admin();
+    RETURN QUERY
+        SELECT s.name, s.paused,
+               count(m.message_id) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()),
+               count(m.message_id) FILTER (WHERE m.lease_token IS NOT NULL),
+               count(m.message_id) FILTER (WHERE m.lease_token IS NULL AND m.due_at > clock_timestamp()),
+               (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = s.stream_id),
+               extract(epoch FROM clock_timestamp() - min(m.due_at) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()))::double precision
+        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id
+        GROUP BY s.stream_id ORDER BY s.name;
+END
+$$;
+
+-- How many messages a stream still has, delayed and leased ones included.  For Broker.join.
+CREATE FUNCTION {schema}.stream_size(p_stream int)
+RETURNS bigint
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {schema}.require_admin();
+    RETURN (SELECT count(*) FROM {schema}.message m WHERE m.stream_id = p_stream);
+END
+$$;
+
+-- Drop what is waiting on streams (not what is leased, and nothing of a run).  Answers how many messages.
+CREATE FUNCTION {schema}.purge_streams(p_streams int[])
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    PERFORM {schema}.require_admin();
+    DELETE FROM {schema}.message m WHERE m.stream_id = ANY (p_streams) AND m.kind = 'm' AND m.lease_token IS NULL;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END
+$$;
+
+-- Every worker that is registered, with what it holds and how long ago (seconds) it was last heard of.
+CREATE FUNCTION {schema}.list_workers()
+RETURNS TABLE (worker_id bigint, login text, host text, pid int, threads int, streams text[], started_at timestamptz, silent double precision, holds bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {schema}.require_admin();
+    RETURN QUERY
+        SELECT w.worker_id, w.login::text, w.host, w.pid, w.threads,
+               ARRAY(SELECT s.name FROM {schema}.stream s WHERE s.stream_id = ANY (w.stream_ids) ORDER BY 1),
+               w.started_at, extract(epoch FROM clock_timestamp() - w.beat_at)::double precision,
+               (SELECT count(*) FROM {schema}.message m WHERE m.message_id = ANY (w.held) AND m.worker_id = w.worker_id)
+        FROM {schema}.worker w ORDER BY w.worker_id;
+END
+$$;
+
+-- The latest runs, newest first; NULL filters match all.
+CREATE FUNCTION {schema}.list_runs(p_name text, p_status text, p_limit int)
+RETURNS TABLE (
+    run_id uuid, workflow_id text, name text, queue_name text, status text, started_at timestamptz, closed_at timestamptz,
+    last_event int, parent_run_id uuid, memo text, task_failure text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {schema}.require_admin();
+    RETURN QUERY
+        SELECT r.run_id, r.workflow_id, r.name, s.name, r.status, r.started_at, r.closed_at, r.last_event, r.parent_run_id,
+               r.memo::text, r.task_failure
+        FROM {schema}.run r JOIN {schema}.stream s ON s.stream_id = r.stream_id
+        WHERE (p_name IS NULL OR r.name = p_name) AND (p_status IS NULL OR r.status = p_status)
+        ORDER BY r.started_at DESC LIMIT least(p_limit, 10000);
+END
+$$;
+
+-- The latest dead letters, newest first; a NULL stream name matches all.
+CREATE FUNCTION {schema}.list_dead_letters(p_stream text, p_limit int)
+RETURNS TABLE (
+    dead_letter_id bigint, message_id uuid, stream text, actor text, reason text, failure text, attempt int, deaths smallint,
+    enqueued_at timestamptz, died_at timestamptz, payload bytea)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {schema}.require_admin();
+    RETURN QUERY
+        SELECT d.dead_letter_id, d.message_id, s.name, d.actor, d.reason, d.failure, d.attempt, d.deaths, d.enqueued_at,
+               d.died_at, d.payload
+        FROM {schema}.dead_letter d JOIN {schema}.stream s ON s.stream_id = d.stream_id
+        WHERE p_stream IS NULL OR s.name = p_stream
+        ORDER BY d.died_at DESC LIMIT least(p_limit, 10000);
+END
+$$;

@@ -1,0 +1,329 @@
+-- Runs, from outside: start, signal, cancel, terminate, look.
+--
+-- A run belongs to its stream: who may consume or produce there may start, signal and look at its runs.
+
+-- Internal: give each of these runs a task, so that a worker looks into its inbox.
+-- Always a new row: whether an earlier task is still unclaimed cannot be known without waiting for somebody.
+CREATE FUNCTION {schema}.add_tasks(p_runs uuid[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_streams int[];
+BEGIN
+    WITH added AS (
+        INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
+        SELECT gen_random_uuid(), r.stream_id, 0, v_now, v_now, 't', r.run_id, r.name, ''
+        FROM unnest(p_runs) t (run_id) JOIN {schema}.run r ON r.run_id = t.run_id
+        WHERE r.status = 'running'
+        RETURNING stream_id)
+    SELECT array_agg(DISTINCT a.stream_id) INTO v_streams FROM added a;
+    IF v_streams IS NOT NULL THEN
+        PERFORM {schema}.wake(v_streams);
+    END IF;
+END
+$$;
+
+-- Internal: a new run with its first event and its first task.  The run id is the first task's message id.
+-- Answers 'started', or, when a live run has the workflow id (or a closed one and p_reuse forbids it), 'exists' and its
+-- run id.  The same run id again is the same run: 'started'.
+-- p_conflict: fail, use_existing, terminate_existing; p_reuse: allow, allow_failed, reject.
+CREATE FUNCTION {schema}.create_run(
+    p_run uuid, p_workflow_id text, p_stream int, p_name text, p_input bytea, p_conflict text, p_reuse text, p_delay bigint,
+    p_memo text, p_parent uuid, p_parent_seq int, p_parent_close text,
+    OUT status text, OUT run_id uuid)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_now timestamptz := date_trunc('milliseconds', clock_timestamp());
+    v_live uuid;
+BEGIN
+    create_run.run_id := p_run;
+    IF p_reuse <> 'allow' THEN
+        SELECT r.run_id INTO v_live FROM {schema}.run r
+        WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status <> 'running' AND r.run_id <> p_run
+          AND (p_reuse = 'reject' OR r.status = 'completed')
+        ORDER BY r.started_at DESC LIMIT 1;
+        IF FOUND THEN
+            create_run.status := 'exists';
+            create_run.run_id := v_live;
+            RETURN;
+        END IF;
+    END IF;
+    FOR v_try IN 1 .. 3 LOOP
+        INSERT INTO {schema}.run (run_id, workflow_id, stream_id, name, started_at, last_event, parent_run_id, parent_seq, parent_close, memo)
+        VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'), p_memo::json)
+        ON CONFLICT DO NOTHING;
+        IF FOUND THEN
+            INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload)
+            VALUES (p_run, 1, 'WorkflowStarted', v_now, p_name, p_input);
+            INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
+            VALUES (p_run, p_stream, 0, v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond', v_now,
+                    's', p_run, p_name, '');
+            create_run.status := 'started';
+            RETURN;
+        END IF;
+        IF EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_run AND r.workflow_id = p_workflow_id AND r.stream_id = p_stream) THEN
+            create_run.status := 'started';
+            RETURN;
+        END IF;
+        SELECT r.run_id INTO v_live FROM {schema}.run r
+        WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status = 'running';
+        IF FOUND AND p_conflict = 'terminate_existing' THEN
+            PERFORM {schema}.end_run(v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id');
+        ELSIF FOUND THEN
+            create_run.status := 'exists';
+            create_run.run_id := v_live;
+            RETURN;
+        END IF;
+    END LOOP;
+    create_run.status := 'busy';
+END
+$$;
+
+-- Start runs.  Answers per position: started; exists (with the run that has the workflow id); denied; busy (try again).
+CREATE FUNCTION {schema}.start_runs(
+    p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_streams int[], p_names text[], p_inputs bytea[],
+    p_conflicts text[], p_reuses text[], p_delays bigint[], p_memos text[])
+RETURNS TABLE (status text, run_id uuid)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_caller record;
+    v_may int[];
+    v_new record;
+    i int;
+BEGIN
+    SELECT * INTO v_caller FROM {schema}.caller();
+    v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'e');
+    PERFORM {schema}.begin_batch(p_sender, p_batch);
+    FOR i IN 1 .. cardinality(p_runs) LOOP
+        IF p_streams[i] = ANY (v_may) THEN
+            SELECT * INTO v_new FROM {schema}.create_run(
+                p_runs[i], p_workflow_ids[i], p_streams[i], p_names[i], p_inputs[i], p_conflicts[i], p_reuses[i], p_delays[i],
+                p_memos[i], NULL, NULL, NULL);
+            status := v_new.status;
+            run_id := v_new.run_id;
+        ELSE
+            status := 'denied';
+            run_id := NULL;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    PERFORM {schema}.wake(v_may);
+END
+$$;
+
+-- Internal: the run that a caller means: by run id, else the live (or else the latest) one with this workflow id.
+-- NULL where there is none or the caller may not see it: foreign and missing look the same.
+CREATE FUNCTION {schema}.find_run(p_run uuid, p_workflow_id text)
+RETURNS {schema}.run
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_caller record;
+    v_run {schema}.run;
+BEGIN
+    SELECT * INTO v_caller FROM {schema}.caller();
+    IF p_run IS NOT NULL THEN
+        SELECT r.* INTO v_run FROM {schema}.run r WHERE r.run_id = p_run;
+        IF NOT v_caller.is_admin AND NOT EXISTS (
+            SELECT 1 FROM {schema}.stream_grant g
+            WHERE g.principal_id = v_caller.principal_id AND g.stream_id = v_run.stream_id AND (g.consume OR g.produce)) THEN
+            v_run := NULL;
+        END IF;
+    ELSE
+        SELECT r.* INTO v_run FROM {schema}.run r
+        WHERE r.workflow_id = p_workflow_id
+          AND (v_caller.is_admin OR EXISTS (
+              SELECT 1 FROM {schema}.stream_grant g
+              WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id AND (g.consume OR g.produce)))
+        ORDER BY (r.status = 'running') DESC, r.started_at DESC LIMIT 1;
+    END IF;
+    RETURN v_run;
+END
+$$;
+
+-- Put signals and cancels (p_types: SignalReceived, CancelRequested) into inboxes.
+-- Answers per position: ok; duplicate (this key came before); closed; missing.
+-- The key-share lock does not hinder the run's steps; only closing the run waits for none of it: it is undone instead.
+CREATE FUNCTION {schema}.post(
+    p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_types text[], p_names text[], p_payloads bytea[],
+    p_keys text[])
+RETURNS text[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_run {schema}.run;
+    v_status text;
+    v_told uuid[] := '{}';
+    v_answer text[] := '{}';
+    i int;
+BEGIN
+    PERFORM {schema}.caller();
+    PERFORM {schema}.begin_batch(p_sender, p_batch);
+    FOR i IN 1 .. cardinality(p_types) LOOP
+        v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i]);
+        v_status := NULL;
+        SELECT r.status INTO v_status FROM {schema}.run r WHERE r.run_id = v_run.run_id FOR KEY SHARE;
+        IF v_status IS NULL OR p_types[i] NOT IN ('SignalReceived', 'CancelRequested') THEN
+            v_answer := v_answer || 'missing'::text;
+            CONTINUE;
+        ELSIF v_status <> 'running' THEN
+            v_answer := v_answer || 'closed'::text;
+            CONTINUE;
+        END IF;
+        IF p_keys[i] IS NOT NULL THEN
+            INSERT INTO {schema}.signal_key (run_id, key) VALUES (v_run.run_id, p_keys[i]) ON CONFLICT DO NOTHING;
+            IF NOT FOUND THEN
+                v_answer := v_answer || 'duplicate'::text;
+                CONTINUE;
+            END IF;
+        END IF;
+        INSERT INTO {schema}.inbox (run_id, type, name, payload)
+        VALUES (v_run.run_id, p_types[i], p_names[i], p_payloads[i]);
+        v_told := v_told || v_run.run_id;
+        v_answer := v_answer || 'ok'::text;
+    END LOOP;
+    PERFORM {schema}.add_tasks(v_told);
+    RETURN v_answer;
+END
+$$;
+
+-- End a run from outside without a word to its code.  Answers ok, closed or missing.
+CREATE FUNCTION {schema}.terminate_run(p_sender uuid, p_batch bigint, p_run uuid, p_workflow_id text, p_reason text)
+RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_run {schema}.run;
+BEGIN
+    PERFORM {schema}.begin_batch(p_sender, p_batch);
+    v_run := {schema}.find_run(p_run, p_workflow_id);
+    IF v_run.run_id IS NULL THEN
+        RETURN 'missing';
+    END IF;
+    RETURN {schema}.end_run(v_run.run_id, 'terminated', 'WorkflowTerminated', p_reason);
+END
+$$;
+
+-- Internal: close a run with one event of the database's own.  Answers ok or closed.
+CREATE FUNCTION {schema}.end_run(p_run uuid, p_status text, p_event text, p_reason text)
+RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_run {schema}.run;
+BEGIN
+    SELECT * INTO v_run FROM {schema}.run r WHERE r.run_id = p_run AND r.status = 'running' FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'closed';
+    END IF;
+    UPDATE {schema}.run r
+    SET status = p_status, closed_at = clock_timestamp(), last_event = v_run.last_event + 1, task_failure = NULL
+    WHERE r.run_id = p_run;
+    INSERT INTO {schema}.event (run_id, event_id, type, at, attributes)
+    VALUES (p_run, v_run.last_event + 1, p_event, date_trunc('milliseconds', clock_timestamp()), json_build_object('reason', p_reason));
+    PERFORM {schema}.after_close(p_run);
+    RETURN 'ok';
+END
+$$;
+
+-- Internal: what follows from the end of a run.  Its last event is the closing one.
+-- Its queued work is dropped, its children are treated as their parent_close says, its parent gets the outcome, and
+-- whoever waits for it is notified.
+CREATE FUNCTION {schema}.after_close(p_run uuid)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_run {schema}.run;
+    v_child {schema}.run;
+    v_channel uuid;
+BEGIN
+    SELECT * INTO v_run FROM {schema}.run r WHERE r.run_id = p_run;
+    -- Leased messages are left to their workers, whose completions find the run closed.
+    DELETE FROM {schema}.message m
+    USING {schema}.event e
+    WHERE e.run_id = p_run AND e.type IN ('ActivityScheduled', 'TimerStarted')
+      AND m.message_id = md5(p_run::text || ':' || e.seq)::uuid AND m.run_id = p_run AND m.lease_token IS NULL;
+    DELETE FROM {schema}.message m WHERE m.message_id = p_run AND m.run_id = p_run AND m.lease_token IS NULL;
+    FOR v_child IN
+        SELECT r.* FROM {schema}.event e JOIN {schema}.run r ON r.run_id = md5(p_run::text || ':' || e.seq)::uuid
+        WHERE e.run_id = p_run AND e.type = 'ChildStarted' AND r.parent_run_id = p_run AND r.status = 'running'
+    LOOP
+        IF v_child.parent_close = 'terminate' THEN
+            PERFORM {schema}.end_run(v_child.run_id, 'terminated', 'WorkflowTerminated', 'its parent closed');
+        ELSIF v_child.parent_close = 'cancel' THEN
+            INSERT INTO {schema}.inbox (run_id, type) VALUES (v_child.run_id, 'CancelRequested');
+            PERFORM {schema}.add_tasks(ARRAY[v_child.run_id]);
+        END IF;
+    END LOOP;
+    IF v_run.parent_run_id IS NOT NULL THEN
+        INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
+        SELECT v_run.parent_run_id,
+               CASE v_run.status WHEN 'completed' THEN 'ChildCompleted' WHEN 'failed' THEN 'ChildFailed'
+                    WHEN 'cancelled' THEN 'ChildCancelled' WHEN 'timed_out' THEN 'ChildTimedOut' ELSE 'ChildTerminated' END,
+               v_run.parent_seq, v_run.name, e.payload, e.attributes
+        FROM {schema}.event e WHERE e.run_id = p_run AND e.event_id = v_run.last_event;
+        PERFORM {schema}.add_tasks(ARRAY[v_run.parent_run_id]);
+    END IF;
+    DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
+    FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
+        PERFORM pg_notify('{namespace}:c' || v_channel, '');
+    END LOOP;
+END
+$$;
+
+-- One run, as its caller may see it: no row where it is missing or foreign.
+CREATE FUNCTION {schema}.get_run(p_run uuid, p_workflow_id text)
+RETURNS TABLE (
+    run_id uuid, workflow_id text, name text, queue_name text, status text, started_at timestamptz, closed_at timestamptz,
+    last_event int, parent_run_id uuid, memo text, task_failure text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_run {schema}.run := {schema}.find_run(p_run, p_workflow_id);
+BEGIN
+    RETURN QUERY
+        SELECT v_run.run_id, v_run.workflow_id, v_run.name, s.name, v_run.status, v_run.started_at, v_run.closed_at,
+               v_run.last_event, v_run.parent_run_id, v_run.memo::text, v_run.task_failure
+        FROM {schema}.stream s WHERE s.stream_id = v_run.stream_id;
+END
+$$;
+
+-- The history of a run after an event, oldest first.  Times are milliseconds since the epoch.
+CREATE FUNCTION {schema}.get_history(p_run uuid, p_after int)
+RETURNS TABLE (event_id int, type text, at bigint, seq int, name text, payload bytea, attributes text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_run {schema}.run := {schema}.find_run(p_run, NULL);
+BEGIN
+    RETURN QUERY
+        SELECT e.event_id, e.type, (extract(epoch FROM e.at) * 1000)::bigint, e.seq, e.name, e.payload, e.attributes::text
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > p_after ORDER BY e.event_id;
+END
+$$;
+
+-- "Tell this channel when the run closes."  Answers the run's status now: the caller registers first and looks then.
+CREATE FUNCTION {schema}.await_run(p_run uuid, p_channel uuid)
+RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_run {schema}.run := {schema}.find_run(p_run, NULL);
+    v_status text;
+BEGIN
+    IF v_run.status = 'running' THEN
+        INSERT INTO {schema}.waiter (run_id, channel, until)
+        VALUES (v_run.run_id, p_channel, clock_timestamp() + interval '1 hour')
+        ON CONFLICT (run_id, channel) DO UPDATE SET until = excluded.until;
+    END IF;
+    RETURN v_run.status;
+END
+$$;

@@ -1,0 +1,314 @@
+-- Streams: enqueue, claim, settle (ack, reschedule, release, bury), workers and reclaim.
+--
+-- Arguments are parallel arrays, one element an item; an answer names the items by position, from 1.  A procedure
+-- never fails because of one item's lease or stream: the item's answer says so and its neighbours go on.
+-- The planner settings keep the plans on their indexes also while a table's statistics say that it is empty.
+
+-- The ids of streams.  An administrator's streams come into being here; to any other login a stream that it has no
+-- grant for is as missing as one that does not exist (DD001).
+CREATE FUNCTION {schema}.open_streams(p_names text[])
+RETURNS TABLE (name text, stream_id int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
+AS $$
+DECLARE
+    v_caller record;
+    v_found int;
+BEGIN
+    SELECT * INTO v_caller FROM {schema}.caller();
+    IF v_caller.is_admin THEN
+        INSERT INTO {schema}.stream (name)
+        SELECT DISTINCT n FROM unnest(p_names) n
+        WHERE NOT EXISTS (SELECT 1 FROM {schema}.stream s WHERE s.name = n)
+        ORDER BY n
+        ON CONFLICT DO NOTHING;
+    END IF;
+    RETURN QUERY
+        SELECT s.name, s.stream_id FROM {schema}.stream s
+        WHERE s.name = ANY (p_names)
+          AND (v_caller.is_admin OR EXISTS (
+              SELECT 1 FROM {schema}.stream_grant g
+              WHERE g.principal_id = v_caller.principal_id AND g.stream_id = s.stream_id AND (g.consume OR g.produce)));
+    GET DIAGNOSTICS v_found = ROW_COUNT;
+    IF v_found < (SELECT count(DISTINCT n) FROM unnest(p_names) n) THEN
+        RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
+    END IF;
+END
+$$;
+
+-- Store messages.  Answers 1: stored; 0: the stream has a live message with this id already; -1: not permitted.
+-- Messages of one call keep their order: each is due a microsecond after the one before it.
+CREATE FUNCTION {schema}.enqueue(
+    p_sender uuid, p_batch bigint,
+    p_streams int[], p_messages uuid[], p_actors text[], p_priorities int[], p_delays bigint[], p_payloads bytea[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_caller record;
+    v_may int[];
+    v_now timestamptz := clock_timestamp();
+    v_stored uuid[];
+    v_answer int[];
+BEGIN
+    SELECT * INTO v_caller FROM {schema}.caller();
+    v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
+    PERFORM {schema}.begin_batch(p_sender, p_batch);
+    WITH stored AS (
+        INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
+        SELECT t.message_id, t.stream_id, t.priority,
+               v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond' + t.n * interval '1 microsecond',
+               v_now, t.actor, t.payload
+        FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
+             WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n)
+        WHERE t.stream_id = ANY (v_may)
+        ON CONFLICT (message_id, stream_id) DO NOTHING
+        RETURNING message_id)
+    SELECT array_agg(s.message_id) INTO v_stored FROM stored s;
+    IF cardinality(v_stored) = cardinality(p_messages) THEN
+        v_answer := array_fill(1, ARRAY[cardinality(p_messages)]);
+    ELSE
+        v_answer := ARRAY(
+            SELECT CASE WHEN NOT t.stream_id = ANY (v_may) THEN -1 WHEN t.message_id = ANY (v_stored) THEN 1 ELSE 0 END
+            FROM unnest(p_messages, p_streams) WITH ORDINALITY t (message_id, stream_id, n) ORDER BY t.n);
+    END IF;
+    PERFORM {schema}.wake(v_may);
+    RETURN v_answer;
+END
+$$;
+
+-- After a lost answer: was this batch committed?  If it was not, it is given up: it can no longer be committed.
+CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
+AS $$
+BEGIN
+    PERFORM {schema}.begin_batch(p_sender, p_batch);
+    RETURN false;
+EXCEPTION WHEN SQLSTATE 'DD003' THEN
+    RETURN true;
+END
+$$;
+
+-- Hand out at most p_limits[i] messages of p_streams[i], and p_total in all, to this worker: due, of streams that are not paused, by priority
+-- and then by due time.  Each delivery has a new lease token.
+--
+-- p_done: messages that the worker has finished since its last claim (bookkeeping of what it holds).
+-- p_wait: milliseconds it will wait if there is nothing; while it waits, senders wake it.
+-- The last row has no message: it tells the database's clock and in how many milliseconds the next message is due.
+CREATE FUNCTION {schema}.claim(
+    p_worker uuid, p_streams int[], p_limits int[], p_total int, p_done uuid[], p_wait int)
+RETURNS TABLE (
+    message_id uuid, lease uuid, stream_id int, kind text, run_id uuid, seq int, attempt int, reclaimed boolean,
+    actor text, payload bytea, next_due bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_worker record;
+    v_now timestamptz := clock_timestamp();
+    v_may int[];
+    v_left int;
+    v_priority int;
+    v_rows int;
+    v_due timestamptz;
+    v_next timestamptz;
+    v_claimed uuid[] := '{}';
+    v_row record;
+    i int;
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    v_may := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_streams, 'c');
+    v_may := ARRAY(SELECT s.stream_id FROM {schema}.stream s WHERE s.stream_id = ANY (v_may) AND NOT s.paused);
+    FOR i IN 1 .. cardinality(p_streams) LOOP
+        v_left := least(p_limits[i], p_total - cardinality(v_claimed), 10000);
+        CONTINUE WHEN v_left <= 0 OR NOT p_streams[i] = ANY (v_may);
+        -- One priority after the other: within one, what is due stands before what is delayed, so that a million
+        -- delayed messages are never looked at.
+        SELECT m.priority INTO v_priority FROM {schema}.message m
+        WHERE m.stream_id = p_streams[i] ORDER BY m.priority LIMIT 1;
+        WHILE v_priority IS NOT NULL AND v_left > 0 LOOP
+            v_rows := 0;
+            FOR v_row IN
+                WITH c AS MATERIALIZED (
+                    SELECT m.ctid AS tid FROM {schema}.message m
+                    WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at <= v_now
+                      AND m.lease_token IS NULL
+                    ORDER BY m.due_at LIMIT v_left
+                    FOR UPDATE SKIP LOCKED)
+                UPDATE {schema}.message m
+                SET lease_token = gen_random_uuid(), worker_id = v_worker.worker_id, started = false
+                FROM c WHERE m.ctid = c.tid
+                RETURNING m.message_id, m.lease_token, m.stream_id, m.kind, m.run_id, m.seq, m.attempt, m.reclaimed,
+                          m.actor, m.payload
+            LOOP
+                message_id := v_row.message_id; lease := v_row.lease_token; stream_id := v_row.stream_id;
+                kind := v_row.kind; run_id := v_row.run_id; seq := v_row.seq; attempt := v_row.attempt;
+                reclaimed := v_row.reclaimed; actor := v_row.actor; payload := v_row.payload;
+                v_claimed := v_claimed || v_row.message_id;
+                v_rows := v_rows + 1;
+                RETURN NEXT;
+            END LOOP;
+            v_left := v_left - v_rows;
+            IF v_left > 0 THEN
+                SELECT min(m.due_at) INTO v_due FROM {schema}.message m
+                WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at > v_now;
+                v_next := least(v_next, v_due);
+            END IF;
+            SELECT m.priority INTO v_priority FROM {schema}.message m
+            WHERE m.stream_id = p_streams[i] AND m.priority > v_priority ORDER BY m.priority LIMIT 1;
+        END LOOP;
+    END LOOP;
+    IF cardinality(v_claimed) > 0 THEN
+        UPDATE {schema}.worker w
+        SET held = ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_done)) || v_claimed,
+            waiting_until = NULL, beat = w.beat + 1, beat_at = v_now
+        WHERE w.worker_id = v_worker.worker_id;
+    ELSIF p_wait > 0 THEN
+        UPDATE {schema}.worker w
+        SET waiting_until = v_now + p_wait * interval '1 millisecond', beat = w.beat + 1, beat_at = v_now,
+            held = ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_done))
+        WHERE w.worker_id = v_worker.worker_id
+          -- The second look of a worker that goes to sleep writes nothing.
+          AND (w.waiting_until IS NULL OR w.waiting_until < v_now + p_wait * interval '500 microseconds');
+    END IF;
+    message_id := NULL; lease := NULL; payload := NULL;
+    stream_id := NULL; kind := NULL; run_id := NULL; seq := NULL; actor := NULL;
+    attempt := NULL; reclaimed := NULL;
+    next_due := ceil(extract(epoch FROM v_next - v_now) * 1000);
+    RETURN NEXT;
+END
+$$;
+
+-- The messages are done: delete them.  Answers the positions whose lease is no longer the live one.
+CREATE FUNCTION {schema}.ack(p_worker uuid, p_messages uuid[], p_leases uuid[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_done bigint[];
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    WITH done AS (
+        DELETE FROM {schema}.message m
+        USING unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
+        RETURNING t.n)
+    SELECT array_agg(d.n) INTO v_done FROM done d;
+    IF cardinality(v_done) = cardinality(p_messages) THEN
+        RETURN '{}';
+    END IF;
+    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
+                 WHERE v_done IS NULL OR NOT n = ANY (v_done));
+END
+$$;
+
+-- The messages are to be tried again: the same rows, with a new payload, due after p_delays milliseconds.
+-- Answers the positions whose lease is no longer the live one.
+CREATE FUNCTION {schema}.reschedule(
+    p_worker uuid, p_messages uuid[], p_leases uuid[], p_delays bigint[], p_payloads bytea[], p_failures text[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_now timestamptz := clock_timestamp();
+    v_done bigint[];
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    WITH done AS (
+        UPDATE {schema}.message m
+        SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
+            due_at = v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'
+                     + t.n * interval '1 microsecond',
+            payload = coalesce(t.payload, m.payload), last_failure = t.failure
+        FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures)
+             WITH ORDINALITY t (message_id, lease, delay, payload, failure, n)
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
+        RETURNING t.n, m.stream_id)
+    SELECT array_agg(d.n) INTO v_done FROM done d;
+    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
+                 WHERE v_done IS NULL OR NOT n = ANY (v_done));
+END
+$$;
+
+-- The worker gives the messages back unprocessed: they are due at once and no attempt is counted.
+CREATE FUNCTION {schema}.release(p_worker uuid, p_messages uuid[], p_leases uuid[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_done bigint[];
+    v_streams int[];
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    WITH done AS (
+        UPDATE {schema}.message m
+        SET lease_token = NULL, worker_id = NULL, started = false
+        FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
+        RETURNING t.n, m.stream_id)
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;
+    IF v_streams IS NOT NULL THEN
+        PERFORM {schema}.wake(v_streams);
+    END IF;
+    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
+                 WHERE v_done IS NULL OR NOT n = ANY (v_done));
+END
+$$;
+
+-- The messages were rejected: move them to the dead letters.
+CREATE FUNCTION {schema}.bury(p_worker uuid, p_messages uuid[], p_leases uuid[], p_payloads bytea[], p_failures text[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_done bigint[];
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    WITH done AS (
+        DELETE FROM {schema}.message m
+        USING unnest(p_messages, p_leases, p_payloads, p_failures)
+              WITH ORDINALITY t (message_id, lease, payload, failure, n)
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
+        RETURNING t.n, m.*, t.payload AS new_payload, t.failure),
+    buried AS (
+        INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)
+        SELECT d.message_id, d.stream_id, d.priority, d.enqueued_at, d.attempt, d.deaths, d.actor, 'rejected', d.failure,
+               coalesce(d.new_payload, d.payload)
+        FROM done d)
+    SELECT array_agg(d.n) INTO v_done FROM done d;
+    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
+                 WHERE v_done IS NULL OR NOT n = ANY (v_done));
+END
+$$;
+
+-- The actors of these reclaimed deliveries are about to begin: if the worker dies now, it is counted as a death.
+-- Answers the positions whose lease is no longer the live one: their actors must not begin.
+CREATE FUNCTION {schema}.mark_started(p_worker uuid, p_messages uuid[], p_leases uuid[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_done bigint[];
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    WITH done AS (
+        UPDATE {schema}.message m SET started = true
+        FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
+        RETURNING t.n)
+    SELECT array_agg(d.n) INTO v_done FROM done d;
+    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
+                 WHERE v_done IS NULL OR NOT n = ANY (v_done));
+END
+$$;

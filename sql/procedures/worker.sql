@@ -1,0 +1,179 @@
+-- Workers: registration, heartbeat, and taking back what a dead worker held.
+
+-- A worker process comes to life.  Answers its token (which every later call must show) and its number.
+-- p_reclaim_delay: milliseconds without a heartbeat after which it counts as dead (at least a second);
+-- p_reclaim_count: after so many deaths under its leases a message is poison.
+CREATE FUNCTION {schema}.register_worker(
+    p_host text, p_pid int, p_threads int, p_streams int[], p_reclaim_delay bigint, p_reclaim_count int)
+RETURNS TABLE (token uuid, worker_id bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_caller record;
+BEGIN
+    SELECT * INTO v_caller FROM {schema}.caller();
+    IF cardinality({schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'c')) < cardinality(p_streams) THEN
+        RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
+    END IF;
+    RETURN QUERY
+        INSERT INTO {schema}.worker AS w (login, principal_id, host, pid, threads, stream_ids, reclaim_delay, reclaim_count)
+        VALUES (session_user, v_caller.principal_id, left(p_host, 200), p_pid, p_threads, p_streams,
+                greatest(p_reclaim_delay, 1000) * interval '1 millisecond', greatest(p_reclaim_count, 1))
+        RETURNING w.token, w.worker_id;
+END
+$$;
+
+-- The worker consumes these streams now: it is woken for them, and watches those who consume them too.
+CREATE FUNCTION {schema}.consume_streams(p_worker uuid, p_streams int[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_worker record;
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    IF cardinality({schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_streams, 'c')) < cardinality(p_streams) THEN
+        RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
+    END IF;
+    UPDATE {schema}.worker w SET stream_ids = p_streams WHERE w.worker_id = v_worker.worker_id;
+END
+$$;
+
+-- "I live."  Answers the workers that share a stream with this one, and their beats: whoever sees one of them unmoved
+-- for its whole reclaim_delay (milliseconds) may reclaim what it held.
+CREATE FUNCTION {schema}.heartbeat(p_worker uuid)
+RETURNS TABLE (peer bigint, beat bigint, reclaim_delay bigint)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_worker record;
+    v_streams int[];
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    UPDATE {schema}.worker w SET beat = w.beat + 1, beat_at = clock_timestamp()
+    WHERE w.worker_id = v_worker.worker_id RETURNING w.stream_ids INTO v_streams;
+    RETURN QUERY
+        SELECT w.worker_id, w.beat, (extract(epoch FROM w.reclaim_delay) * 1000)::bigint
+        FROM {schema}.worker w
+        WHERE w.worker_id <> v_worker.worker_id AND (v_worker.is_admin OR w.stream_ids && v_streams);
+END
+$$;
+
+-- After an answer was lost: the worker names the messages that it holds; any other that is leased to it goes back.
+CREATE FUNCTION {schema}.resync(p_worker uuid, p_holding uuid[])
+RETURNS int
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_unnamed uuid[];
+    v_count int;
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    SELECT ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_holding)) INTO v_unnamed
+    FROM {schema}.worker w WHERE w.worker_id = v_worker.worker_id;
+    UPDATE {schema}.message m SET lease_token = NULL, worker_id = NULL, started = false
+    WHERE m.message_id = ANY (v_unnamed) AND m.worker_id = v_worker.worker_id;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    UPDATE {schema}.worker w SET held = p_holding, beat = w.beat + 1, beat_at = clock_timestamp()
+    WHERE w.worker_id = v_worker.worker_id;
+    RETURN v_count;
+END
+$$;
+
+-- Take back what a dead worker held, and forget the worker.
+--
+-- The caller has seen its beat unmoved for its whole reclaim_delay; the server checks what it can know by itself: the
+-- beat is still the same, and the delay is over also when the time before the server's own start is left out.
+-- Only deliveries of reclaimed messages whose actor had begun count as deaths: what was merely prefetched is no poison.
+-- Poison messages are dead-lettered; poison activities fail in their run; tasks of workflows are only slowed down.
+CREATE FUNCTION {schema}.reclaim(p_worker uuid, p_peer bigint, p_beat bigint)
+RETURNS TABLE (reclaimed int, dead int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_peer record;
+BEGIN
+    PERFORM {schema}.authenticate(p_worker);
+    SELECT * INTO v_peer FROM {schema}.worker w
+    WHERE w.worker_id = p_peer AND w.beat = p_beat
+      AND greatest(w.beat_at, pg_postmaster_start_time()) + w.reclaim_delay < clock_timestamp()
+    FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT 0, 0;
+        RETURN;
+    END IF;
+    RETURN QUERY SELECT r.reclaimed, r.dead FROM {schema}.take_back(v_peer.worker_id, v_peer.reclaim_count) r;
+END
+$$;
+
+-- Internal: free what a worker held and forget it.  Its row is locked by the caller.
+CREATE FUNCTION {schema}.take_back(p_worker_id bigint, p_reclaim_count int)
+RETURNS TABLE (reclaimed int, dead int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_held uuid[];
+    v_poison uuid[];
+    v_runs uuid[];
+    v_streams int[];
+    v_reclaimed int;
+    v_dead int := 0;
+BEGIN
+    SELECT w.held INTO v_held FROM {schema}.worker w WHERE w.worker_id = p_worker_id;
+    WITH back AS (
+        UPDATE {schema}.message m
+        SET lease_token = NULL, worker_id = NULL, started = false, reclaimed = true,
+            deaths = m.deaths + m.started::int, attempt = m.attempt + m.started::int,
+            due_at = CASE WHEN m.started AND m.kind IN ('s', 't', 'w')
+                     THEN clock_timestamp() + least(300, power(2, least(m.deaths, 10))) * interval '1 second'
+                     ELSE m.due_at END
+        WHERE m.message_id = ANY (v_held) AND m.worker_id = p_worker_id
+        RETURNING m.message_id, m.stream_id, m.kind, m.deaths)
+    SELECT count(*), array_agg(DISTINCT b.stream_id),
+           array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'a'))
+    INTO v_reclaimed, v_streams, v_poison FROM back b;
+    IF v_poison IS NOT NULL THEN
+        WITH gone AS (
+            DELETE FROM {schema}.message m WHERE m.message_id = ANY (v_poison) AND m.lease_token IS NULL RETURNING m.*),
+        buried AS (
+            INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)
+            SELECT g.message_id, g.stream_id, g.priority, g.enqueued_at, g.attempt, g.deaths, g.actor, 'poison',
+                   'the worker died ' || g.deaths || ' times while it ran this message', g.payload
+            FROM gone g WHERE g.kind = 'm'),
+        told AS (
+            INSERT INTO {schema}.inbox (run_id, type, seq, attributes)
+            SELECT g.run_id, 'ActivityFailed', g.seq, json_build_object('failure', json_build_object(
+                'type', 'WorkerDied', 'retryable', false, 'attempt', g.attempt,
+                'message', 'the worker died ' || g.deaths || ' times while it ran this activity'))
+            FROM gone g WHERE g.kind = 'a')
+        SELECT count(*), array_agg(DISTINCT g.run_id) FILTER (WHERE g.kind = 'a') INTO v_dead, v_runs FROM gone g;
+        PERFORM {schema}.add_tasks(v_runs);
+    END IF;
+    DELETE FROM {schema}.worker w WHERE w.worker_id = p_worker_id;
+    IF v_streams IS NOT NULL THEN
+        PERFORM {schema}.wake(v_streams);
+    END IF;
+    RETURN QUERY SELECT v_reclaimed - v_dead, v_dead;
+END
+$$;
+
+-- A worker stops: what it still holds goes back at once (no death is counted), and its row is forgotten.
+CREATE FUNCTION {schema}.unregister_worker(p_worker uuid)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_worker record;
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    PERFORM {schema}.resync(p_worker, '{}');
+    DELETE FROM {schema}.worker w WHERE w.worker_id = v_worker.worker_id;
+END
+$$;

@@ -1,0 +1,308 @@
+-- Workflow tasks: what a worker does to runs, under the leases that it holds.
+--
+-- What a call may touch is derived from the lease: the run is the leased message's run, never an argument.
+
+-- The run that a leased task (or timer, or activity) belongs to, for a worker that has to load it.
+CREATE FUNCTION {schema}.run_of_lease(p_worker uuid, p_message uuid, p_lease uuid)
+RETURNS TABLE (
+    run_id uuid, workflow_id text, name text, queue_name text, status text, started_at bigint, last_event int,
+    parent_run_id uuid, parent_workflow_id text, memo text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_worker record;
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    RETURN QUERY
+        SELECT r.run_id, r.workflow_id, r.name, s.name, r.status, (extract(epoch FROM r.started_at) * 1000)::bigint,
+               r.last_event, r.parent_run_id, p.workflow_id, r.memo::text
+        FROM {schema}.message m
+        JOIN {schema}.run r ON r.run_id = m.run_id
+        JOIN {schema}.stream s ON s.stream_id = r.stream_id
+        LEFT JOIN {schema}.run p ON p.run_id = r.parent_run_id
+        WHERE m.message_id = p_message AND m.lease_token = p_lease AND m.worker_id = v_worker.worker_id
+          AND r.stream_id = ANY ({schema}.permitted(v_worker.principal_id, v_worker.is_admin, ARRAY[r.stream_id], 'c'));
+END
+$$;
+
+-- The events of the leased message's run after p_after, and then (event_id NULL) what waits in its inbox.
+CREATE FUNCTION {schema}.history_of_lease(p_worker uuid, p_message uuid, p_lease uuid, p_after int)
+RETURNS TABLE (
+    event_id int, inbox_id bigint, type text, at bigint, seq int, name text, payload bytea, attributes text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_run uuid;
+BEGIN
+    SELECT r.run_id INTO v_run FROM {schema}.run_of_lease(p_worker, p_message, p_lease) r;
+    RETURN QUERY
+        SELECT e.event_id, NULL::bigint, e.type, (extract(epoch FROM e.at) * 1000)::bigint, e.seq, e.name, e.payload, e.attributes::text
+        FROM {schema}.event e WHERE e.run_id = v_run AND e.event_id > p_after ORDER BY e.event_id;
+    RETURN QUERY
+        SELECT NULL::int, i.inbox_id, i.type, (extract(epoch FROM i.at) * 1000)::bigint, i.seq, i.name, i.payload, i.attributes::text
+        FROM {schema}.inbox i WHERE i.run_id = v_run ORDER BY i.inbox_id;
+END
+$$;
+
+-- Activities ended, and nothing but the outcome is to be recorded: it goes into the run's inbox, a task follows, and
+-- the activity's message is gone.  p_types: ActivityCompleted or ActivityFailed.
+-- Answers the positions whose lease is no longer the live one: their outcome is not recorded.
+CREATE FUNCTION {schema}.complete_activities(
+    p_worker uuid, p_messages uuid[], p_leases uuid[], p_types text[], p_payloads bytea[], p_attributes text[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_done bigint[];
+    v_runs uuid[];
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    WITH done AS (
+        DELETE FROM {schema}.message m
+        USING unnest(p_messages, p_leases, p_types, p_payloads, p_attributes)
+              WITH ORDINALITY t (message_id, lease, type, payload, attributes, n)
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
+          AND m.kind = 'a' AND t.type IN ('ActivityCompleted', 'ActivityFailed')
+        RETURNING t.n, m.run_id, m.seq, m.actor, t.type, t.payload, t.attributes),
+    told AS (
+        INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
+        SELECT d.run_id, d.type, d.seq, d.actor, d.payload, d.attributes::json
+        FROM done d JOIN {schema}.run r ON r.run_id = d.run_id AND r.status = 'running'
+        RETURNING run_id)
+    SELECT (SELECT array_agg(d.n) FROM done d), (SELECT array_agg(DISTINCT t.run_id) FROM told t) INTO v_done, v_runs;
+    IF v_runs IS NOT NULL THEN
+        PERFORM {schema}.add_tasks(v_runs);
+    END IF;
+    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
+                 WHERE v_done IS NULL OR NOT n = ANY (v_done));
+END
+$$;
+
+-- A workflow task could not be done (nondeterminism, a bug in a worker): the run stays open, the task comes again after
+-- p_delay milliseconds, and the failure is shown.  Answers whether the lease was live.
+CREATE FUNCTION {schema}.fail_task(p_worker uuid, p_message uuid, p_lease uuid, p_failure text, p_delay bigint)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_worker record;
+    v_run uuid;
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    UPDATE {schema}.message m
+    SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1, last_failure = p_failure,
+        due_at = clock_timestamp() + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond'
+    WHERE m.message_id = p_message AND m.lease_token = p_lease AND m.worker_id = v_worker.worker_id
+      AND m.kind IN ('s', 't', 'w')
+    RETURNING m.run_id INTO v_run;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE {schema}.run r SET task_failure = p_failure WHERE r.run_id = v_run AND r.status = 'running';
+    RETURN true;
+END
+$$;
+
+-- One step of many runs: for each, finish the delivery that led to the step, record its events, hand out its commands.
+--
+-- Step i finishes the delivery (p_messages[i], p_leases[i]), a task, a timer or an activity of the run that goes on, and
+-- may do so only if the run's last event is still p_expected[i]; p_after[i] >= 1 names the earlier step of the same run
+-- in this call that it builds upon.  p_close[i] is the status in which the step ends the run, or NULL.
+-- Events are in the run's order and already numbered.  The other arrays name their step by position:
+--   p_inbox:  what the step took out of the run's inbox
+--   p_send:   activities ('a') and timers ('w'), by the number of their command; delay in milliseconds; an eager one is
+--             leased to this worker at once
+--   p_drop:   commands whose queued message is withdrawn
+--   p_child:  child workflows to start;  p_cancel: children to cancel
+-- A step that would close the run over signals that its code has not seen is refused.
+--
+-- Answers (step, status, NULL, NULL): ok, stale (the delivery's lease is gone) or refused (the run went on elsewhere,
+-- is being closed, or has unread signals: load it again); and (step, 'eager', seq, lease) for what was handed out.
+CREATE FUNCTION {schema}.advance(
+    p_worker uuid,
+    p_messages uuid[], p_leases uuid[], p_expected int[], p_after int[], p_last int[], p_close text[],
+    p_event_step int[], p_event_id int[], p_event_type text[], p_event_at bigint[], p_event_seq int[], p_event_name text[],
+    p_event_payload bytea[], p_event_attributes text[],
+    p_inbox_step int[], p_inbox_id bigint[],
+    p_send_step int[], p_send_kind text[], p_send_stream int[], p_send_seq int[], p_send_actor text[],
+    p_send_priority int[], p_send_delay bigint[], p_send_payload bytea[], p_send_eager boolean[],
+    p_drop_step int[], p_drop_seq int[],
+    p_child_step int[], p_child_seq int[], p_child_stream int[], p_child_name text[], p_child_workflow_id text[],
+    p_child_input bytea[], p_child_options text[],
+    p_cancel_step int[], p_cancel_seq int[])
+RETURNS TABLE (step int, status text, seq int, lease uuid)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_worker record;
+    v_now timestamptz := clock_timestamp();
+    v_steps int := cardinality(p_messages);
+    v_run uuid[] := array_fill(NULL::uuid, ARRAY[cardinality(p_messages)]);
+    v_live boolean[] := array_fill(false, ARRAY[cardinality(p_messages)]);
+    v_ok boolean[] := array_fill(false, ARRAY[cardinality(p_messages)]);
+    v_may int[];
+    v_row record;
+    v_new record;
+    v_told uuid[] := '{}';
+    v_eager uuid[];
+    i int;
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+
+    -- The deliveries that are live, and the last events of their runs.  A run that another transaction is stepping is
+    -- skipped, not waited for.
+    FOR v_row IN
+        SELECT t.n, m.run_id, r.last_event, r.stream_id, r.status
+        FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
+        JOIN {schema}.message m ON m.message_id = t.message_id AND m.lease_token = t.lease
+                               AND m.worker_id = v_worker.worker_id AND m.kind IN ('a', 's', 't', 'w')
+        JOIN {schema}.run r ON r.run_id = m.run_id
+        ORDER BY t.n
+        FOR NO KEY UPDATE OF r SKIP LOCKED
+    LOOP
+        i := v_row.n;
+        v_run[i] := v_row.run_id;
+        v_live[i] := true;
+        v_ok[i] := v_row.status = 'running' AND CASE
+            WHEN p_after[i] >= 1 THEN v_ok[p_after[i]] AND v_run[p_after[i]] = v_row.run_id AND p_last[p_after[i]] = p_expected[i]
+            ELSE v_row.last_event = p_expected[i] END;
+        IF v_ok[i] AND NOT v_worker.is_admin THEN
+            v_ok[i] := cardinality({schema}.permitted(v_worker.principal_id, false, ARRAY[v_row.stream_id], 'c')) = 1;
+        END IF;
+        IF v_ok[i] AND p_close[i] IS NOT NULL THEN
+            -- Senders hold a key-share lock on the run until they commit: while one is at it the run does not close.
+            PERFORM 1 FROM {schema}.run r WHERE r.run_id = v_row.run_id FOR UPDATE SKIP LOCKED;
+            v_ok[i] := FOUND AND NOT EXISTS (
+                SELECT 1 FROM {schema}.inbox b
+                WHERE b.run_id = v_row.run_id AND b.type = 'SignalReceived'
+                  AND NOT EXISTS (SELECT 1 FROM unnest(p_inbox_step, p_inbox_id) u (s, id) WHERE u.id = b.inbox_id));
+        END IF;
+    END LOOP;
+
+    -- A command to a stream that the caller has no right to is the workflow's failure to see, not the worker's.
+    IF cardinality(p_send_stream) > 0 OR cardinality(p_child_stream) > 0 THEN
+        v_may := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_send_stream || p_child_stream, 'e');
+        FOR i IN 1 .. v_steps LOOP
+            IF v_ok[i] AND NOT v_worker.is_admin AND EXISTS (
+                SELECT 1 FROM unnest(p_send_step || p_child_step, p_send_stream || p_child_stream) u (s, id)
+                WHERE u.s = i AND NOT u.id = ANY (v_may)) THEN
+                RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
+            END IF;
+        END LOOP;
+    END IF;
+
+    FOR i IN 1 .. v_steps LOOP
+        step := i;
+        status := CASE WHEN v_ok[i] THEN 'ok' ELSE 'refused' END;
+        IF NOT v_ok[i] AND NOT v_live[i] THEN
+            PERFORM 1 FROM {schema}.message m
+            WHERE m.message_id = p_messages[i] AND m.lease_token = p_leases[i] AND m.worker_id = v_worker.worker_id;
+            status := CASE WHEN FOUND THEN 'refused' ELSE 'stale' END;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    IF NOT true = ANY (v_ok) THEN
+        RETURN;
+    END IF;
+
+    UPDATE {schema}.run r
+    SET last_event = t.last, task_failure = NULL, status = coalesce(t.close, 'running'),
+        closed_at = CASE WHEN t.close IS NOT NULL THEN v_now END
+    FROM (SELECT DISTINCT ON (u.run) u.run, u.last, u.close
+          FROM unnest(v_run, p_last, p_close, v_ok) u (run, last, close, ok) WHERE u.ok ORDER BY u.run, u.last DESC) t
+    WHERE r.run_id = t.run;
+    DELETE FROM {schema}.message m
+    USING unnest(p_messages, p_leases, v_ok) t (message_id, lease, ok)
+    WHERE t.ok AND m.message_id = t.message_id AND m.lease_token = t.lease;
+    INSERT INTO {schema}.event (run_id, event_id, type, at, seq, name, payload, attributes)
+    SELECT v_run[e.s], e.id, e.type, to_timestamp(e.at / 1000.0), e.seq, e.name, e.payload, e.attributes::json
+    FROM unnest(p_event_step, p_event_id, p_event_type, p_event_at, p_event_seq, p_event_name, p_event_payload, p_event_attributes)
+         e (s, id, type, at, seq, name, payload, attributes)
+    WHERE v_ok[e.s];
+
+    IF cardinality(p_inbox_id) > 0 THEN
+        DELETE FROM {schema}.inbox b USING unnest(p_inbox_step, p_inbox_id) t (s, id)
+        WHERE v_ok[t.s] AND b.run_id = v_run[t.s] AND b.inbox_id = t.id;
+    END IF;
+
+    IF cardinality(p_drop_seq) > 0 THEN
+        DELETE FROM {schema}.message m USING unnest(p_drop_step, p_drop_seq) t (s, seq)
+        WHERE v_ok[t.s] AND m.message_id = md5(v_run[t.s]::text || ':' || t.seq)::uuid AND m.run_id = v_run[t.s]
+          AND m.lease_token IS NULL;
+    END IF;
+
+    IF cardinality(p_send_seq) > 0 THEN
+        FOR v_row IN
+            INSERT INTO {schema}.message AS m (
+                message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, seq, actor, payload, lease_token, worker_id)
+            SELECT md5(v_run[t.s]::text || ':' || t.seq)::uuid, t.stream_id, t.priority,
+                   v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond' + t.n * interval '1 microsecond',
+                   v_now, t.kind::"char", v_run[t.s], t.seq, t.actor, t.payload,
+                   CASE WHEN t.eager THEN gen_random_uuid() END, CASE WHEN t.eager THEN v_worker.worker_id END
+            FROM unnest(p_send_step, p_send_kind, p_send_stream, p_send_seq, p_send_actor, p_send_priority, p_send_delay,
+                        p_send_payload, p_send_eager)
+                 WITH ORDINALITY t (s, kind, stream_id, seq, actor, priority, delay, payload, eager, n)
+            WHERE v_ok[t.s] AND t.kind IN ('a', 'w')
+            RETURNING m.message_id, m.lease_token, m.run_id, m.seq
+        LOOP
+            CONTINUE WHEN v_row.lease_token IS NULL;
+            v_eager := v_eager || v_row.message_id;
+            step := array_position(v_run, v_row.run_id);
+            status := 'eager';
+            seq := v_row.seq;
+            lease := v_row.lease_token;
+            RETURN NEXT;
+        END LOOP;
+        seq := NULL;
+        lease := NULL;
+        IF v_eager IS NOT NULL THEN
+            UPDATE {schema}.worker w SET held = w.held || v_eager WHERE w.worker_id = v_worker.worker_id;
+        END IF;
+    END IF;
+
+    FOR i IN 1 .. cardinality(p_child_seq) LOOP
+        CONTINUE WHEN NOT v_ok[p_child_step[i]];
+        v_row := NULL;
+        SELECT * INTO v_row FROM json_to_record(p_child_options[i]::json) x (
+            id_conflict text, id_reuse text, parent_close text, delay bigint, memo json);
+        SELECT * INTO v_new FROM {schema}.create_run(
+            md5(v_run[p_child_step[i]]::text || ':' || p_child_seq[i])::uuid, p_child_workflow_id[i], p_child_stream[i],
+            p_child_name[i], p_child_input[i], coalesce(v_row.id_conflict, 'fail'), coalesce(v_row.id_reuse, 'allow'),
+            coalesce(v_row.delay, 0), v_row.memo::text, v_run[p_child_step[i]], p_child_seq[i], v_row.parent_close);
+        IF v_new.status <> 'started' THEN
+            INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
+            VALUES (v_run[p_child_step[i]], 'ChildStartFailed', p_child_seq[i], p_child_name[i],
+                    json_build_object('workflow_id', p_child_workflow_id[i]));
+            v_told := v_told || v_run[p_child_step[i]];
+        END IF;
+    END LOOP;
+
+    FOR i IN 1 .. cardinality(p_cancel_seq) LOOP
+        CONTINUE WHEN NOT v_ok[p_cancel_step[i]];
+        FOR v_row IN
+            SELECT r.run_id FROM {schema}.run r
+            WHERE r.run_id = md5(v_run[p_cancel_step[i]]::text || ':' || p_cancel_seq[i])::uuid
+              AND r.parent_run_id = v_run[p_cancel_step[i]] AND r.status = 'running'
+        LOOP
+            INSERT INTO {schema}.inbox (run_id, type) VALUES (v_row.run_id, 'CancelRequested');
+            v_told := v_told || v_row.run_id;
+        END LOOP;
+    END LOOP;
+    IF cardinality(v_told) > 0 THEN
+        PERFORM {schema}.add_tasks(v_told);
+    END IF;
+
+    FOR i IN 1 .. v_steps LOOP
+        IF v_ok[i] AND p_close[i] IS NOT NULL THEN
+            PERFORM {schema}.after_close(v_run[i]);
+        END IF;
+    END LOOP;
+    IF v_may IS NOT NULL THEN
+        PERFORM {schema}.wake(v_may);
+    END IF;
+END
+$$;
