@@ -1,11 +1,56 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
-from .activity import ActivityInfo, activity_info, transaction
-from .broker import DurableBroker
-from .errors import *  # noqa: F403
-from .migrate import migrate
-from .workflow.client import Description, HistoryEvent, WorkflowHandle, get_handle
-from .workflow.definition import activity, activity_stub, workflow
+from .activity import (
+    ActivityInfo,
+    activity_info,
+    transaction,
+)
+from .broker import (
+    DurableBroker,
+)
+from .errors import (
+    ActivityCancelled,
+    ActivityFailed,
+    ChildWorkflowFailed,
+    DatabaseUnavailable,
+    DurableError,
+    Failure,
+    ForbiddenInWorkflow,
+    InvalidDefinition,
+    InvalidName,
+    LeaseLost,
+    Nondeterminism,
+    NotConfigured,
+    NotEncodable,
+    NotInWorkflow,
+    NotPermitted,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    RunawayWorkflow,
+    SchemaOutOfDate,
+    Timeout,
+    WorkflowAlreadyStarted,
+    WorkflowCancelled,
+    WorkflowClosed,
+    WorkflowFailed,
+    WorkflowNotFound,
+    WorkflowTerminated,
+    WorkflowTimedOut,
+)
+from .workflow.client import (
+    Description,
+    HistoryEvent,
+    WorkflowHandle,
+    get_handle,
+)
+from .workflow.definition import (
+    Activity,
+    ActivityStub,
+    Workflow,
+    activity,
+    activity_stub,
+    workflow,
+)
 from .workflow.primitives import (
     info,
     is_replaying,
@@ -18,5 +63,63 @@ from .workflow.primitives import (
     wait_condition,
     wait_for_signal,
 )
+from .workflow.replay import (
+    Info,
+)
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Activity",
+    "ActivityCancelled",
+    "ActivityFailed",
+    "ActivityInfo",
+    "ActivityStub",
+    "ChildWorkflowFailed",
+    "DatabaseUnavailable",
+    "Description",
+    "DurableBroker",
+    "DurableError",
+    "Failure",
+    "ForbiddenInWorkflow",
+    "HistoryEvent",
+    "Info",
+    "InvalidDefinition",
+    "InvalidName",
+    "LeaseLost",
+    "Nondeterminism",
+    "NotConfigured",
+    "NotEncodable",
+    "NotInWorkflow",
+    "NotPermitted",
+    "OutcomeUnknown",
+    "PayloadTooLarge",
+    "RunawayWorkflow",
+    "SchemaOutOfDate",
+    "Timeout",
+    "Workflow",
+    "WorkflowAlreadyStarted",
+    "WorkflowCancelled",
+    "WorkflowClosed",
+    "WorkflowFailed",
+    "WorkflowHandle",
+    "WorkflowNotFound",
+    "WorkflowTerminated",
+    "WorkflowTimedOut",
+    "activity",
+    "activity_info",
+    "activity_stub",
+    "get_handle",
+    "info",
+    "is_replaying",
+    "logger",
+    "now",
+    "random",
+    "sleep",
+    "transaction",
+    "uuid4",
+    "uuid7",
+    "wait_condition",
+    "wait_for_signal",
+    "workflow",
+]

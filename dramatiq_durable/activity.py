@@ -148,8 +148,7 @@ class _Transaction:
     def roll_back(self) -> None:
         """Undo the effect, and return the connection; one in an unknown state is closed."""
         try:
-            rollback = psycopg.Rollback(self._block)
-            self._block.__exit__(psycopg.Rollback, rollback, None)
+            self._block.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
         except Exception:
             self.conn.close()
         finally:

@@ -28,7 +28,7 @@ from .claimer import Claimer
 from .database import Database, translate
 from .delivery import TASK_KINDS, Delivery, current_delivery, key_of
 from .durations import parse_duration
-from .errors import ForbiddenInWorkflow, InvalidName, NotEncodable, PayloadTooLarge
+from .errors import DatabaseUnavailable, ForbiddenInWorkflow, InvalidName, NotEncodable, PayloadTooLarge
 from .group_commit import GroupCommit
 from .leases import Membership
 from .procedures import Bury, Enqueue, MarkStarted, Procedures, Release
@@ -366,6 +366,7 @@ class DurableBroker(Broker):
                 if delivery.reclaimed and delivery.kind in ("m", "a"):
                     self._record_start(delivery)
         elif signal == "worker_boot":
+            self._check_database()
             with self._lock:
                 claimer = self._ensure_claimer(args[0].worker_threads)
                 claimer.threads = args[0].worker_threads
@@ -409,6 +410,14 @@ class DurableBroker(Broker):
                     logger.critical("Unexpected failure in after_process_message of %r.", middleware, exc_info=True)
         finally:
             delivery.hooks = False
+
+    def _check_database(self) -> None:
+        """A worker that can never work says so at once; one that is early waits for its database."""
+        try:
+            with self.database.connection():
+                pass
+        except DatabaseUnavailable as e:
+            logger.warning("the database is away, waiting for it: %s", e)
 
     def _record_start(self, delivery: Delivery) -> None:
         if not self.commit.submit(MarkStarted(delivery.key, delivery.lease)):
@@ -493,6 +502,7 @@ class DurableBroker(Broker):
         """Threads and connections belong to the process that made them."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
+            self.commit.after_fork()
             self._lock = threading.RLock()
             self._claimer = None
             self._listener = None
@@ -505,9 +515,7 @@ class DurableConsumer(Consumer):
     A consumer that Dramatiq restarts takes over from its predecessor: outcomes go by the lease, not by the consumer.
     """
 
-    def __init__(
-        self, broker: DurableBroker, claimer: Claimer, stream_id: int, prefetch: int, timeout: int
-    ) -> None:
+    def __init__(self, broker: DurableBroker, claimer: Claimer, stream_id: int, prefetch: int, timeout: int) -> None:
         self.broker = broker
         self.claimer = claimer
         self.stream_id = stream_id
@@ -614,8 +622,8 @@ def encode(message: Message[Any] | Delivery) -> bytes:
         payload = message.encode()
     except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as e:
         raise NotEncodable(
-            f"the message for {message.actor_name!r} cannot be encoded: {e}. {_blame(message)}Send plain values, or set "
-            "another encoder with dramatiq.set_encoder()"
+            f"the message for {message.actor_name!r} cannot be encoded: {e}. {_blame(message)}Send plain values, or "
+            "set another encoder with dramatiq.set_encoder()"
         ) from e
     if len(payload) > MAX_PAYLOAD:
         raise PayloadTooLarge(
@@ -639,5 +647,3 @@ def _blame(message: Message[Any] | Delivery) -> str:
         except Exception:
             return f"The {place} is a {type(value).__name__}. "
     return ""
-
-

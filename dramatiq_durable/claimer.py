@@ -146,7 +146,7 @@ class Claimer(threading.Thread):
     # --- the thread -------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        self.commit.wake_leader = self.urge
+        self.commit.lead_with(self.urge)
         self.commit.on_reconnect = self._reconnected
         try:
             while not (self._stop_by is not None and not self.commit.pending):
@@ -163,9 +163,8 @@ class Claimer(threading.Thread):
                     time.sleep(1.0)
             self._leave()
         finally:
-            self.commit.wake_leader = None
+            self.commit.lead_with(None)
             self.commit.on_reconnect = None
-            # Whoever came while the lead was given up leads by itself from here on.
             if self.commit.pending:
                 self.commit.run_batch(give_up=self._given_up)
 
@@ -302,8 +301,8 @@ class Claimer(threading.Thread):
 
     def _declared_dead(self) -> None:
         logger.error(
-            "this worker was declared dead after %.0f s of silence: the %d messages that it held were handed to others. "
-            "It registers again",
+            "this worker was declared dead after %.0f s of silence: the %d messages that it held were handed to "
+            "others. It registers again",
             self.membership.reclaim_delay,
             len(self.held),
         )
@@ -383,5 +382,3 @@ class Claimer(threading.Thread):
             self.commit.call(lambda conn: self.membership.procedures.unregister_worker(conn, token))
         except DurableError as e:
             logger.warning("could not say good-bye to the database: %s", e)
-
-

@@ -57,7 +57,7 @@ class Database:
         if self._conninfo is None:
             url = self._url()
             try:
-                defaults = {"connect_timeout": CONNECT_TIMEOUT, "application_name": "dramatiq_durable"}
+                defaults: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT, "application_name": "dramatiq_durable"}
                 self._conninfo = make_conninfo("", **{**defaults, **conninfo_to_dict(url)})
             except psycopg.ProgrammingError as e:
                 raise translate_connect_error(e, url) from e

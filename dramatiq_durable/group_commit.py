@@ -54,14 +54,20 @@ class GroupCommit:
         self.procedures = Procedures(database.namespace)
         #: Called on the leading thread after a connection was lost and made again, before anything else is run.
         self.on_reconnect: Callable[[Connection], None] | None = None
-        #: Called instead of leading, where a thread of the worker leads for everybody.
-        self.wake_leader: Callable[[], None] | None = None
         self._statements: dict[type[Operation], bytes] = {}
         self._forget()
 
+    def after_fork(self) -> None:
+        """Start anew in a child process: the connection and the waiting callers are the parent's."""
+        if self._pid != os.getpid():
+            self._forget()
+
     def _forget(self) -> None:
-        """Start anew, as at first and after a fork: the connection and the waiting callers are the parent's."""
         self._pid = os.getpid()
+        #: Where a thread of the worker leads for everybody, this wakes it.
+        self._wake_leader: Callable[[], None] | None = None
+        #: Held by whoever drives the connection.
+        self._driving = threading.RLock()
         self._waiting: deque[Operation] = deque()
         self._lock = threading.Lock()
         self._leading = False
@@ -69,6 +75,8 @@ class GroupCommit:
         self._lost = False
         #: Whether somebody waits for the next batch.
         self.urgent = False
+        #: How many batches were sent: each is one round trip and one commit.
+        self.batches = 0
         self._batch: list[Operation] = []
         self._unreplicated: str | None = None
         self.context = Context(os.urandom(16), count(1))
@@ -93,25 +101,33 @@ class GroupCommit:
 
     def submit_many(self, operations: Sequence[Operation]) -> None:
         """Commit operations, in as few transactions as their number allows; each has its own answer or error."""
-        if self._pid != os.getpid():
-            self._forget()
+        self.after_fork()
         last = operations[-1]
         last.gate = gate = threading.Lock()
         gate.acquire()
         with self._lock:
             self._waiting.extend(operations)
             self.urgent = True
-            lead = self.wake_leader is None and not self._leading
+            wake = self._wake_leader
+            lead = wake is None and not self._leading
             if lead:
                 self._leading = True
         if not lead:
-            if self.wake_leader is not None:
-                self.wake_leader()
+            if wake is not None:
+                wake()
             gate.acquire()
             # Woken either because it is done, or because the lead was handed over.
             if last.gate is None:
                 return
         self._lead(last)
+
+    def lead_with(self, wake: Callable[[], None] | None) -> None:
+        """From now on a thread of its own leads (and is woken with this), or, with None, no longer does.
+
+        Whoever gives the lead up runs one more batch: nobody that trusted in it is left waiting.
+        """
+        with self._lock:
+            self._wake_leader = wake
 
     def post(self, operation: Operation) -> None:
         """Leave an operation to the next batch, without waiting for it.  Needs a leading thread."""
@@ -134,7 +150,7 @@ class GroupCommit:
             with self._lock:
                 self._leading = False
                 heir = next((o for o in self._waiting if o.gate is not None), None)
-                if heir is not None and self.wake_leader is None:
+                if heir is not None and self._wake_leader is None:
                     self._leading = True
                     heir.gate.release()
 
@@ -146,11 +162,17 @@ class GroupCommit:
         Every operation taken has its answer or its error afterwards.  While the database is away it is tried again
         until ``give_up()`` says so.
         """
-        self.urgent = False
-        self._batch = batch = []
-        while self._waiting and len(batch) < MAX_BATCH:
-            batch.append(self._waiting.popleft())
-        batch.extend(also)
+        with self._driving:
+            self.urgent = False
+            batch: list[Operation] = []
+            while self._waiting and len(batch) < MAX_BATCH:
+                batch.append(self._waiting.popleft())
+            batch.extend(also)
+            self._batch = batch
+            self._run_until_settled(batch, give_up)
+            self._batch = []
+
+    def _run_until_settled(self, batch: list[Operation], give_up: Callable[[], bool]) -> None:
         delay = 0.05
         while batch:
             try:
@@ -182,14 +204,15 @@ class GroupCommit:
         Raises:
           DatabaseUnavailable: the connection was lost.
         """
-        conn = self._connection()
-        try:
-            return function(conn)
-        except psycopg.Error as e:
-            if is_connection_lost(e, conn):
-                self._drop_connection()
-                raise DatabaseUnavailable(str(e).strip()) from e
-            raise translate(e) from e
+        with self._driving:
+            conn = self._connection()
+            try:
+                return function(conn)
+            except psycopg.Error as e:
+                if is_connection_lost(e, conn):
+                    self._drop_connection()
+                    raise DatabaseUnavailable(str(e).strip()) from e
+                raise translate(e) from e
 
     def _connection(self) -> Connection:
         if self._conn is None:
@@ -273,6 +296,7 @@ class GroupCommit:
     def _execute(self, conn: Connection, batch: list[Operation]) -> None:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
         groups = by_kind(batch)
+        self.batches += 1
         if len(groups) == 1:
             kind, items = groups[0]
             cursor = conn.cursor(binary=True)

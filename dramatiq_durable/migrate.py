@@ -19,7 +19,6 @@ from psycopg import sql
 
 from .errors import InvalidName, NotConfigured, SchemaOutOfDate
 
-
 logger = logging.getLogger(__name__)
 
 #: The oldest server that is supported, as Postgres numbers its versions.

@@ -469,9 +469,9 @@ class Advance(LeaseOperation):
                 item.answer = status
                 continue
             # The answer names the run's first step of the batch; the command's number is unique in the run.
-            for item in by_run[item.run_id]:
-                if any(s.seq == seq for s in item.sends):
-                    item.eager[seq] = lease
+            for candidate in by_run[item.run_id]:
+                if any(s.seq == seq for s in candidate.sends):
+                    candidate.eager[seq] = lease
 
     @classmethod
     def settle_committed(cls, items: Sequence[Advance]) -> bool:
@@ -545,7 +545,7 @@ class Procedures:
 
     def open_streams(self, conn: Connection, names: Sequence[str]) -> dict[str, int]:
         """The ids of streams.  Raises NotPermitted (as DD001) for one that is missing or foreign."""
-        return dict(self._call(conn, "open_streams", Texts(names)))  # type: ignore[arg-type]
+        return dict(self._call(conn, "open_streams", Texts(names)))
 
     def batch_outcome(self, conn: Connection, sender: bytes, batch: int) -> bool:
         """Whether a batch was committed; if it was not, it no longer can be."""
@@ -587,7 +587,7 @@ class Procedures:
     def history_of_lease(
         self, conn: Connection, worker: bytes, message_id: bytes, lease: bytes, after: int
     ) -> tuple[list[Event], list[tuple[int, Event]]]:
-        """(events after one, inbox): what a worker needs to go on with a run.  An inbox item has no event id yet (0)."""
+        """(events after one, inbox): what a worker needs to go on with a run.  In the inbox, event ids are 0."""
         rows = self._call(conn, "history_of_lease", Uuid(worker), Uuid(message_id), Uuid(lease), after)
         history, inbox = [], []
         for event_id, inbox_id, type_, at, seq, name, payload, attributes in rows:
@@ -606,7 +606,10 @@ class Procedures:
     def get_history(self, conn: Connection, run_id: bytes, after: int = 0) -> list[Event]:
         """A run's events after one, oldest first."""
         rows = self._call(conn, "get_history", Uuid(run_id), after)
-        return [Event(*row[:6], from_json(row[6])) for row in rows]
+        return [
+            Event(id_, type_, at, seq, name, payload, from_json(facts))
+            for id_, type_, at, seq, name, payload, facts in rows
+        ]
 
     def await_run(self, conn: Connection, run_id: bytes, channel: bytes) -> str | None:
         """Have a channel notified when the run closes; answers its status now."""
@@ -624,5 +627,3 @@ class Procedures:
 
 def from_json(text: str | None) -> dict[str, Any] | None:
     return None if text is None else json.loads(text)
-
-

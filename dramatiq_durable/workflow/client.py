@@ -257,9 +257,7 @@ class WorkflowHandle(Generic[R]):
     def _post(self, type: str, name: str | None, payload: bytes | None, id: str | None) -> None:
         _outside_of_workflows("signal or cancel a workflow through a handle")
         key = id if id is not None else str(uuid.uuid4())
-        self._answered(
-            self.broker.commit.submit(Post(self._key(), self._workflow_id, type, name, payload, key))
-        )
+        self._answered(self.broker.commit.submit(Post(self._key(), self._workflow_id, type, name, payload, key)))
 
     def _answered(self, answer: str) -> None:
         if answer == "closed":
@@ -449,5 +447,3 @@ def _public(event: Event) -> HistoryEvent:
     return HistoryEvent(
         event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
     )
-
-

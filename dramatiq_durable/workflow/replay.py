@@ -224,7 +224,8 @@ class Execution:
             loop.left = loop.max_handles
             handler(self, event)
             main = self._main
-            if main is not None:
+            # Signals that came together are given together: code that answers the first can see the others.
+            if main is not None and not _is_held(event):
                 if loop.ready:
                     loop.drain(main)
                 if self._conditions:
@@ -528,6 +529,10 @@ def _close_coroutine(coro: Any) -> None:
 def current() -> Execution | None:
     """Return the run whose code is running on this thread, or None outside of workflows."""
     return cast("Execution | None", current_host())
+
+
+def _is_held(event: Event) -> bool:
+    return event.attributes is not None and event.type == events.SIGNAL_RECEIVED and "with_next" in event.attributes
 
 
 def _describe(command: Command) -> str:

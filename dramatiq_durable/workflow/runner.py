@@ -44,11 +44,12 @@ from .commands import (
     Command,
     CompleteWorkflow,
     FailWorkflow,
+    RequestActivityCancel,
     ScheduleActivity,
     StartChild,
     StartTimer,
 )
-from .converter import encode, encode_call, failure_to_json
+from .converter import encode, encode_call, failure_to_json, loads
 from .events import Event
 from .replay import Execution, Info, Parent
 
@@ -183,7 +184,9 @@ class Runner:
             if execution is None or execution.closed:
                 self.commit_outcome(delivery, outcome)
                 return
-            event = Event(0, outcome.type, _now_ms(), delivery.seq, delivery.actor_name, outcome.payload, outcome.attributes)
+            event = Event(
+                0, outcome.type, _now_ms(), delivery.seq, delivery.actor_name, outcome.payload, outcome.attributes
+            )
             try:
                 advance = self._step(delivery, execution, [event])
             except Exception:
@@ -220,7 +223,11 @@ class Runner:
         payload = encode_call(args, kwargs, workflow.fn, workflow.name)
         self.broker.commit.submit(
             StartRun(
-                run_id.bytes, delivery.message_id[:200], self.broker.stream_id(workflow.queue_name), workflow.name, payload
+                run_id.bytes,
+                delivery.message_id[:200],
+                self.broker.stream_id(workflow.queue_name),
+                workflow.name,
+                payload,
             )
         )
 
@@ -244,8 +251,7 @@ class Runner:
             logger.error("run %s is nondeterministic: %s", delivery.run_id, error)
         else:
             logger.error("the task of run %s failed and is tried again", delivery.run_id, exc_info=error)
-        failure = f"{type(error).__name__}: {error}".replace("\0", "\N{SYMBOL FOR NULL}")
-        return FailTask(delivery.key, delivery.lease, failure[:4000], _backoff(delivery, TASK_BACKOFF))
+        return FailTask(delivery.key, delivery.lease, _text(error) or "", _backoff(delivery, TASK_BACKOFF))
 
     def _take_task(self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun) -> Operation:
         """Bring the run up to date and give it what is new; answers the operation that ends the delivery."""
@@ -262,7 +268,7 @@ class Runner:
             # What an earlier step took, whose commit may be under way, is not taken again.
             waiting = [item for item in waiting if item[0] not in run.taken]
             waiting.sort(key=_precedence)
-            news = [event for _, event in waiting]
+            news = _together([event for _, event in waiting])
             inbox = [inbox_id for inbox_id, _ in waiting if inbox_id]
             run.taken.update(inbox)
         if delivery.kind == "w":
@@ -314,21 +320,30 @@ class Runner:
         """Apply events one by one, and gather what came out as one operation."""
         expected = execution.last_event_id
         advance = Advance(delivery.key, delivery.lease, uuid.UUID(str(delivery.run_id)).bytes, expected)
-        for event in news:
-            if event.event_id == 1:
-                # Stored already: only its commands are new.
-                commands = execution.step(event)
-                advance.expected = 1
-                advance.events += commands.events[1:]
-            else:
-                commands = execution.step(event)
-                advance.events += commands.events
-            for command in commands.commands:
-                self._carry_out(command, advance, execution)
-            if execution.closed:
-                break
+        try:
+            for event in news:
+                step = execution.step(event)
+                if event.event_id == 1:
+                    # Stored already: only its commands are new.
+                    advance.expected = 1
+                    advance.events += step.events[1:]
+                else:
+                    advance.events += step.events
+                for command in step.commands:
+                    self._carry_out(command, advance, execution)
+                if execution.closed:
+                    break
+        except BaseException:
+            self._unreserve(advance)
+            raise
         advance.last = execution.last_event_id
         return advance
+
+    def _unreserve(self, advance: Advance) -> None:
+        claimer = self.broker.claimer
+        reserved = sum(s.eager for s in advance.sends)
+        if claimer is not None and reserved:
+            claimer.unreserve(reserved)
 
     def _carry_out(self, command: Command, advance: Advance, execution: Execution) -> None:
         """What a command means for the database."""
@@ -341,9 +356,12 @@ class Runner:
             advance.sends.append(Send("w", stream_id, command.seq, info.name, 0, command.ms, b""))
         elif isinstance(command, (CancelTimer, CancelActivity)):
             assert command.seq is not None
-            advance.drops.append(command.seq)
+            if not isinstance(command, RequestActivityCancel):
+                self._drop(command.seq, advance)
         elif isinstance(command, StartChild):
-            assert command.seq is not None and command.name is not None and command.payload is not None
+            assert command.seq is not None
+            assert command.name is not None
+            assert command.payload is not None
             options = dict(command.options)
             options["delay"] = options.pop("delay_ms", 0)
             stream_id = self.broker.stream_id(command.queue_name)
@@ -356,16 +374,29 @@ class Runner:
         else:
             advance.close = _CLOSING[type(command)]
 
+    def _drop(self, seq: int, advance: Advance) -> None:
+        """Withdraw a command's message; one that this very step sends is not sent."""
+        for send in advance.sends:
+            if send.seq == seq:
+                advance.sends.remove(send)
+                if send.eager and self.broker.claimer is not None:
+                    self.broker.claimer.unreserve(1)
+                return
+        advance.drops.append(seq)
+
     def _send_activity(self, command: ScheduleActivity, execution: Execution) -> Send:
         from ..broker import encode as encode_message
 
-        assert command.seq is not None and command.name is not None
+        assert command.seq is not None
+        assert command.name is not None
         stream_id = self.broker.stream_id(command.queue_name)
+        # The recorded arguments: the workflow's code may have changed its own objects since the call.
+        call = loads(command.payload or b"{}")
         message: Message[Any] = Message(
             command.queue_name,
             command.name,
-            command.args,
-            command.kwargs,
+            tuple(call["args"]),
+            call["kwargs"],
             dict(command.options),
             str(uuid.UUID(bytes=events.command_id(execution.run_id, command.seq))),
             _now_ms(),
@@ -383,9 +414,7 @@ class Runner:
     def _advanced(self, delivery: Delivery, run: CachedRun, advance: Advance, outcome: CompleteActivity | None) -> None:
         """A step was committed, or refused."""
         claimer = self.broker.claimer
-        reserved = sum(s.eager for s in advance.sends)
-        if claimer is not None and reserved:
-            claimer.unreserve(reserved)
+        self._unreserve(advance)
         if advance.answer == "ok" and advance.error is None:
             self._hand_out(delivery, advance)
             if advance.close is not None:
@@ -450,6 +479,15 @@ def _info(row: tuple[Any, ...]) -> Info:
     )
 
 
+def _together(news: list[Event]) -> list[Event]:
+    """Have all signals given before the code goes on, so that none of them is left unread by a run that ends."""
+    last = max((n for n, e in enumerate(news) if e.type == events.SIGNAL_RECEIVED), default=-1)
+    return [
+        e._replace(attributes={"with_next": True}) if e.type == events.SIGNAL_RECEIVED and n < last else e
+        for n, e in enumerate(news)
+    ]
+
+
 def _precedence(item: tuple[int, Event]) -> int:
     """The start before all; signals before whatever may end the run."""
     return {events.WORKFLOW_STARTED: 0, events.SIGNAL_RECEIVED: 1}.get(item[1].type, 2)
@@ -463,7 +501,8 @@ def _text(exception: BaseException | None) -> str | None:
     """A failure as one line of text that Postgres can store."""
     if exception is None:
         return None
-    return f"{type(exception).__name__}: {exception}".replace("\0", "\N{SYMBOL FOR NULL}")[:4000]
+    text = f"{type(exception).__name__}: {exception}"[:4000].replace("\0", "\N{SYMBOL FOR NULL}")
+    return text.encode("utf-8", "replace").decode()
 
 
 def _backoff(delivery: Delivery, bounds: tuple[int, int]) -> int:
