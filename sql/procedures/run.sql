@@ -39,6 +39,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
     v_now timestamptz := date_trunc('milliseconds', clock_timestamp());
+    -- History's clock starts when the run may take its first step.
+    v_due timestamptz := v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond';
     v_live uuid;
 BEGIN
     create_run.run_id := p_run;
@@ -59,10 +61,9 @@ BEGIN
         ON CONFLICT DO NOTHING;
         IF FOUND THEN
             INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload)
-            VALUES (p_run, 1, 'WorkflowStarted', v_now, p_name, p_input);
+            VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input);
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
-            VALUES (p_run, p_stream, 0, v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond', v_now,
-                    's', p_run, p_name, '');
+            VALUES (p_run, p_stream, 0, v_due, v_now, 's', p_run, p_name, '');
             create_run.status := 'started';
             RETURN;
         END IF;
