@@ -56,6 +56,12 @@ def procedure_texts() -> tuple[str, ...]:
     return tuple(path.read_text("utf-8") for path in paths)
 
 
+@cache
+def role_text() -> str:
+    """What is said about the namespace's roles where it has some of its own, before rendering."""
+    return (sql_directory() / "roles.sql").read_text("utf-8")
+
+
 def expected_version() -> int:
     """The version of the newest migration that this package knows."""
     return migrations()[-1].version
@@ -70,21 +76,31 @@ class Names:
     worker: str
     admin: str
 
+    @property
+    def separate(self) -> bool:
+        """Whether the namespace has roles of its own, so that scoped workers are possible."""
+        return self.worker != self.owner
+
     def render(self, text: str) -> str:
-        for name, value in (
-            ("schema", _quote(self.namespace)),
-            ("owner", _quote(self.owner)),
-            ("worker", _quote(self.worker)),
-            ("admin", _quote(self.admin)),
-            ("namespace", self.namespace),
-        ):
-            text = text.replace("{" + name + "}", value)
-        return text
+        values = {
+            "schema": _quote(self.namespace),
+            "owner": _quote(self.owner),
+            "worker": _quote(self.worker),
+            "admin": _quote(self.admin),
+            "namespace": self.namespace,
+        }
+        # In one pass: a database's name, and so a role's, may itself look like a placeholder.
+        return re.sub(r"\{(schema|owner|worker|admin|namespace)\}", lambda m: values[m[1]], text)
+
+    def procedures(self) -> list[str]:
+        """All that is re-applied when it differs: the procedures and the grants, rendered."""
+        texts = [*procedure_texts(), role_text()] if self.separate else procedure_texts()
+        return [self.render(text) for text in texts]
 
     def checksum(self) -> str:
         digest = hashlib.sha256()
-        for text in procedure_texts():
-            digest.update(self.render(text).encode())
+        for text in self.procedures():
+            digest.update(text.encode())
         return digest.hexdigest()[:16]
 
 
@@ -107,12 +123,13 @@ def check_namespace(namespace: str) -> str:
 
 
 def role_name(database: str, namespace: str, kind: str) -> str:
-    """A role's name: roles belong to the whole cluster, so it has database and namespace in it and never collides
-    by truncation at Postgres's 63 bytes."""
-    full = f"dd_{database}_{namespace}_{kind}"
-    if len(full.encode()) <= 63:
-        return full
-    return f"dd_{hashlib.sha256(full.encode()).hexdigest()[:24]}_{kind}"
+    """A role's name: roles belong to the whole cluster, so it has database and namespace in it and never collides,
+    neither by truncation at Postgres's 63 bytes nor by where the one name ends and the other begins."""
+    # A namespace has no dot in it: the last one of the name is this one.
+    stem = f"dd_{database}.{namespace}"
+    if len(stem.encode()) > 63 - len("_worker"):
+        stem = f"dd_{hashlib.sha256(stem.encode()).hexdigest()[:24]}"
+    return f"{stem}_{kind}"
 
 
 def migrate(url: str, namespace: str = "durable") -> list[str]:
@@ -128,15 +145,27 @@ def migrate(url: str, namespace: str = "durable") -> list[str]:
       list[str]: what was done, one line each; empty when everything was up to date.
 
     Raises:
-      NotConfigured: the server is too old, or the login lacks a privilege (which one is said).
+      NotConfigured: the URL or the server cannot be used, the schema is not ours, or the login lacks a privilege (which
+        one is said).
       SchemaOutOfDate: the namespace was made by a newer version of this package.
+      DatabaseUnavailable: the server cannot be reached, or went away; nothing was done.
     """
+    from .database import translate, translate_connect_error
+
     check_namespace(namespace)
-    with psycopg.connect(url, autocommit=True) as conn:
+    try:
+        # No prepared statements: they would stay behind in a pooler's session.
+        conn = psycopg.connect(url, autocommit=True, prepare_threshold=None)
+    except psycopg.Error as e:
+        raise translate_connect_error(e, url) from e
+    # Whoever waited for another migration has to see what that one did, whatever the database's default is.
+    conn.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    with conn:
         if conn.info.server_version < MINIMUM_SERVER:
             raise NotConfigured(f"the server is PostgreSQL {conn.info.server_version // 10000}; 14 or newer is needed")
         try:
             with conn.transaction():
+                conn.execute("SET LOCAL search_path = pg_catalog, pg_temp")
                 # The one advisory lock of the project: migrations of a namespace queue up behind each other.
                 conn.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"dramatiq_durable:{namespace}"])
                 return _migrate(conn, namespace)
@@ -145,18 +174,25 @@ def migrate(url: str, namespace: str = "durable") -> list[str]:
                 f"the login {conn.info.user!r} may not migrate the database {conn.info.dbname!r}: "
                 f"{e.diag.message_primary}. Use the database's owner or a superuser"
             ) from e
+        except psycopg.errors.ReadOnlySqlTransaction as e:
+            raise NotConfigured(
+                f"the database {conn.info.dbname!r} is read-only ({e.diag.message_primary}): connect to the primary, "
+                "or turn default_transaction_read_only off"
+            ) from e
+        except psycopg.errors.DependentObjectsStillExist as e:
+            raise NotConfigured(
+                f"something else in the database depends on a function of the namespace {namespace!r}: "
+                f"{e.diag.message_detail or e.diag.message_primary}. Drop it, and make it again after `migrate`"
+            ) from e
+        except psycopg.Error as e:
+            raise translate(e) from e
 
 
 def _migrate(conn: psycopg.Connection[tuple[object, ...]], namespace: str) -> list[str]:
     done: list[str] = []
     schema = sql.Identifier(namespace)
-    (exists,) = conn.execute("SELECT to_regclass(%s) IS NOT NULL", [f"{namespace}.roles"]).fetchone() or (False,)
-    if exists:
-        row = conn.execute(sql.SQL("SELECT owner, worker, admin FROM {}.roles").format(schema)).fetchone()
-        assert row is not None
-        names = Names(namespace, *(str(name) for name in row))
-        conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(names.owner)))
-    else:
+    names = _find_namespace(conn, namespace)
+    if names is None:
         names = _create_namespace(conn, namespace)
         done.append(f"created namespace {namespace}, owned by {names.owner}")
     version_row = conn.execute(sql.SQL("SELECT coalesce(max(version), 0) FROM {}.migration").format(schema)).fetchone()
@@ -178,12 +214,50 @@ def _migrate(conn: psycopg.Connection[tuple[object, ...]], namespace: str) -> li
     if checksum_row is None or checksum_row[0] != names.checksum():
         _replace_procedures(conn, names)
         done.append("replaced the procedures")
-    conn.execute("RESET ROLE")
+    # Still as the owner: a login that does not inherit its roles' rights can migrate too.
     if _make_administrator(conn, schema):
         done.append("made this login an administrator of the namespace")
     for line in done:
         logger.info("%s", line)
     return done
+
+
+def _find_namespace(conn: psycopg.Connection[tuple[object, ...]], namespace: str) -> Names | None:
+    """The namespace's names, if it exists; the transaction then goes on as its owner.
+
+    The login may be a superuser, so nothing of a schema that somebody else may have prepared is touched (a table of
+    theirs can have a trigger): the catalogue says first whose it is.
+    """
+    row = conn.execute(
+        "SELECT o.rolname::text, o.rolname IN (session_user, current_user), o.rolcanlogin OR o.rolsuper,"
+        "  (SELECT count(*) FROM pg_class c WHERE c.relnamespace = n.oid AND c.relowner = n.nspowner"
+        "   AND c.relkind = 'r' AND c.relname IN ('roles', 'procedures', 'migration'))"
+        "FROM pg_namespace n JOIN pg_roles o ON o.oid = n.nspowner WHERE n.nspname = %s",
+        [namespace],
+    ).fetchone()
+    if row is None:
+        return None
+    owner, own, powerful, tables = str(row[0]), bool(row[1]), bool(row[2]), row[3]
+    if tables != 3:
+        raise NotConfigured(
+            f"the database {conn.info.dbname!r} has a schema {namespace!r} that is none of ours: choose another "
+            "namespace (DRAMATIQ_DURABLE_NAMESPACE), or rename that schema"
+        )
+    if not own and (powerful or not re.fullmatch(r"dd_.+_owner", owner)):
+        raise NotConfigured(
+            f"the namespace {namespace!r} belongs to the login {owner!r}, which could have prepared anything in it for "
+            f"{conn.info.user!r}: migrate as {owner!r}"
+        )
+    conn.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(owner)))
+    names = conn.execute(
+        sql.SQL("SELECT owner, worker, admin FROM {}.roles").format(sql.Identifier(namespace))
+    ).fetchone()
+    if names is None or names[0] != owner:
+        raise NotConfigured(
+            f"the namespace {namespace!r} belongs to {owner!r}, and its table of roles says {names and names[0]!r}: "
+            "after a change of owner or name of a role, correct that table"
+        )
+    return Names(namespace, *map(str, names))
 
 
 def _create_namespace(conn: psycopg.Connection[tuple[object, ...]], namespace: str) -> Names:
@@ -193,25 +267,35 @@ def _create_namespace(conn: psycopg.Connection[tuple[object, ...]], namespace: s
     ).fetchone()
     assert row is not None
     login, may_create_roles, superuser = str(row[0]), bool(row[1]), bool(row[2])
-    if may_create_roles:
-        names = Names(namespace, *(role_name(conn.info.dbname, namespace, k) for k in ("owner", "worker", "admin")))
-        for role in (names.owner, names.worker, names.admin):
-            if conn.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone() is None:
-                conn.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(role)))
-            if not superuser:
-                conn.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(login)))
-        conn.execute(
-            sql.SQL("GRANT {} TO {} WITH ADMIN OPTION").format(
-                sql.Identifier(names.worker), sql.Identifier(names.owner)
-            )
+    names = Names(namespace, *(role_name(conn.info.dbname, namespace, k) for k in ("owner", "worker", "admin")))
+    roles = [names.owner, names.worker, names.admin]
+    found = {
+        str(name): bool(powerful)
+        for name, powerful in conn.execute(
+            "SELECT rolname::text, rolcanlogin OR rolsuper FROM pg_roles WHERE rolname = ANY (%s)", [roles]
         )
-    else:
+    }
+    if powerful_roles := [role for role, powerful in found.items() if powerful]:
+        raise NotConfigured(
+            f"the role {powerful_roles[0]!r} exists and can log in or is a superuser; the namespace's roles must be "
+            f"neither: ALTER ROLE {_quote(powerful_roles[0])} NOLOGIN NOSUPERUSER"
+        )
+    statements = [
+        *(f"CREATE ROLE {_quote(role)} NOLOGIN" for role in roles if role not in found),
+        *(f"GRANT {_quote(role)} TO {_quote(login)}" for role in roles if not superuser),
+        # Who owns the namespace gives the other two to those who are granted something in it.
+        *(f"GRANT {_quote(role)} TO {_quote(names.owner)} WITH ADMIN OPTION" for role in roles[1:]),
+    ]
+    if may_create_roles:
+        for statement in statements:
+            conn.execute(statement.encode())
+    elif len(found) < len(roles):
         names = Names(namespace, login, login, login)
         logger.warning(
             "the login %r may not create roles: it owns the namespace itself and scoped workers are not possible. "
-            "To have them, let a DBA run: ALTER ROLE %s CREATEROLE; then migrate a new namespace",
+            "To have them, drop the namespace, let a DBA run: %s; and migrate again",
             login,
-            _quote(login),
+            "; ".join(statements),
         )
     schema, owner = sql.Identifier(namespace), sql.Identifier(names.owner)
     conn.execute(sql.SQL("CREATE SCHEMA {} AUTHORIZATION {}").format(schema, owner))
@@ -236,9 +320,9 @@ def _replace_procedures(conn: psycopg.Connection[tuple[object, ...]], names: Nam
         "SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = %s::regnamespace",
         [_quote(names.namespace)],
     ).fetchall():
-        conn.execute(f"DROP FUNCTION {signature}".encode())
-    for text in procedure_texts():
-        conn.execute(names.render(text).encode())
+        conn.execute(f"DROP ROUTINE {signature}".encode())
+    for text in names.procedures():
+        conn.execute(text.encode())
     conn.execute(sql.SQL("DELETE FROM {}.procedures").format(schema))
     conn.execute(sql.SQL("INSERT INTO {}.procedures VALUES (%s)").format(schema), [names.checksum()])
 

@@ -7,8 +7,6 @@ REVOKE ALL ON ALL SEQUENCES IN SCHEMA {schema} FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
 REVOKE ALL ON SCHEMA {schema} FROM PUBLIC;
 
-ALTER DEFAULT PRIVILEGES FOR ROLE {owner} REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
-
 GRANT USAGE ON SCHEMA {schema} TO {worker}, {admin};
 GRANT EXECUTE ON FUNCTION
     {schema}.schema_version, {schema}.open_streams, {schema}.enqueue, {schema}.batch_outcome,
@@ -18,9 +16,8 @@ GRANT EXECUTE ON FUNCTION
     {schema}.run_of_lease, {schema}.history_of_lease, {schema}.complete_activities, {schema}.fail_task, {schema}.advance
 TO {worker};
 
--- {admin} cannot log in either; an administrator's login is a member of both.
+-- {admin} cannot log in either, and is a member of {worker} (roles.sql).
 GRANT EXECUTE ON FUNCTION
     {schema}.grant_login, {schema}.stream_counts, {schema}.stream_size, {schema}.purge_streams, {schema}.list_workers,
     {schema}.list_runs, {schema}.list_dead_letters
 TO {admin};
-GRANT {worker} TO {admin};

@@ -13,6 +13,7 @@ END
 $$;
 
 -- Give a login (not a stream's worker only: any existing role) its grants.  A principal may have several logins.
+-- Only adds: an administrator who is granted a stream stays one, so that the last of them cannot shut himself out.
 CREATE FUNCTION {schema}.grant_login(p_login text, p_principal text, p_admin boolean, p_consume text[], p_produce text[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -22,7 +23,7 @@ DECLARE
 BEGIN
     PERFORM {schema}.require_admin();
     INSERT INTO {schema}.principal AS p (name, is_admin) VALUES (p_principal, p_admin)
-    ON CONFLICT (name) DO UPDATE SET is_admin = excluded.is_admin RETURNING p.principal_id INTO v_principal;
+    ON CONFLICT (name) DO UPDATE SET is_admin = p.is_admin OR excluded.is_admin RETURNING p.principal_id INTO v_principal;
     INSERT INTO {schema}.login (login, principal_id) VALUES (p_login, v_principal)
     ON CONFLICT (login) DO UPDATE SET principal_id = excluded.principal_id;
     INSERT INTO {schema}.stream (name) SELECT DISTINCT n FROM unnest(p_consume || p_produce) n ORDER BY n ON CONFLICT DO NOTHING;

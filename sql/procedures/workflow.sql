@@ -149,6 +149,7 @@ DECLARE
     v_new record;
     v_told uuid[] := '{}';
     v_eager uuid[];
+    v_woken int[] := p_child_stream;
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
@@ -247,9 +248,12 @@ BEGIN
                         p_send_payload, p_send_eager)
                  WITH ORDINALITY t (s, kind, stream_id, seq, actor, priority, delay, payload, eager, n)
             WHERE v_ok[t.s] AND t.kind IN ('a', 'w')
-            RETURNING m.message_id, m.lease_token, m.run_id, m.seq
+            RETURNING m.message_id, m.lease_token, m.run_id, m.seq, m.stream_id
         LOOP
-            CONTINUE WHEN v_row.lease_token IS NULL;
+            IF v_row.lease_token IS NULL THEN
+                v_woken := v_woken || v_row.stream_id;
+                CONTINUE;
+            END IF;
             v_eager := v_eager || v_row.message_id;
             step := array_position(v_run, v_row.run_id);
             status := 'eager';
@@ -301,8 +305,9 @@ BEGIN
             PERFORM {schema}.after_close(v_run[i]);
         END IF;
     END LOOP;
-    IF v_may IS NOT NULL THEN
-        PERFORM {schema}.wake(v_may);
+    -- What was handed out eagerly wakes nobody.
+    IF cardinality(v_woken) > 0 THEN
+        PERFORM {schema}.wake(v_woken);
     END IF;
 END
 $$;
