@@ -108,12 +108,11 @@ def workflows(server: Server, processes: int, runs: int) -> Cost:
     left = "SELECT count(*) FROM durable.run WHERE status = 'running'"
     with server.counting() as cost:
         workers = Workers(processes, server.url)
-        while (first := server.scalar(left)) == runs:
-            time.sleep(0.005)
+        # All runs advance together: the time counts from the moment that the workers are up.
         started = time.perf_counter()
         while server.scalar(left):
             time.sleep(0.02)
-        cost.seconds = (time.perf_counter() - started) * runs / max(first, 1)
+        cost.seconds = time.perf_counter() - started
         cost.cpu, cost.round_trips = workers.stop()
     return cost
 

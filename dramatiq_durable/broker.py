@@ -28,7 +28,7 @@ from .claimer import Claimer
 from .database import Database, translate
 from .delivery import TASK_KINDS, Delivery, current_delivery, key_of
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, ForbiddenInWorkflow, InvalidName, NotEncodable, PayloadTooLarge
+from .errors import DatabaseUnavailable, ForbiddenInWorkflow, NotEncodable, PayloadTooLarge
 from .group_commit import GroupCommit
 from .leases import Membership
 from .procedures import Bury, Enqueue, MarkStarted, Procedures, Release
@@ -143,7 +143,7 @@ class DurableBroker(Broker):
             actor_name=workflow.name,
             queue_name=workflow.queue_name,
             priority=0,
-            options={k: v for k, v in options.items() if k in self.actor_options},
+            options=options,
         )
         self.workflows[workflow.name] = workflow
 
@@ -199,6 +199,33 @@ class DurableBroker(Broker):
           QueueNotFound: the queue was never declared.
           ForbiddenInWorkflow: called inside a workflow.
         """
+        delivery = current_delivery.get()
+        try:
+            delay = self._check_send(message, delay)
+            self.emit_before("enqueue", message, delay)
+            if isinstance(message, Delivery) and message is delivery:
+                if delivery.hooks:
+                    delivery.retry = delay or 0
+                else:
+                    delivery.again = delay or 0
+            else:
+                operation = self.operation(message, delay)
+                if delivery is not None and delivery.hooks:
+                    delivery.followers.append(operation)
+                else:
+                    self.commit.submit(operation)
+        except Exception as e:
+            if delivery is not None and delivery.hooks:
+                # What a hook sends belongs to the message: if it cannot be stored, neither can the ack.
+                delivery.broken = e
+            raise
+        self.emit_after("enqueue", message, delay)
+        if delay is not None:
+            message = message.copy(options={"eta": current_millis() + delay})
+        return message
+
+    def _check_send(self, message: Message[Any] | Delivery, delay: Any) -> int | None:
+        """The delay in whole milliseconds, if this message may be sent with it; raises as `enqueue`."""
         if current() is not None:
             raise ForbiddenInWorkflow(
                 f"a workflow cannot send messages ({message.actor_name!r}): run it as an activity with "
@@ -206,22 +233,14 @@ class DurableBroker(Broker):
             )
         if message.queue_name not in self.queues:
             raise QueueNotFound(message.queue_name)
-        if delay is not None and not 0 <= delay <= MAX_DELAY:
+        if delay is None and isinstance(eta := message.options.get("eta"), (int, float)):
+            # Dramatiq's workers would keep it in memory until then.
+            delay = min(max(eta - current_millis(), 0), MAX_DELAY)
+        if delay is None:
+            return None
+        if not isinstance(delay, (int, float)) or not 0 <= delay <= MAX_DELAY:
             raise ValueError(f"a delay is between 0 and {MAX_DELAY} milliseconds (ten years), not {delay!r}")
-        delivery = current_delivery.get()
-        self.emit_before("enqueue", message, delay)
-        if isinstance(message, Delivery) and message is delivery:
-            message.retry = delay or 0
-        else:
-            operation = self.operation(message, delay)
-            if delivery is not None and delivery.hooks:
-                delivery.followers.append(operation)
-            else:
-                self.commit.submit(operation)
-        self.emit_after("enqueue", message, delay)
-        if delay is not None:
-            message = message.copy(options={"eta": current_millis() + delay})
-        return message
+        return int(delay)
 
     def enqueue_many(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
         """Store many messages, in as few transactions as their number allows.
@@ -232,7 +251,8 @@ class DurableBroker(Broker):
         Raises:
           as `enqueue`; nothing is stored when a message cannot be encoded.
         """
-        operations = [self.operation(m, delay) for m in messages]
+        delays = [self._check_send(m, delay) for m in messages]
+        operations = [self.operation(m, d) for m, d in zip(messages, delays, strict=True)]
         for message in messages:
             self.emit_before("enqueue", message, delay)
         if operations:
@@ -337,6 +357,8 @@ class DurableBroker(Broker):
                 message = Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
                 message.options.pop("eta", None)
+                if not isinstance(message.actor_name, str):
+                    raise TypeError(f"the actor's name is a {type(message.actor_name).__name__}")
                 if message.queue_name != queue_name:
                     message = message.copy(queue_name=queue_name)
         except (DecodeError, AttributeError, TypeError) as e:
@@ -391,17 +413,13 @@ class DurableBroker(Broker):
         if exception is not None and delivery.transaction is not None:
             delivery.transaction.roll_back()
         # Whatever was decided by an earlier run of these hooks, which an interrupt cut short, is decided anew.
-        delivery.retry = None
+        delivery.retry = delivery.again
         delivery.followers.clear()
         delivery.hooks = True
         try:
             for middleware in reversed(self.middleware):
                 try:
                     middleware.after_process_message(self, delivery, result=result, exception=exception)
-                except (NotEncodable, PayloadTooLarge, InvalidName, QueueNotFound) as e:
-                    # What a hook sends belongs to the message: if it cannot be stored, neither can the ack.
-                    delivery.broken = e
-                    logger.critical("%r could not send what follows %r", middleware, delivery, exc_info=True)
                 except Interrupt as e:
                     # A time limit or shutdown that comes this late must not end the thread with the message in hand.
                     delivery.broken = e
@@ -422,6 +440,8 @@ class DurableBroker(Broker):
     def _record_start(self, delivery: Delivery) -> None:
         if not self.commit.submit(MarkStarted(delivery.key, delivery.lease)):
             delivery.settled = True
+            if self._claimer is not None:
+                self._claimer.finished(delivery)
             raise SkipMessage("it was handed to another worker before it began here")
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from dramatiq.common import iter_queue
 
 from .arrays import Uuid
 from .database import Connection
@@ -122,7 +123,8 @@ class Claimer(threading.Thread):
         if consumer is None or not consumer.drained or self._draining:
             return False
         with self._lock:
-            if len(self.held) + self._reserved >= max(self.capacity(), 1):
+            # The deliveries whose steps ask for places are about to give up their own: at most one for each thread.
+            if len(self.held) + self._reserved >= self.capacity() + max(self.threads, 1):
                 return False
             self._reserved += 1
             return True
@@ -135,7 +137,12 @@ class Claimer(threading.Thread):
     def take(self, delivery: Delivery) -> None:
         """Hand a delivery to its stream's consumer."""
         self.held[delivery.lease] = delivery
-        self.consumers[delivery.stream_id].offer(delivery)
+        consumer = self.consumers.get(delivery.stream_id)
+        if consumer is None or self._draining:
+            # It was closed, or everything ends, while the delivery was on its way.
+            self.give_back(delivery)
+        else:
+            consumer.offer(delivery)
 
     def capacity(self) -> int:
         """How many messages this process may hold now."""
@@ -262,10 +269,13 @@ class Claimer(threading.Thread):
             delivery = self.deliver(row)
             if delivery is not None:
                 self.take(delivery)
+        left = claim.total
         for stream_id, limit in zip(claim.streams, claim.limits, strict=True):
             consumer = self.consumers.get(stream_id)
-            if consumer is not None:
-                consumer.drained = counts[stream_id] < limit and len(rows) < claim.total
+            # What was not looked at, because those before it took all, keeps what is known of it.
+            if consumer is not None and left:
+                consumer.drained = counts[stream_id] < min(limit, left)
+            left -= counts[stream_id]
         if rows:
             # The claim cleared the wish to be woken; where it took all there was, the next one sets it again.
             self._registered_wait = False
@@ -308,6 +318,10 @@ class Claimer(threading.Thread):
         )
         self.membership.token = None
         self._registered_wait = False
+        # What was not begun here is begun by those who have it now.
+        for delivery in self._not_begun():
+            delivery.settled = True
+            self.finished(delivery)
 
     def _reconnected(self, conn: Connection) -> None:
         """The answer to a claim may have been lost: what is leased to this worker and unknown to it goes back."""
@@ -319,7 +333,8 @@ class Claimer(threading.Thread):
         # What was finished and is not committed yet is still leased, and about to be committed.
         held = [d.key for d in list(self.held.values())] + self.commit.leased_messages()
         try:
-            self.membership.procedures.resync(conn, self.membership.token, held)
+            self.membership.token = self.membership.procedures.resync(conn, self.membership.token, held)
+            self.commit.context.worker = Uuid(self.membership.token)
         except psycopg.Error as e:
             if e.sqlstate != "DD002":
                 raise
@@ -352,16 +367,19 @@ class Claimer(threading.Thread):
     def drain(self) -> None:
         """Claim nothing more, and give back what was not begun."""
         self._draining = True
-        for delivery in self._unstarted():
+        for delivery in self._not_begun():
             self.give_back(delivery)
-        if self.worker is not None:
-            from dramatiq.common import iter_queue
+        self._event.set()
 
+    def _not_begun(self) -> list[Delivery]:
+        """Every delivery that no thread has begun, Dramatiq's own queue included."""
+        found = self._unstarted()
+        if self.worker is not None:
             for item in iter_queue(self.worker.work_queue):
                 if isinstance(item.message, Delivery):
-                    self.give_back(item.message)
+                    found.append(item.message)
                 self.worker.work_queue.task_done()
-        self._event.set()
+        return found
 
     def stop(self, timeout: float = 30.0) -> None:
         """Commit what waits, give back what is held, and end the thread."""

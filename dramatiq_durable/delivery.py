@@ -26,6 +26,7 @@ class Delivery(MessageProxy):
       attempt(int): counted from 1.
       reclaimed(bool): it was taken from a dead worker: its start has to be recorded.
       result, exception: what came of the actor.
+      again(int | None): milliseconds after which the actor itself wants it again.
       retry(int | None): milliseconds after which the retries middleware wants it again.
       followers(list): messages that hooks sent while it was post-processed; they are stored with its ack.
       broken(BaseException | None): a hook failed in a way that forbids the ack.
@@ -59,6 +60,7 @@ class Delivery(MessageProxy):
         self.reclaimed = reclaimed
         self.result: Any = None
         self.exception: BaseException | None = None
+        self.again: int | None = None
         self.retry: int | None = None
         self.followers: list[Enqueue] = []
         self.broken: BaseException | None = None
@@ -72,10 +74,16 @@ current_delivery: ContextVar[Delivery | None] = ContextVar("current_delivery", d
 
 
 def key_of(message_id: str) -> bytes:
-    """The row's id of a message: its own id where that is a uuid, else one derived from it."""
+    """The row's id of a message: its own id where that is a uuid, else one derived from it.
+
+    Version 8 is what the database makes for activities: a plain message with such an id has a row's id of its own.
+    """
     if len(message_id) == 36:
         try:
-            return uuid.UUID(message_id).bytes
+            own = uuid.UUID(message_id).bytes
         except ValueError:
             pass
+        else:
+            if own[6] >> 4 != 8:
+                return own
     return uuid.uuid5(uuid.NAMESPACE_OID, message_id).bytes

@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 #: The most operations of a batch: bounds the memory of both sides and the time the transaction is open.
 MAX_BATCH = 1000
 
+#: The most bytes of payloads of a batch, but for its last item: an array in Postgres ends at a gigabyte.
+MAX_BATCH_BYTES = 64 * 1024 * 1024
+
 #: How long a caller waits for a database that went away, in seconds, before it gets an error.
 PATIENCE = 15.0
 
@@ -165,8 +168,10 @@ class GroupCommit:
         with self._driving:
             self.urgent = False
             batch: list[Operation] = []
-            while self._waiting and len(batch) < MAX_BATCH:
-                batch.append(self._waiting.popleft())
+            room = MAX_BATCH_BYTES
+            while self._waiting and len(batch) < MAX_BATCH and room > 0:
+                batch.append(operation := self._waiting.popleft())
+                room -= len(getattr(operation, "payload", None) or b"")
             batch.extend(also)
             self._batch = batch
             self._run_until_settled(batch, give_up)
@@ -182,6 +187,8 @@ class GroupCommit:
                 error = translate(e) if isinstance(e, psycopg.Error) else e
                 transient = isinstance(error, DatabaseUnavailable)
                 self._drop_connection()
+                # Some may have had their turn, one by one, before the connection broke: they are not run again.
+                batch = [operation for operation in batch if not operation.finished]
                 if not transient or give_up():
                     for operation in batch:
                         if operation.retried and operation.numbered and transient:
@@ -230,7 +237,7 @@ class GroupCommit:
         self.context.last_batch = 0
         try:
             self._execute(conn, batch)
-        except (psycopg.Error, DurableError, ValueError, TypeError) as e:
+        except Exception as e:
             if isinstance(e, psycopg.Error) and is_connection_lost(e, conn):
                 return self._recover(batch, e, give_up)
             if len(batch) == 1:
@@ -295,19 +302,20 @@ class GroupCommit:
 
     def _execute(self, conn: Connection, batch: list[Operation]) -> None:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
-        groups = by_kind(batch)
+        # All arguments first: an error among them must not leave a pipeline that would commit what went before it.
+        groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in by_kind(batch)]
         self.batches += 1
         if len(groups) == 1:
-            kind, items = groups[0]
+            kind, items, arguments = groups[0]
             cursor = conn.cursor(binary=True)
-            cursor.execute(self._statement(kind), kind.arguments(items, self.context))
+            cursor.execute(self._statement(kind), arguments)
             calls.append((kind, items, cursor))
         else:
             # Without a BEGIN, all up to the pipeline's sync is one transaction: one round trip, one commit.
             with conn.pipeline():
-                for kind, items in groups:
+                for kind, items, arguments in groups:
                     cursor = conn.cursor(binary=True)
-                    cursor.execute(self._statement(kind), kind.arguments(items, self.context))
+                    cursor.execute(self._statement(kind), arguments)
                     calls.append((kind, items, cursor))
         for kind, items, cursor in calls:
             kind.settle(items, cursor.fetchall())
@@ -329,6 +337,7 @@ class GroupCommit:
 
     def _finish(self, batch: Sequence[Operation]) -> None:
         for operation in batch:
+            operation.finished = True
             if operation.then is not None:
                 try:
                     operation.then(operation)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from .arrays import Array, Blobs, Bools, Ints, Longs, Texts, Uuid, Uuids
 from .database import Connection
-from .errors import NotPermitted
+from .errors import LeaseLost, NotPermitted
 from .workflow.events import Event
 
 Rows = list[tuple[Any, ...]]
@@ -33,6 +33,12 @@ class Context:
         """A fresh batch number: what carries one is committed once, also when its answer is lost."""
         self.last_batch = next(self._next_batch)
         return self.last_batch
+
+    def registered(self) -> Uuid:
+        """The worker's token.  Raises LeaseLost when there is none (any more): its leases went with it."""
+        if self.worker is None:
+            raise LeaseLost("this process is not registered as a worker (any more): what it held was given back")
+        return self.worker
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +61,7 @@ class Operation:
     error: BaseException | None = field(default=None, init=False)
     then: Callable[[Any], None] | None = field(default=None, init=False)
     retried: bool = field(default=False, init=False)
+    finished: bool = field(default=False, init=False)
     gate: Any = field(default=None, init=False)
 
     @classmethod
@@ -236,8 +243,7 @@ class LeaseOperation(Operation):
 
     @classmethod
     def arguments(cls, items: Sequence[Any], context: Context) -> list[Any]:
-        assert context.worker is not None
-        return [context.worker, Uuids([i.message_id for i in items]), Uuids([i.lease for i in items])]
+        return [context.registered(), Uuids([i.message_id for i in items]), Uuids([i.lease for i in items])]
 
     @classmethod
     def settle(cls, items: Sequence[Any], rows: Rows) -> None:
@@ -358,8 +364,7 @@ class FailTask(LeaseOperation):
     @classmethod
     def arguments(cls, items: Sequence[FailTask], context: Context) -> list[Any]:
         (item,) = items
-        assert context.worker is not None
-        return [context.worker, Uuid(item.message_id), Uuid(item.lease), item.failure, item.delay]
+        return [context.registered(), Uuid(item.message_id), Uuid(item.lease), item.failure, item.delay]
 
     @classmethod
     def settle(cls, items: Sequence[Any], rows: Rows) -> None:
@@ -507,8 +512,7 @@ class Claim(Operation):
     @classmethod
     def arguments(cls, items: Sequence[Claim], context: Context) -> list[Any]:
         (item,) = items
-        assert context.worker is not None
-        return [context.worker, Ints(item.streams), Ints(item.limits), item.total, Uuids(item.done), item.wait]
+        return [context.registered(), Ints(item.streams), Ints(item.limits), item.total, Uuids(item.done), item.wait]
 
     @classmethod
     def settle(cls, items: Sequence[Claim], rows: Rows) -> None:
@@ -570,9 +574,9 @@ class Procedures:
         """Rows of (peer, beat, reclaim delay in milliseconds)."""
         return self._call(conn, "heartbeat", Uuid(worker))
 
-    def resync(self, conn: Connection, worker: bytes, holding: Sequence[bytes]) -> int:
-        """Give back every message that is leased to the worker and not named; answers how many."""
-        return int(self._call(conn, "resync", Uuid(worker), Uuids(holding))[0][0])
+    def resync(self, conn: Connection, worker: bytes, holding: Sequence[bytes]) -> bytes:
+        """Give back every message that is leased to the worker and not named; answers the worker's new token."""
+        return bytes(self._call(conn, "resync", Uuid(worker), Uuids(holding))[0][0])
 
     def reclaim(self, conn: Connection, worker: bytes, peer: int, beat: int) -> tuple[int, int]:
         """Take back what a dead peer held; answers (handed back, dead-lettered)."""

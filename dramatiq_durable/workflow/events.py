@@ -103,6 +103,8 @@ def describe(type: str, name: str | None) -> str:
 def command_id(run_id: str, seq: int) -> bytes:
     """The id of what a run's command makes (a message, a child's run), as 16 bytes.
 
-    Derived, so that carrying out a command twice makes one thing; the SQL procedures derive it in the same way.
+    Derived, so that carrying out a command twice makes one thing; the SQL procedures derive it in the same way.  A
+    uuid of version 8: nobody but the database may make one, so that nobody can take it before the run does.
     """
-    return hashlib.md5(f"{run_id}:{seq}".encode(), usedforsecurity=False).digest()
+    digest = hashlib.md5(f"{run_id}:{seq}".encode(), usedforsecurity=False).digest()
+    return digest[:6] + bytes([digest[6] & 0x0F | 0x80]) + digest[7:]

@@ -12,13 +12,14 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from dramatiq import Message
 
-from ..database import is_connection_lost
+from ..database import is_connection_lost, translate
 from ..delivery import TASK_KINDS, Delivery, current_delivery
 from ..errors import DatabaseUnavailable, DurableError, LeaseLost, Nondeterminism, NotEncodable, PayloadTooLarge
 from ..procedures import (
@@ -103,20 +104,11 @@ class Runner:
         if delivery.broken is not None:
             return Reschedule(key, lease, 30_000, None, f"its hooks failed: {delivery.broken}")
         if delivery.retry is not None and not failed:
-            from ..broker import encode as encode_message
-
-            try:
-                payload = encode_message(delivery)
-            except (NotEncodable, PayloadTooLarge):
-                # The retry counts in the message's options could not be stored: keep the payload as it came.
-                payload = None
-            return Reschedule(key, lease, delivery.retry, payload, _text(delivery.exception))
+            return Reschedule(key, lease, delivery.retry, _payload(delivery), _text(delivery.exception))
         if delivery.kind == "a":
             return self._activity_outcome(delivery, failed)
         if failed:
-            from ..broker import encode as encode_message
-
-            return Bury(key, lease, encode_message(delivery), _text(delivery.exception or delivery._exception))
+            return Bury(key, lease, _payload(delivery), _text(delivery.exception or delivery._exception))
         return Ack(key, lease)
 
     def _activity_outcome(self, delivery: Delivery, failed: bool) -> CompleteActivity:
@@ -237,8 +229,8 @@ class Runner:
         with run.lock:
             try:
                 outcome = self._take_task(workflow, delivery, run)
-            except DatabaseUnavailable as e:
-                logger.warning("the task of run %s waits for the database: %s", delivery.run_id, e)
+            except (DatabaseUnavailable, LeaseLost) as e:
+                logger.warning("the task of run %s goes back: %s", delivery.run_id, e)
                 outcome = Release(delivery.key, delivery.lease)
             except Exception as e:
                 run.drop()
@@ -257,13 +249,15 @@ class Runner:
         """Bring the run up to date and give it what is new; answers the operation that ends the delivery."""
         news: list[Event] = []
         inbox: list[int] = []
+        committed = False
         execution = run.execution
-        if execution is None or delivery.kind != "w":
+        # A timer that the run in memory does not expect may be one that it has not come to: others took it further.
+        if execution is None or delivery.kind != "w" or not execution.expects(delivery.seq or 0):
             loaded = self._load(workflow, delivery, run)
             if loaded is None:
                 self.cache.forget(str(delivery.run_id))
                 return Ack(delivery.key, delivery.lease)
-            execution, waiting = loaded
+            execution, waiting, committed = loaded
             # A run must not close over signals that its code has not seen: they come before what may end it.
             # What an earlier step took, whose commit may be under way, is not taken again.
             waiting = [item for item in waiting if item[0] not in run.taken]
@@ -276,6 +270,9 @@ class Runner:
             if execution.expects(delivery.seq):
                 news.insert(0, Event(0, events.TIMER_FIRED, _now_ms(), delivery.seq))
         if not news or execution.closed:
+            if delivery.kind == "w" and not committed:
+                # The step after which nobody waits for this timer is on its way, and may be refused.
+                return Reschedule(delivery.key, delivery.lease, _backoff(delivery, REFUSED_BACKOFF))
             return Ack(delivery.key, delivery.lease)
         advance = self._step(delivery, execution, news)
         advance.inbox = inbox
@@ -284,8 +281,9 @@ class Runner:
 
     def _load(
         self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun
-    ) -> tuple[Execution, list[tuple[int, Event]]] | None:
-        """The run's execution, brought up to date, and what is in its inbox; None when there is nothing to do."""
+    ) -> tuple[Execution, list[tuple[int, Event]], bool] | None:
+        """The run's execution, brought up to date, what is in its inbox, and whether all of its steps are committed;
+        None when there is nothing to do."""
         token = self.broker.commit.context.worker
         if token is None:
             raise LeaseLost("this worker is not registered")
@@ -305,7 +303,7 @@ class Runner:
             except psycopg.Error as e:
                 if is_connection_lost(e, conn):
                     raise DatabaseUnavailable(str(e).strip()) from e
-                raise
+                raise translate(e) from e
         if run.execution is None:
             execution = Execution(workflow.fn, _info(row))
             run.execution = execution
@@ -314,7 +312,7 @@ class Runner:
                 inbox.insert(0, (0, history[0]))
             else:
                 execution.replay(history)
-        return run.execution, inbox
+        return run.execution, inbox, run.execution.last_event_id == row[6]
 
     def _step(self, delivery: Delivery, execution: Execution, news: list[Event]) -> Advance:
         """Apply events one by one, and gather what came out as one operation."""
@@ -495,6 +493,31 @@ def _precedence(item: tuple[int, Event]) -> int:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
+
+
+def _payload(delivery: Delivery) -> bytes | None:
+    """The message with the options that it has now; None, as it came, where that cannot be stored.
+
+    Options that cannot be encoded (a middleware's own objects) are left out: without the count of its retries among
+    them, a message would be retried for ever.
+    """
+    from ..broker import encode as encode_message
+
+    def storable(name: str, value: Any) -> bool:
+        try:
+            encode_message(replace(delivery._message, args=(), kwargs={}, options={name: value}))
+        except (NotEncodable, PayloadTooLarge):
+            return False
+        return True
+
+    try:
+        return encode_message(delivery)
+    except (NotEncodable, PayloadTooLarge):
+        options = {name: value for name, value in delivery.options.items() if storable(name, value)}
+    try:
+        return encode_message(replace(delivery._message, options=options))
+    except (NotEncodable, PayloadTooLarge):
+        return None
 
 
 def _text(exception: BaseException | None) -> str | None:

@@ -117,5 +117,6 @@ CREATE TABLE {schema}.sender (
     sender uuid PRIMARY KEY,
     login name NOT NULL,
     batch bigint NOT NULL,
+    given_up bigint NOT NULL DEFAULT 0,        -- the last batch that was asked about and had not been committed
     at timestamptz NOT NULL
 ) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0);

@@ -5,14 +5,15 @@ CREATE TABLE {schema}.run (
     workflow_id text NOT NULL CHECK (length(workflow_id) BETWEEN 1 AND 200),
     stream_id int NOT NULL,                    -- the stream that carries the run's tasks; ids are unique within it
     name text NOT NULL CHECK (length(name) BETWEEN 1 AND 200),
-    status text NOT NULL DEFAULT 'running',
+    status text NOT NULL DEFAULT 'running' CHECK (
+        status IN ('running', 'completed', 'failed', 'cancelled', 'terminated', 'timed_out', 'continued_as_new')),
     started_at timestamptz NOT NULL,
     closed_at timestamptz,
     last_event int NOT NULL,                   -- the fence of advance: who does not know this number may not go on
     parent_run_id uuid,
     parent_seq int,                            -- which command of the parent started this run
-    parent_close text NOT NULL DEFAULT 'terminate',
-    memo json,
+    parent_close text NOT NULL DEFAULT 'terminate' CHECK (parent_close IN ('terminate', 'cancel', 'abandon')),
+    memo json CHECK (octet_length(memo::text) <= 16777216),
     task_failure text                          -- why the last workflow task failed; the run stays open
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 
@@ -28,9 +29,10 @@ CREATE TABLE {schema}.event (
     type text NOT NULL,
     at timestamptz NOT NULL,                   -- history's clock, in whole milliseconds
     seq int,                                   -- the number of the command that it records or answers
-    name text,
+    name text CHECK (length(name) <= 200),
     payload bytea CHECK (octet_length(payload) <= 16777216),
-    attributes json,                           -- json, not jsonb: texts of failures may have NULs
+    -- json, not jsonb: texts of failures may have NULs
+    attributes json CHECK (octet_length(attributes::text) <= 16777216),
     PRIMARY KEY (run_id, event_id)
 );
 
@@ -42,9 +44,9 @@ CREATE TABLE {schema}.inbox (
     type text NOT NULL,
     at timestamptz NOT NULL DEFAULT now(),
     seq int,
-    name text,
+    name text CHECK (length(name) <= 200),
     payload bytea CHECK (octet_length(payload) <= 16777216),
-    attributes json,
+    attributes json CHECK (octet_length(attributes::text) <= 16777216),
     PRIMARY KEY (run_id, inbox_id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
 

@@ -72,12 +72,15 @@ END
 $$;
 
 -- A batch is committed once: its number must be higher than any the sender has committed or given up.
--- Raises DD003 for a batch that was given up; nothing of it is stored.
-CREATE FUNCTION {schema}.begin_batch(p_sender uuid, p_batch bigint)
+-- Raises DD003 for a batch that was given up, and 54000 for one of too many items; nothing of it is stored.
+CREATE FUNCTION {schema}.begin_batch(p_sender uuid, p_batch bigint, p_items int)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF p_items > 10000 THEN
+        RAISE EXCEPTION 'a call has at most 10000 items, not %', p_items USING ERRCODE = '54000';
+    END IF;
     INSERT INTO {schema}.sender AS s (sender, login, batch, at)
     VALUES (p_sender, session_user, p_batch, clock_timestamp())
     ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, at = excluded.at

@@ -60,6 +60,19 @@ BEGIN
         VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'), p_memo::json)
         ON CONFLICT DO NOTHING;
         IF FOUND THEN
+            IF p_reuse <> 'allow' THEN
+                -- The insert may have waited for the end of a run that was live when we looked.
+                SELECT r.run_id INTO v_live FROM {schema}.run r
+                WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status <> 'running'
+                  AND (p_reuse = 'reject' OR r.status = 'completed')
+                ORDER BY r.started_at DESC LIMIT 1;
+                IF FOUND THEN
+                    DELETE FROM {schema}.run r WHERE r.run_id = p_run;
+                    create_run.status := 'exists';
+                    create_run.run_id := v_live;
+                    RETURN;
+                END IF;
+            END IF;
             INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload)
             VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input);
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
@@ -100,9 +113,10 @@ DECLARE
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'e');
-    PERFORM {schema}.begin_batch(p_sender, p_batch);
+    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_runs));
     FOR i IN 1 .. cardinality(p_runs) LOOP
-        IF p_streams[i] = ANY (v_may) THEN
+        -- Ids of version 8 are the database's own, derived from a run.
+        IF p_streams[i] = ANY (v_may) AND substr(p_runs[i]::text, 15, 1) IS DISTINCT FROM '8' THEN
             SELECT * INTO v_new FROM {schema}.create_run(
                 p_runs[i], p_workflow_ids[i], p_streams[i], p_names[i], p_inputs[i], p_conflicts[i], p_reuses[i], p_delays[i],
                 p_memos[i], NULL, NULL, NULL);
@@ -165,7 +179,7 @@ DECLARE
     i int;
 BEGIN
     PERFORM {schema}.caller();
-    PERFORM {schema}.begin_batch(p_sender, p_batch);
+    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_types));
     FOR i IN 1 .. cardinality(p_types) LOOP
         v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i]);
         v_status := NULL;
@@ -202,7 +216,7 @@ AS $$
 DECLARE
     v_run {schema}.run;
 BEGIN
-    PERFORM {schema}.begin_batch(p_sender, p_batch);
+    PERFORM {schema}.begin_batch(p_sender, p_batch, 1);
     v_run := {schema}.find_run(p_run, p_workflow_id);
     IF v_run.run_id IS NULL THEN
         RETURN 'missing';
@@ -233,6 +247,33 @@ BEGIN
 END
 $$;
 
+-- Internal: lock a run, and the children that end with it, without waiting for anybody.  Answers whether all are locked.
+CREATE FUNCTION {schema}.lock_tree(p_run uuid)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_child uuid;
+BEGIN
+    PERFORM 1 FROM {schema}.run r WHERE r.run_id = p_run FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    FOR v_child IN
+        SELECT r.run_id FROM {schema}.event e
+        JOIN {schema}.run r ON r.run_id = overlay(md5(p_run::text || ':' || e.seq) PLACING '8' FROM 13)::uuid
+        WHERE e.run_id = p_run AND e.type = 'ChildStarted' AND r.parent_run_id = p_run AND r.status = 'running'
+          AND r.parent_close = 'terminate'
+    LOOP
+        IF NOT {schema}.lock_tree(v_child) THEN
+            RETURN false;
+        END IF;
+    END LOOP;
+    RETURN true;
+END
+$$;
+
 -- Internal: what follows from the end of a run.  Its last event is the closing one.
 -- Its queued work is dropped, its children are treated as their parent_close says, its parent gets the outcome, and
 -- whoever waits for it is notified.
@@ -247,14 +288,19 @@ DECLARE
     v_channel uuid;
 BEGIN
     SELECT * INTO v_run FROM {schema}.run r WHERE r.run_id = p_run;
-    -- Leased messages are left to their workers, whose completions find the run closed.
+    -- Leased messages, and those that are being leased, are left to their workers, whose completions find the run closed.
     DELETE FROM {schema}.message m
-    USING {schema}.event e
-    WHERE e.run_id = p_run AND e.type IN ('ActivityScheduled', 'TimerStarted')
-      AND m.message_id = md5(p_run::text || ':' || e.seq)::uuid AND m.run_id = p_run AND m.lease_token IS NULL;
-    DELETE FROM {schema}.message m WHERE m.message_id = p_run AND m.run_id = p_run AND m.lease_token IS NULL;
+    USING (SELECT q.message_id, q.stream_id
+           FROM (SELECT p_run AS id
+                 UNION ALL
+                 SELECT overlay(md5(p_run::text || ':' || e.seq) PLACING '8' FROM 13)::uuid
+                 FROM {schema}.event e WHERE e.run_id = p_run AND e.type IN ('ActivityScheduled', 'TimerStarted')) d
+           JOIN {schema}.message q ON q.message_id = d.id
+           WHERE q.run_id = p_run AND q.lease_token IS NULL
+           FOR UPDATE OF q SKIP LOCKED) t
+    WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
     FOR v_child IN
-        SELECT r.* FROM {schema}.event e JOIN {schema}.run r ON r.run_id = md5(p_run::text || ':' || e.seq)::uuid
+        SELECT r.* FROM {schema}.event e JOIN {schema}.run r ON r.run_id = overlay(md5(p_run::text || ':' || e.seq) PLACING '8' FROM 13)::uuid
         WHERE e.run_id = p_run AND e.type = 'ChildStarted' AND r.parent_run_id = p_run AND r.status = 'running'
     LOOP
         IF v_child.parent_close = 'terminate' THEN
@@ -275,7 +321,10 @@ BEGIN
     END IF;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
-        PERFORM pg_notify('{namespace}:c' || v_channel, '');
+        -- As everywhere: a full notification queue fails nothing; who waits looks from time to time.
+        IF pg_notification_queue_usage() < 0.25 THEN
+            PERFORM pg_notify('{namespace}:c' || v_channel, '');
+        END IF;
     END LOOP;
 END
 $$;

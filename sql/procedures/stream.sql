@@ -36,6 +36,7 @@ END
 $$;
 
 -- Store messages.  Answers 1: stored; 0: the stream has a live message with this id already; -1: not permitted.
+-- Ids of version 8 are the database's own: it derives them from a run, and nobody may take them beforehand.
 -- Messages of one call keep their order: each is due a microsecond after the one before it.
 CREATE FUNCTION {schema}.enqueue(
     p_sender uuid, p_batch bigint,
@@ -48,11 +49,12 @@ DECLARE
     v_may int[];
     v_now timestamptz := clock_timestamp();
     v_stored uuid[];
+    v_on int[];
     v_answer int[];
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
-    PERFORM {schema}.begin_batch(p_sender, p_batch);
+    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
     WITH stored AS (
         INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
         SELECT t.message_id, t.stream_id, t.priority,
@@ -60,15 +62,17 @@ BEGIN
                v_now, t.actor, t.payload
         FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
              WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n)
-        WHERE t.stream_id = ANY (v_may)
+        WHERE t.stream_id = ANY (v_may) AND substr(t.message_id::text, 15, 1) IS DISTINCT FROM '8'
         ON CONFLICT (message_id, stream_id) DO NOTHING
-        RETURNING message_id)
-    SELECT array_agg(s.message_id) INTO v_stored FROM stored s;
+        RETURNING message_id, stream_id)
+    SELECT array_agg(s.message_id), array_agg(s.stream_id) INTO v_stored, v_on FROM stored s;
     IF cardinality(v_stored) = cardinality(p_messages) THEN
         v_answer := array_fill(1, ARRAY[cardinality(p_messages)]);
     ELSE
         v_answer := ARRAY(
-            SELECT CASE WHEN NOT t.stream_id = ANY (v_may) THEN -1 WHEN t.message_id = ANY (v_stored) THEN 1 ELSE 0 END
+            SELECT CASE WHEN (t.stream_id = ANY (v_may)) IS NOT TRUE OR substr(t.message_id::text, 15, 1) = '8' THEN -1
+                   WHEN EXISTS (SELECT 1 FROM unnest(v_stored, v_on) u (message_id, stream_id)
+                                WHERE u.message_id = t.message_id AND u.stream_id = t.stream_id) THEN 1 ELSE 0 END
             FROM unnest(p_messages, p_streams) WITH ORDINALITY t (message_id, stream_id, n) ORDER BY t.n);
     END IF;
     PERFORM {schema}.wake(v_may);
@@ -77,15 +81,21 @@ END
 $$;
 
 -- After a lost answer: was this batch committed?  If it was not, it is given up: it can no longer be committed.
+-- May be asked again, when its own answer is lost: the answer stays the same.
 CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
-    PERFORM {schema}.begin_batch(p_sender, p_batch);
-    RETURN false;
-EXCEPTION WHEN SQLSTATE 'DD003' THEN
-    RETURN true;
+    INSERT INTO {schema}.sender AS s (sender, login, batch, given_up, at)
+    VALUES (p_sender, session_user, p_batch, p_batch, clock_timestamp())
+    ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, given_up = excluded.batch, at = excluded.at
+    WHERE s.batch < excluded.batch AND s.login = excluded.login;
+    IF FOUND THEN
+        RETURN false;
+    END IF;
+    RETURN EXISTS (
+        SELECT 1 FROM {schema}.sender s WHERE s.sender = p_sender AND s.login = session_user AND s.given_up <> p_batch);
 END
 $$;
 
@@ -114,6 +124,7 @@ DECLARE
     v_due timestamptz;
     v_next timestamptz;
     v_claimed uuid[] := '{}';
+    v_kept uuid[];
     v_row record;
     i int;
 BEGIN
@@ -159,15 +170,24 @@ BEGIN
             WHERE m.stream_id = p_streams[i] AND m.priority > v_priority ORDER BY m.priority LIMIT 1;
         END LOOP;
     END LOOP;
+    -- Whatever the worker says that it has finished: what is still leased to it stays among what it holds, or else
+    -- nobody would find it when the worker dies.
+    p_done := array_remove(coalesce(p_done, '{}'), NULL);
+    v_kept := ARRAY(SELECT m.message_id FROM {schema}.message m
+                    WHERE m.message_id = ANY (p_done) AND m.worker_id = v_worker.worker_id);
     IF cardinality(v_claimed) > 0 THEN
         UPDATE {schema}.worker w
-        SET held = ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_done)) || v_claimed,
+        SET held = ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_done)) || v_kept || v_claimed,
             waiting_until = NULL, beat = w.beat + 1, beat_at = v_now
-        WHERE w.worker_id = v_worker.worker_id;
+        WHERE w.worker_id = v_worker.worker_id AND w.token = p_worker;
+        -- Declared dead, or on another connection, in this very moment: nobody would ever know of these leases.
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'this worker is not registered, or was declared dead' USING ERRCODE = 'DD002';
+        END IF;
     ELSIF p_wait > 0 THEN
         UPDATE {schema}.worker w
         SET waiting_until = v_now + p_wait * interval '1 millisecond', beat = w.beat + 1, beat_at = v_now,
-            held = ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_done))
+            held = ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_done)) || v_kept
         WHERE w.worker_id = v_worker.worker_id
           -- The second look of a worker that goes to sleep writes nothing.
           AND (w.waiting_until IS NULL OR w.waiting_until < v_now + p_wait * interval '500 microseconds');
@@ -262,7 +282,7 @@ BEGIN
 END
 $$;
 
--- The messages were rejected: move them to the dead letters.
+-- The messages were rejected: move them to the dead letters.  What belongs to a run is refused: it would wait for ever.
 CREATE FUNCTION {schema}.bury(p_worker uuid, p_messages uuid[], p_leases uuid[], p_payloads bytea[], p_failures text[])
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
@@ -278,6 +298,7 @@ BEGIN
         USING unnest(p_messages, p_leases, p_payloads, p_failures)
               WITH ORDINALITY t (message_id, lease, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
+          AND m.kind = 'm'
         RETURNING t.n, m.*, t.payload AS new_payload, t.failure),
     buried AS (
         INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)

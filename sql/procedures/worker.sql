@@ -61,32 +61,36 @@ END
 $$;
 
 -- After an answer was lost: the worker names the messages that it holds; any other that is leased to it goes back.
+-- Answers its new token: a claim that is still under way on the lost connection finds the old one gone, and is undone.
 CREATE FUNCTION {schema}.resync(p_worker uuid, p_holding uuid[])
-RETURNS int
+RETURNS uuid
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_worker record;
     v_unnamed uuid[];
-    v_count int;
+    v_token uuid := gen_random_uuid();
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    p_holding := array_remove(coalesce(p_holding, '{}'), NULL);
     SELECT ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_holding)) INTO v_unnamed
-    FROM {schema}.worker w WHERE w.worker_id = v_worker.worker_id;
+    FROM {schema}.worker w WHERE w.worker_id = v_worker.worker_id FOR UPDATE;
     UPDATE {schema}.message m SET lease_token = NULL, worker_id = NULL, started = false
     WHERE m.message_id = ANY (v_unnamed) AND m.worker_id = v_worker.worker_id;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    UPDATE {schema}.worker w SET held = p_holding, beat = w.beat + 1, beat_at = clock_timestamp()
+    UPDATE {schema}.worker w
+    SET token = v_token, held = ARRAY(SELECT h FROM unnest(w.held) h WHERE h = ANY (p_holding)), beat = w.beat + 1,
+        beat_at = clock_timestamp()
     WHERE w.worker_id = v_worker.worker_id;
-    RETURN v_count;
+    RETURN v_token;
 END
 $$;
 
 -- Take back what a dead worker held, and forget the worker.
 --
 -- The caller has seen its beat unmoved for its whole reclaim_delay; the server checks what it can know by itself: the
--- beat is still the same, and the delay is over also when the time before the server's own start is left out.
+-- beat is still the same, and the delay is over also when the time before the server's own start is left out.  Only
+-- workers that share a stream take back from each other.
 -- Only deliveries of reclaimed messages whose actor had begun count as deaths: what was merely prefetched is no poison.
 -- Poison messages are dead-lettered; poison activities fail in their run; tasks of workflows are only slowed down.
 CREATE FUNCTION {schema}.reclaim(p_worker uuid, p_peer bigint, p_beat bigint)
@@ -96,11 +100,14 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off S
 AS $$
 #variable_conflict use_column
 DECLARE
+    v_worker record;
     v_peer record;
 BEGIN
-    PERFORM {schema}.authenticate(p_worker);
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     SELECT * INTO v_peer FROM {schema}.worker w
     WHERE w.worker_id = p_peer AND w.beat = p_beat
+      AND (v_worker.is_admin
+           OR w.stream_ids && (SELECT o.stream_ids FROM {schema}.worker o WHERE o.worker_id = v_worker.worker_id))
       AND greatest(w.beat_at, pg_postmaster_start_time()) + w.reclaim_delay < clock_timestamp()
     FOR UPDATE SKIP LOCKED;
     IF NOT FOUND THEN
@@ -121,6 +128,7 @@ AS $$
 DECLARE
     v_held uuid[];
     v_poison uuid[];
+    v_poisoned int[];
     v_runs uuid[];
     v_streams int[];
     v_reclaimed int;
@@ -137,11 +145,13 @@ BEGIN
         WHERE m.message_id = ANY (v_held) AND m.worker_id = p_worker_id
         RETURNING m.message_id, m.stream_id, m.kind, m.deaths)
     SELECT count(*), array_agg(DISTINCT b.stream_id),
-           array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'a'))
-    INTO v_reclaimed, v_streams, v_poison FROM back b;
+           array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'a')),
+           array_agg(b.stream_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'a'))
+    INTO v_reclaimed, v_streams, v_poison, v_poisoned FROM back b;
     IF v_poison IS NOT NULL THEN
         WITH gone AS (
-            DELETE FROM {schema}.message m WHERE m.message_id = ANY (v_poison) AND m.lease_token IS NULL RETURNING m.*),
+            DELETE FROM {schema}.message m USING unnest(v_poison, v_poisoned) t (message_id, stream_id)
+            WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id AND m.lease_token IS NULL RETURNING m.*),
         buried AS (
             INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)
             SELECT g.message_id, g.stream_id, g.priority, g.enqueued_at, g.attempt, g.deaths, g.actor, 'poison',

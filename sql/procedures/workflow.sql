@@ -145,6 +145,7 @@ DECLARE
     v_live boolean[] := array_fill(false, ARRAY[cardinality(p_messages)]);
     v_ok boolean[] := array_fill(false, ARRAY[cardinality(p_messages)]);
     v_may int[];
+    v_near int[];
     v_row record;
     v_new record;
     v_told uuid[] := '{}';
@@ -168,16 +169,17 @@ BEGIN
         i := v_row.n;
         v_run[i] := v_row.run_id;
         v_live[i] := true;
-        v_ok[i] := v_row.status = 'running' AND CASE
-            WHEN p_after[i] >= 1 THEN v_ok[p_after[i]] AND v_run[p_after[i]] = v_row.run_id AND p_last[p_after[i]] = p_expected[i]
-            ELSE v_row.last_event = p_expected[i] END;
+        v_ok[i] := (v_row.status = 'running' AND CASE
+            WHEN p_after[i] >= 1 THEN v_ok[p_after[i]] AND v_run[p_after[i]] = v_row.run_id
+                AND p_last[p_after[i]] = p_expected[i] AND p_close[p_after[i]] IS NULL
+            ELSE v_row.last_event = p_expected[i] END) IS TRUE;
         IF v_ok[i] AND NOT v_worker.is_admin THEN
             v_ok[i] := cardinality({schema}.permitted(v_worker.principal_id, false, ARRAY[v_row.stream_id], 'c')) = 1;
         END IF;
         IF v_ok[i] AND p_close[i] IS NOT NULL THEN
-            -- Senders hold a key-share lock on the run until they commit: while one is at it the run does not close.
-            PERFORM 1 FROM {schema}.run r WHERE r.run_id = v_row.run_id FOR UPDATE SKIP LOCKED;
-            v_ok[i] := FOUND AND NOT EXISTS (
+            -- Senders hold a key-share lock on the run until they commit: while one is at it the run does not close, and
+            -- no run closes while one is at a child that would end with it.
+            v_ok[i] := p_close[i] <> 'running' AND {schema}.lock_tree(v_row.run_id) AND NOT EXISTS (
                 SELECT 1 FROM {schema}.inbox b
                 WHERE b.run_id = v_row.run_id AND b.type = 'SignalReceived'
                   AND NOT EXISTS (SELECT 1 FROM unnest(p_inbox_step, p_inbox_id) u (s, id) WHERE u.id = b.inbox_id));
@@ -187,13 +189,21 @@ BEGIN
     -- A command to a stream that the caller has no right to is the workflow's failure to see, not the worker's.
     IF cardinality(p_send_stream) > 0 OR cardinality(p_child_stream) > 0 THEN
         v_may := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_send_stream || p_child_stream, 'e');
-        FOR i IN 1 .. v_steps LOOP
-            IF v_ok[i] AND NOT v_worker.is_admin AND EXISTS (
-                SELECT 1 FROM unnest(p_send_step || p_child_step, p_send_stream || p_child_stream) u (s, id)
-                WHERE u.s = i AND NOT u.id = ANY (v_may)) THEN
+        -- Each where it is used: arrays of different lengths or bounds must not pair a step with another's stream.
+        IF EXISTS (SELECT 1 FROM unnest(p_send_step, p_send_stream) u (s, id)
+                   WHERE v_ok[u.s] AND (u.id = ANY (v_may)) IS NOT TRUE) THEN
+            RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
+        END IF;
+        FOR i IN 1 .. cardinality(p_child_seq) LOOP
+            IF v_ok[p_child_step[i]] AND (p_child_stream[i] = ANY (v_may)) IS NOT TRUE THEN
                 RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
             END IF;
         END LOOP;
+    END IF;
+    -- What is leased at once must be what a claim would hand out.
+    IF true = ANY (p_send_eager) THEN
+        v_near := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_send_stream, 'c');
+        v_near := ARRAY(SELECT s.stream_id FROM {schema}.stream s WHERE s.stream_id = ANY (v_near) AND NOT s.paused);
     END IF;
 
     FOR i IN 1 .. v_steps LOOP
@@ -219,6 +229,11 @@ BEGIN
     DELETE FROM {schema}.message m
     USING unnest(p_messages, p_leases, v_ok) t (message_id, lease, ok)
     WHERE t.ok AND m.message_id = t.message_id AND m.lease_token = t.lease;
+    GET DIAGNOSTICS i = ROW_COUNT;
+    IF i < cardinality(array_remove(v_ok, false)) THEN
+        -- The worker was declared dead between the look above and here: nothing is recorded, the caller finds out.
+        RAISE EXCEPTION 'a lease was lost in this very moment' USING ERRCODE = '40001';
+    END IF;
     INSERT INTO {schema}.event (run_id, event_id, type, at, seq, name, payload, attributes)
     SELECT v_run[e.s], e.id, e.type, to_timestamp(e.at / 1000.0), e.seq, e.name, e.payload, e.attributes::json
     FROM unnest(p_event_step, p_event_id, p_event_type, p_event_at, p_event_seq, p_event_name, p_event_payload, p_event_attributes)
@@ -231,22 +246,28 @@ BEGIN
     END IF;
 
     IF cardinality(p_drop_seq) > 0 THEN
-        DELETE FROM {schema}.message m USING unnest(p_drop_step, p_drop_seq) t (s, seq)
-        WHERE v_ok[t.s] AND m.message_id = md5(v_run[t.s]::text || ':' || t.seq)::uuid AND m.run_id = v_run[t.s]
-          AND m.lease_token IS NULL;
+        -- What is being leased in this moment is left alone, as is what is leased already.
+        DELETE FROM {schema}.message m
+        USING (SELECT q.message_id, q.stream_id
+               FROM unnest(p_drop_step, p_drop_seq) d (s, seq)
+               JOIN {schema}.message q ON q.message_id = overlay(md5(v_run[d.s]::text || ':' || d.seq) PLACING '8' FROM 13)::uuid
+               WHERE v_ok[d.s] AND q.run_id = v_run[d.s] AND q.lease_token IS NULL
+               FOR UPDATE OF q SKIP LOCKED) t
+        WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
     END IF;
 
     IF cardinality(p_send_seq) > 0 THEN
         FOR v_row IN
             INSERT INTO {schema}.message AS m (
                 message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, seq, actor, payload, lease_token, worker_id)
-            SELECT md5(v_run[t.s]::text || ':' || t.seq)::uuid, t.stream_id, t.priority,
+            SELECT overlay(md5(v_run[t.s]::text || ':' || t.seq) PLACING '8' FROM 13)::uuid, t.stream_id, t.priority,
                    v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond' + t.n * interval '1 microsecond',
                    v_now, t.kind::"char", v_run[t.s], t.seq, t.actor, t.payload,
-                   CASE WHEN t.eager THEN gen_random_uuid() END, CASE WHEN t.eager THEN v_worker.worker_id END
+                   CASE WHEN x.eager THEN gen_random_uuid() END, CASE WHEN x.eager THEN v_worker.worker_id END
             FROM unnest(p_send_step, p_send_kind, p_send_stream, p_send_seq, p_send_actor, p_send_priority, p_send_delay,
                         p_send_payload, p_send_eager)
-                 WITH ORDINALITY t (s, kind, stream_id, seq, actor, priority, delay, payload, eager, n)
+                 WITH ORDINALITY t (s, kind, stream_id, seq, actor, priority, delay, payload, eager, n),
+                 LATERAL (SELECT t.eager AND t.kind = 'a' AND t.stream_id = ANY (v_near) AND coalesce(t.delay, 0) <= 0) x (eager)
             WHERE v_ok[t.s] AND t.kind IN ('a', 'w')
             RETURNING m.message_id, m.lease_token, m.run_id, m.seq, m.stream_id
         LOOP
@@ -264,17 +285,21 @@ BEGIN
         seq := NULL;
         lease := NULL;
         IF v_eager IS NOT NULL THEN
-            UPDATE {schema}.worker w SET held = w.held || v_eager WHERE w.worker_id = v_worker.worker_id;
+            UPDATE {schema}.worker w SET held = w.held || v_eager
+            WHERE w.worker_id = v_worker.worker_id AND w.token = p_worker;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION 'this worker is not registered, or was declared dead' USING ERRCODE = 'DD002';
+            END IF;
         END IF;
     END IF;
 
     FOR i IN 1 .. cardinality(p_child_seq) LOOP
-        CONTINUE WHEN NOT v_ok[p_child_step[i]];
+        CONTINUE WHEN v_ok[p_child_step[i]] IS NOT TRUE;
         v_row := NULL;
         SELECT * INTO v_row FROM json_to_record(p_child_options[i]::json) x (
             id_conflict text, id_reuse text, parent_close text, delay bigint, memo json);
         SELECT * INTO v_new FROM {schema}.create_run(
-            md5(v_run[p_child_step[i]]::text || ':' || p_child_seq[i])::uuid, p_child_workflow_id[i], p_child_stream[i],
+            overlay(md5(v_run[p_child_step[i]]::text || ':' || p_child_seq[i]) PLACING '8' FROM 13)::uuid, p_child_workflow_id[i], p_child_stream[i],
             p_child_name[i], p_child_input[i], coalesce(v_row.id_conflict, 'fail'), coalesce(v_row.id_reuse, 'allow'),
             coalesce(v_row.delay, 0), v_row.memo::text, v_run[p_child_step[i]], p_child_seq[i], v_row.parent_close);
         IF v_new.status <> 'started' THEN
@@ -286,10 +311,10 @@ BEGIN
     END LOOP;
 
     FOR i IN 1 .. cardinality(p_cancel_seq) LOOP
-        CONTINUE WHEN NOT v_ok[p_cancel_step[i]];
+        CONTINUE WHEN v_ok[p_cancel_step[i]] IS NOT TRUE;
         FOR v_row IN
             SELECT r.run_id FROM {schema}.run r
-            WHERE r.run_id = md5(v_run[p_cancel_step[i]]::text || ':' || p_cancel_seq[i])::uuid
+            WHERE r.run_id = overlay(md5(v_run[p_cancel_step[i]]::text || ':' || p_cancel_seq[i]) PLACING '8' FROM 13)::uuid
               AND r.parent_run_id = v_run[p_cancel_step[i]] AND r.status = 'running'
         LOOP
             INSERT INTO {schema}.inbox (run_id, type) VALUES (v_row.run_id, 'CancelRequested');
