@@ -15,7 +15,7 @@ a user that had to wait for a stopping server never takes the old supervisor for
 Instance directory: ``data/`` and ``socket/`` belong to the server's user, ``server.log`` is the server's log.  Postgres
 refuses to run as root; there the binaries (never Python) run as ``postgres``, or ``nobody`` where that is missing.
 
-This file imports the standard library only, and the supervisor runs it as a plain script: both are cheap.
+This file imports the standard library only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,16 +46,16 @@ if sys.platform != "win32":
     import fcntl
     import pwd
 
+    from . import supervisor
+    from .supervisor import PORT, exclusive, lock, postmaster
+
 #: Where root keeps its servers, and its copy of binaries that the server's user could not reach otherwise.
 ROOT_DATA = Path("/var/lib/dramatiq-durable")
 ROOT_CACHE = Path("/var/cache/dramatiq-durable")
 
-#: Seconds without any user after which the supervisor stops the server: one command after another finds it warm.
-GRACE = 1.0
-#: Seconds that starting (which may have to recover from a crash) and stopping may take.
-START_TIMEOUT, STOP_TIMEOUT = 180, 30
+#: Seconds that starting, which may have to recover from a crash, may take.
+START_TIMEOUT = 180
 
-PORT = 5432  # names the socket's file; nothing listens on the network
 SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103  # bytes of sockaddr_un.sun_path, less the final NUL
 
 DEFAULTS = {"max_connections": "200", "fsync": "on"}
@@ -80,34 +80,6 @@ def _unavailable(message: str) -> NoReturn:
     from dramatiq_durable.errors import DatabaseUnavailable
 
     raise DatabaseUnavailable(message)
-
-
-def _lock(path: Path, how: int) -> int | None:
-    """Return a descriptor that holds the flock ``how`` on ``path``; None if ``LOCK_NB`` found it taken.
-
-    The descriptor is not inherited by programs this process starts.  It is let go by closing it, never by LOCK_UN,
-    which would let go for every process that inherited it by a fork.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, how)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[int]:
-    descriptor = _lock(path, fcntl.LOCK_EX)
-    assert descriptor is not None
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +183,7 @@ def _copy_package(package: Path, name: str) -> Path:
     if copied.is_dir():
         return copied
     ROOT_CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with _exclusive(ROOT_CACHE / "copy.lock"):
+    with exclusive(ROOT_CACHE / "copy.lock"):
         if copied.is_dir():
             return copied
         for left_over in ROOT_CACHE.glob("*.partial"):  # its maker is dead: it would hold the lock
@@ -243,82 +215,16 @@ def _usable_binaries(bin_dir: Path | None, account: _Account) -> Path:
     return binaries if _reachable(binaries, account) else _copy_package(package, name)
 
 
-# --- the server's process --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Postmaster:
-    pid: int
-    socket_directory: Path | None
-    ready: bool
-
-
-def _postmaster(data: Path) -> _Postmaster | None:
-    """Return the live server of ``data`` as its pid file tells, or None.
-
-    After a crash the file can name a process of somebody else, which must neither be taken for the server nor be
-    signalled: where /proc tells, the process has to have our data directory on its command line.
-    """
-    try:
-        lines = (data / "postmaster.pid").read_text().splitlines()
-        pid = int(lines[0])
-        os.kill(pid, 0)
-        if Path("/proc/self/cmdline").exists() and os.fsencode(data) not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return None
-    except (FileNotFoundError, ProcessLookupError, PermissionError, IndexError, ValueError):
-        return None
-    sockets = Path(lines[4]) if len(lines) > 4 and lines[4] else None
-    return _Postmaster(pid, sockets, len(lines) > 7 and lines[7].strip() == "ready")
-
-
-def _stop(data: Path) -> None:
-    """Stop the server of ``data``, if it runs: fast, and when that takes too long, as in a crash.
-
-    By signals: this works even when the binaries have been uninstalled while the server ran.
-    """
-    server = _postmaster(data)
-    if server is None:
-        return
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        deadline = time.monotonic() + STOP_TIMEOUT
-        if _postmaster(data) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(server.pid, number)
-        while _postmaster(data) is not None and time.monotonic() < deadline:
-            time.sleep(0.02)
-    if server.socket_directory is not None:
-        for name in (f".s.PGSQL.{PORT}", f".s.PGSQL.{PORT}.lock"):
-            (server.socket_directory / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            server.socket_directory.rmdir()
-
-
-def _supervise(directory: Path, supervisor: int) -> None:
-    """Wait for the last user to be gone, stop the server, and return.  ``supervisor`` holds ``supervisor.lock``."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # our end is the users' end: whoever ends us ends them
-    while True:
-        with _exclusive(directory / "users.lock"):
-            pass
-        time.sleep(GRACE)  # with the lock let go, so that a new user need not wait
-        users = _lock(directory / "users.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if users is not None:
-            break
-    _stop(directory / "data")
-    os.close(supervisor)
-    os.close(users)
-
-
 def _ensure_supervisor(directory: Path) -> None:
     """Start a supervisor unless one is alive.  It is born holding its lock: there is no moment without."""
-    held = _lock(directory / "supervisor.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+    held = lock(directory / "supervisor.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
     if held is None:
         return
     try:
         (directory / "server.log").touch(mode=0o600)
         with (directory / "server.log").open("ab") as log:
             subprocess.run(
-                [sys.executable, "-I", "-S", __file__, "--supervise", directory, "--lock", str(held)],
+                [sys.executable, "-I", "-S", supervisor.__file__, directory, str(held)],
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # a pipe of ours would not end before the server does
@@ -418,7 +324,7 @@ def _ensure_server(directory: Path, bin_dir: Path | None, settings: Mapping[str,
     data, log = directory / "data", directory / "server.log"
     deadline = time.monotonic() + START_TIMEOUT
     refused = ""
-    while (server := _postmaster(data)) is None or not server.ready or server.socket_directory is None:
+    while (server := postmaster(data)) is None or not server.ready or server.socket_directory is None:
         if server is not None:  # it is starting or stopping, by a hand that did not wait for it
             if time.monotonic() > deadline:
                 _unavailable(f"The embedded Postgres does not get ready. The end of {log}:\n{_tail(log)}")
@@ -481,7 +387,7 @@ class Server:
           DatabaseUnavailable: it did not come back; the message has the end of its log.
         """
         data, log = self.directory / "data", self.directory / "server.log"
-        with _exclusive(self.directory / "start.lock"):
+        with exclusive(self.directory / "start.lock"):
             command = (self.binaries / "pg_ctl", "restart", "-D", data, "-m", mode, "-l", log, "-s")
             done = _run(_account(data), *command, "-t", str(START_TIMEOUT))
         if done.returncode != 0:
@@ -505,7 +411,7 @@ class Server:
                 os.close(self._users)
         deadline = time.monotonic() + wait
         while wait:
-            held = _lock(self.directory / "supervisor.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = lock(self.directory / "supervisor.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
             if held is not None:
                 os.close(held)
                 return
@@ -573,11 +479,11 @@ def acquire(
         server = _registry.get(directory)
         if server is None:
             _prepare_directory(directory)
-            users = _lock(directory / "users.lock", fcntl.LOCK_SH)  # waits for a server that is just being stopped
+            users = lock(directory / "users.lock", fcntl.LOCK_SH)  # waits for a server that is just being stopped
             assert users is not None
             server = Server(directory, users)
         try:
-            with _exclusive(directory / "start.lock") as start_lock:
+            with exclusive(directory / "start.lock") as start_lock:
                 _ensure_supervisor(directory)
                 sockets = _ensure_server(directory, bin_dir, {**DEFAULTS, **(settings or {})}, start_lock)
         except BaseException:
@@ -594,13 +500,7 @@ def main() -> None:
     """``python -m dramatiq_durable.embedded``: start the server, print its URL, and keep it until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m dramatiq_durable.embedded", description="The embedded Postgres.")
     parser.add_argument("--directory", type=Path, help="instance directory")
-    parser.add_argument("--supervise", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.supervise is not None:
-        if os.fork() == 0:  # a child of init's, so that nobody has to wait for it
-            _supervise(arguments.supervise, arguments.lock)
-        return
     # Run as __main__ this module is a second copy; the package's own is the one whose registry counts.
     from dramatiq_durable import embedded
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import psycopg
 import pytest
 
-from dramatiq_durable import embedded
+from dramatiq_durable import embedded, supervisor
 from dramatiq_durable.errors import DatabaseUnavailable, NotConfigured, Timeout
 from tests.support import wait_until
 from tests.support.postgres import chosen_binaries, make_directory, stopped
@@ -67,7 +67,7 @@ def supervisors(directory: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             arguments = (process / "cmdline").read_bytes().split(b"\0")
-            if b"--supervise" in arguments and os.fsencode(directory) in arguments:
+            if any(a.endswith(b"supervisor.py") for a in arguments) and os.fsencode(directory) in arguments:
                 found.append(int(process.name))
     return found
 
@@ -99,8 +99,8 @@ def test_a_server_as_it_should_be(own_server: embedded.Server, instance_director
 
 def test_no_other_file_is_needed_to_supervise() -> None:
     # -S: no site-packages; the supervisor costs a bare interpreter and nothing else.
-    command = [sys.executable, "-I", "-S", embedded.__file__, "--help"]
-    assert "usage" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    code = f"import runpy; runpy.run_path({supervisor.__file__!r})"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True)
 
 
 def test_acquire_is_idempotent_and_counted(own_server: embedded.Server, instance_directory: Path) -> None:
@@ -159,7 +159,7 @@ def test_release_waits_for_the_end_if_asked(run_process: Processes, instance_dir
 def test_a_server_that_died_is_started_again(own_server: embedded.Server, instance_directory: Path) -> None:
     execute(own_server.url, "CREATE TABLE kept AS SELECT 42 AS n")
     os.kill(postmaster(instance_directory), signal.SIGQUIT)
-    wait_until(lambda: embedded._postmaster(instance_directory / "data") is None)
+    wait_until(lambda: supervisor.postmaster(instance_directory / "data") is None)
     with acquire(instance_directory) as again:
         assert again is own_server
         assert one(again.url, "SELECT n FROM kept") == 42
@@ -172,8 +172,8 @@ def test_the_pid_file_of_a_crashed_machine_names_a_stranger(run_process: Process
     wait_until(lambda: stopped(instance_directory))
     pid_file = instance_directory / "data" / "postmaster.pid"
     pid_file.write_text(f"{stranger.pid}\n{instance_directory / 'data'}\n1\n5432\n/tmp\n\n0 0\nready\n")
-    assert embedded._postmaster(instance_directory / "data") is None
-    embedded._stop(instance_directory / "data")  # must not signal it
+    assert supervisor.postmaster(instance_directory / "data") is None
+    supervisor.stop(instance_directory / "data")  # must not signal it
     assert Path(f"/proc/{stranger.pid}/cmdline").read_bytes().startswith(b"sleep")
     pid_file.unlink()
 
