@@ -35,13 +35,15 @@ from ..errors import (
     WorkflowTimedOut,
 )
 from ..procedures import Post, StartRun, Terminate
-from .converter import decoders_of, encode, encode_call, failure_from_json, loads
+from .converter import decoders_of, encode, encode_call, loads
 from .events import Event
+from .failures import failure_from_json
 from .replay import current
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
-    from .definition import Workflow, WorkflowOptions
+    from .definition import Workflow
+    from .options import WorkflowOptions
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +233,7 @@ class WorkflowHandle(Generic[R]):
           WorkflowNotFound: there is none, or this login may not see it.
           NotEncodable, PayloadTooLarge, InvalidName: the signal cannot be carried.
         """
-        from .definition import check_name
+        from .options import check_name
 
         check_name(name, "a signal's name")
         if id is not None:

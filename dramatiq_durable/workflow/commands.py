@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from .. import errors
 from . import events
-from .converter import failure_from_json, loads
+from .converter import loads
+from .failures import failure_from_json
 from .loop import Future, WorkflowLoop
 
 T = TypeVar("T")

@@ -30,8 +30,9 @@ from .commands import (
     StartChild,
     StartTimer,
 )
-from .converter import decode_call, encode, failure_to_json, loads
+from .converter import decode_call, encode, loads
 from .events import Event
+from .failures import failure_to_json
 from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -50,8 +50,9 @@ from .commands import (
     StartChild,
     StartTimer,
 )
-from .converter import encode, encode_call, failure_to_json, loads
+from .converter import encode, encode_call, loads
 from .events import Event
+from .failures import failure_to_json
 from .replay import Execution, Info, Parent
 
 if TYPE_CHECKING:

@@ -22,10 +22,9 @@ from dramatiq_durable.workflow.converter import (
     decode_call,
     encode,
     encode_call,
-    failure_from_json,
-    failure_to_json,
     hash_arguments,
 )
+from dramatiq_durable.workflow.failures import failure_from_json, failure_to_json
 
 
 class Colour(Enum):
