@@ -34,7 +34,7 @@ from .leases import Membership
 from .procedures import Bury, Enqueue, MarkStarted, Procedures, Release
 from .settings import Settings, check_url
 from .wakeup import Listener
-from .workflow.definition import check_name
+from .workflow.options import check_name
 from .workflow.replay import current
 from .workflow.runner import Runner
 
@@ -543,6 +543,8 @@ class DurableConsumer(Consumer):
         self.timeout = timeout / 1000
         #: Whether the last claim left nothing waiting on the stream.
         self.drained = False
+        #: When a claim looked at the stream last, in claims' own counting; before, 1 for a stream of runs, else 0.
+        self.turn = int(any(broker.stream_id(w.queue_name) == stream_id for w in broker.workflows.values()))
         self._handed = 0
         self._ready: SimpleQueue[Delivery] = SimpleQueue()
         self._ahead: deque[Delivery] = deque()

@@ -270,8 +270,8 @@ def _content_findings(conn: Connection, names: Names, migrate: str) -> Iterator[
     try:
         with conn.transaction():
             conn.execute(sql.SQL("SELECT FROM {}.open_streams('{{}}')").format(schema))
-    except psycopg.errors.UndefinedFunction:
-        pass
+    except (psycopg.errors.UndefinedFunction, psycopg.errors.ReadOnlySqlTransaction):
+        pass  # found above; and who gets as far as a write has grants
     except psycopg.Error as e:
         if e.sqlstate != "DD001" and not isinstance(e, psycopg.errors.InsufficientPrivilege):
             raise

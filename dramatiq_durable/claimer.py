@@ -82,6 +82,7 @@ class Claimer(threading.Thread):
         self._registered_wait = False
         self._second_look = False
         self._next_look = 0.0
+        self._looks = 1
         self._finished = 0
         self._last_finished = time.monotonic()
         self._rate = 0.0
@@ -116,15 +117,18 @@ class Claimer(threading.Thread):
             if consumer is not None:
                 consumer.freed()
 
-    def reserve(self, stream_id: int) -> bool:
+    def reserve(self, stream_id: int, *, swap: bool) -> bool:
         """Take a place for an eager delivery.  Only for a stream that this worker consumes and whose last claim left
-        nothing waiting: an eager delivery overtakes nobody."""
+        nothing waiting: an eager delivery overtakes nobody.
+
+        Parameters:
+          swap(bool): it takes the place of the delivery that is being finished, so that there always is one.
+        """
         consumer = self.consumers.get(stream_id)
         if consumer is None or not consumer.drained or self._draining:
             return False
         with self._lock:
-            # The deliveries whose steps ask for places are about to give up their own: at most one for each thread.
-            if len(self.held) + self._reserved >= self.capacity() + max(self.threads, 1):
+            if not swap and len(self.held) + self._reserved >= self.capacity():
                 return False
             self._reserved += 1
             return True
@@ -239,17 +243,17 @@ class Claimer(threading.Thread):
             return None
         self._woken = False
         streams, limits = [], []
-        for stream_id, consumer in list(self.consumers.items()):
+        # The stream that was not looked at for longest comes first, so that a total that is used up goes round; at the
+        # start those of activities, which are only handed out eagerly once it is known that nothing waits there.
+        for stream_id, consumer in sorted(self.consumers.items(), key=lambda item: item[1].turn):
             limit = free if self.threads else min(free, consumer.room())
             if limit > 0:
                 streams.append(stream_id)
                 limits.append(limit)
         if not streams:
             return None
-        # A stream that was first lets the others come first next time.
-        turn = int(now * 1000) % len(streams)
         done = [self._done.popleft() for _ in range(len(self._done))]
-        return Claim(streams[turn:] + streams[:turn], limits[turn:] + limits[:turn], free, done, self._wait_time())
+        return Claim(streams, limits, free, done, self._wait_time())
 
     def _wait_time(self) -> int:
         return int(max(10.0, 4 * self.poll_interval) * 1000)
@@ -274,6 +278,8 @@ class Claimer(threading.Thread):
             consumer = self.consumers.get(stream_id)
             # What was not looked at, because those before it took all, keeps what is known of it.
             if consumer is not None and left:
+                self._looks += 1
+                consumer.turn = self._looks
                 consumer.drained = counts[stream_id] < min(limit, left)
             left -= counts[stream_id]
         if rows:
@@ -344,7 +350,7 @@ class Claimer(threading.Thread):
         """One slow worker does not sit on messages while others idle."""
         if not self.threads or time.monotonic() - self._last_finished < STALE:
             return
-        for delivery in self._unstarted():
+        for delivery in self._not_begun():
             self.give_back(delivery)
         self.ahead = 0
 

@@ -302,7 +302,6 @@ class GroupCommit:
 
     def _execute(self, conn: Connection, batch: list[Operation]) -> None:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
-        # All arguments first: an error among them must not leave a pipeline that would commit what went before it.
         groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in by_kind(batch)]
         self.batches += 1
         if len(groups) == 1:
@@ -313,10 +312,15 @@ class GroupCommit:
         else:
             # Without a BEGIN, all up to the pipeline's sync is one transaction: one round trip, one commit.
             with conn.pipeline():
-                for kind, items, arguments in groups:
-                    cursor = conn.cursor(binary=True)
-                    cursor.execute(self._statement(kind), arguments)
-                    calls.append((kind, items, cursor))
+                try:
+                    for kind, items, arguments in groups:
+                        cursor = conn.cursor(binary=True)
+                        cursor.execute(self._statement(kind), arguments)
+                        calls.append((kind, items, cursor))
+                except BaseException:
+                    # An argument that cannot be sent: the sync at the pipeline's end would commit what went before it.
+                    conn.execute("SELECT 1/0")
+                    raise
         for kind, items, cursor in calls:
             kind.settle(items, cursor.fetchall())
         if self._unreplicated is not None:

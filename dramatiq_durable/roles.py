@@ -11,7 +11,7 @@ from .arrays import Texts
 from .database import Connection, Database, translate
 from .errors import NotConfigured, NotPermitted
 from .migrate import Names
-from .workflow.definition import check_name, check_queue_name
+from .workflow.options import check_name, check_queue_name
 
 
 def grant_login(

@@ -87,6 +87,9 @@ def test_the_installed_wheel_migrates_a_database_and_runs_a_message(
         assert process.wait(timeout=60) == 0, process.output
 
     program(MIGRATE, empty_database_url)
+    command_line = run_process(installed.parent / "dramatiq-durable", "migrate", env=environment, cwd=tmp_path)
+    assert command_line.wait() == 0, command_line.output
+    assert command_line.output == "the namespace durable is up to date\n"
     greeting = tmp_path / "greeting"
     program(SEND, greeting)
     command = (installed, "-m", "dramatiq", "dramatiq_durable.app", "--processes", "1")

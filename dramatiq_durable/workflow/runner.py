@@ -347,7 +347,8 @@ class Runner:
     def _carry_out(self, command: Command, advance: Advance, execution: Execution) -> None:
         """What a command means for the database."""
         if isinstance(command, ScheduleActivity):
-            advance.sends.append(self._send_activity(command, execution))
+            swap = not any(s.eager for s in advance.sends)
+            advance.sends.append(self._send_activity(command, execution, swap))
         elif isinstance(command, StartTimer):
             assert command.seq is not None
             info = execution.info
@@ -383,7 +384,7 @@ class Runner:
                 return
         advance.drops.append(seq)
 
-    def _send_activity(self, command: ScheduleActivity, execution: Execution) -> Send:
+    def _send_activity(self, command: ScheduleActivity, execution: Execution, swap: bool) -> Send:
         from ..broker import encode as encode_message
 
         assert command.seq is not None
@@ -405,7 +406,7 @@ class Runner:
             actor = self.broker.actors.get(command.name)
             priority = actor.priority if actor is not None else 0
         claimer = self.broker.claimer
-        eager = not command.delay_ms and claimer is not None and claimer.reserve(stream_id)
+        eager = not command.delay_ms and claimer is not None and claimer.reserve(stream_id, swap=swap)
         return Send(
             "a", stream_id, command.seq, command.name, priority, command.delay_ms, encode_message(message), eager
         )

@@ -138,7 +138,8 @@ def clear(shared: Path) -> None:
 
         cluster, template = Cluster(shared), (shared / "template").read_text()
         cluster.drop(template)
-        roles = [role_name(template, "durable", kind) for kind in ("owner", "worker", "admin")]
+        # The owner has granted its roles to each other: it goes last.
+        roles = [role_name(template, "durable", kind) for kind in ("admin", "worker", "owner")]
         cluster.execute(*(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)) for role in roles))
     if (shared / "postgres").exists():
         remove(shared / "postgres")

@@ -1,0 +1,102 @@
+"""What the commands work on: a namespace of a database, from the options, the environment or the embedded server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import click
+import psycopg
+from psycopg import sql
+
+from ..broker import DurableBroker
+from ..database import translate
+from ..migrate import check_namespace
+from ..settings import Settings, check_url
+
+
+class Target:
+    """A namespace of a database; nothing is read or connected to before it is needed.
+
+    Parameters:
+      url(str | None): as given on the command line.
+      namespace(str | None): as given on the command line.
+    """
+
+    def __init__(self, url: str | None, namespace: str | None) -> None:
+        self._url = url
+        self._namespace = namespace
+        self._server: Any = None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Those of the environment.  Raises NotConfigured for a malformed one."""
+        return Settings.from_env()
+
+    @cached_property
+    def namespace(self) -> str:
+        """Raises InvalidName for one that cannot be a schema."""
+        return check_namespace(self._namespace if self._namespace is not None else self.settings.namespace)
+
+    @cached_property
+    def url(self) -> str:
+        """The database's, whether or not it was migrated; without any, the embedded server is started."""
+        if self._url is not None:
+            return check_url(self._url, name="--url")
+        if self.settings.url is not None:
+            return self.settings.url
+        from .. import embedded
+
+        self._server = embedded.acquire(self.settings.embedded_dir)
+        return str(self._server.url)
+
+    @cached_property
+    def broker(self) -> DurableBroker:
+        """A broker on a namespace that is migrated (the embedded server's is, by itself)."""
+        url = check_url(self._url, name="--url") if self._url is not None else None
+        return DurableBroker(url, namespace=self.namespace, middleware=[], settings=self.settings)
+
+    def rows(self, procedure: str, *arguments: Any) -> list[dict[str, Any]]:
+        """What a procedure of the namespace answers, each row by the names of its columns.
+
+        Raises:
+          NotPermitted: the login is no administrator.
+          SchemaOutOfDate, NotConfigured, DatabaseUnavailable: as for every use of a namespace.
+        """
+        call = sql.SQL("SELECT * FROM {}.{}({})").format(
+            sql.Identifier(self.namespace),
+            sql.Identifier(procedure),
+            sql.SQL(", ").join([sql.Placeholder()] * len(arguments)),
+        )
+        try:
+            with self.broker.database.connection() as conn:
+                cursor = conn.execute(call, arguments)
+                names = [column.name for column in cursor.description or ()]
+                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except psycopg.Error as e:
+            raise translate(e) from e
+
+    def close(self) -> None:
+        """Close what was opened; the embedded server stops with its last user."""
+        if "broker" in self.__dict__:
+            self.broker.close()
+        if self._server is not None:
+            self._server.release()
+            self._server = None
+
+
+def option_json(command: Any) -> Any:
+    """Add ``--json`` to a listing."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
+
+
+def option_limit(command: Any) -> Any:
+    """Add ``--limit`` to a listing."""
+    limit = click.IntRange(1, 10_000)
+    return click.option("--limit", type=limit, default=100, show_default=True, help="The most rows.")(command)
+
+
+def names(values: Sequence[str]) -> list[str]:
+    """An option that may be given often, and with several names between commas."""
+    return [name.strip() for value in values for name in value.split(",") if name.strip()]
