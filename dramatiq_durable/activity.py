@@ -16,7 +16,7 @@ from .database import Connection
 from .delivery import Delivery, current_delivery
 from .errors import DurableError
 from .group_commit import by_kind
-from .procedures import Context, LeaseOperation, Operation, statement
+from .operations import Context, LeaseOperation, Operation, statement
 
 if TYPE_CHECKING:
     from .broker import DurableBroker

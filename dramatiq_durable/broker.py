@@ -10,28 +10,26 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
-from dramatiq.broker import MessageProxy
 from dramatiq.common import current_millis
 from dramatiq.errors import DecodeError, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import Interrupt, SkipMessage
 
 from .claimer import Claimer
+from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import TASK_KINDS, Delivery, current_delivery, key_of
+from .delivery import TASK_KINDS, Delivery, current_delivery, encode_message, key_of
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, ForbiddenInWorkflow, NotEncodable, PayloadTooLarge
+from .errors import DatabaseUnavailable, ForbiddenInWorkflow
 from .group_commit import GroupCommit
 from .leases import Membership
-from .procedures import Bury, Enqueue, MarkStarted, Procedures, Release
+from .operations import Bury, Enqueue, MarkStarted
+from .procedures import Procedures
 from .settings import Settings, check_url
 from .wakeup import Listener
 from .workflow.options import check_name
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
     from .workflow.definition import Workflow
 
 logger = logging.getLogger(__name__)
-
-#: The most bytes of a message.
-MAX_PAYLOAD = 16 * 1024 * 1024
 
 #: The longest delay, in milliseconds: ten years.
 MAX_DELAY = 315_360_000_000
@@ -276,7 +271,7 @@ class DurableBroker(Broker):
             check_name(message.actor_name, "an actor's name"),
             max(-(2**31), min(int(priority), 2**31 - 1)),
             delay or 0,
-            encode(message),
+            encode_message(message),
         )
 
     # --- receiving --------------------------------------------------------------------------------------
@@ -529,96 +524,6 @@ class DurableBroker(Broker):
             self.waiters = None
 
 
-class DurableConsumer(Consumer):
-    """Hands a stream's deliveries to Dramatiq, at most ``prefetch`` at a time, and takes their outcomes.
-
-    A consumer that Dramatiq restarts takes over from its predecessor: outcomes go by the lease, not by the consumer.
-    """
-
-    def __init__(self, broker: DurableBroker, claimer: Claimer, stream_id: int, prefetch: int, timeout: int) -> None:
-        self.broker = broker
-        self.claimer = claimer
-        self.stream_id = stream_id
-        self.prefetch = prefetch
-        self.timeout = timeout / 1000
-        #: Whether the last claim left nothing waiting on the stream.
-        self.drained = False
-        #: When a claim looked at the stream last, in claims' own counting; before, 1 for a stream of runs, else 0.
-        self.turn = int(any(broker.stream_id(w.queue_name) == stream_id for w in broker.workflows.values()))
-        self._handed = 0
-        self._ready: SimpleQueue[Delivery] = SimpleQueue()
-        self._ahead: deque[Delivery] = deque()
-        self._lock = threading.Lock()
-
-    def __next__(self) -> MessageProxy | None:
-        try:
-            return self._ready.get(timeout=self.timeout)
-        except Empty:
-            return None
-
-    def ack(self, message: MessageProxy) -> None:
-        """The message was processed: commit what that means, with the next batch."""
-        assert isinstance(message, Delivery)
-        self.broker.runner.settle(message, failed=False)
-
-    def nack(self, message: MessageProxy) -> None:
-        """The message failed for good: it goes to the dead letters, or its run gets to know."""
-        assert isinstance(message, Delivery)
-        self.broker.runner.settle(message, failed=True)
-
-    def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Give back what was not begun."""
-        for message in messages:
-            assert isinstance(message, Delivery)
-            if not message.settled:
-                message.settled = True
-                self.broker.runner.commit_outcome(message, Release(message.key, message.lease))
-
-    def close(self) -> None:
-        for delivery in self.unoffer():
-            self.claimer.give_back(delivery)
-        if self.claimer.consumers.get(self.stream_id) is self:
-            del self.claimer.consumers[self.stream_id]
-
-    # --- for the claimer --------------------------------------------------------------------------------
-
-    def room(self) -> int:
-        """How many more messages it may be given."""
-        return self.prefetch - self._handed - len(self._ahead)
-
-    def offer(self, delivery: Delivery) -> None:
-        with self._lock:
-            if self._handed < self.prefetch:
-                self._handed += 1
-            else:
-                self._ahead.append(delivery)
-                return
-        self._ready.put(delivery)
-
-    def freed(self) -> None:
-        """One of its deliveries was settled: the next may go."""
-        with self._lock:
-            if self._ahead:
-                delivery = self._ahead.popleft()
-            else:
-                self._handed = max(0, self._handed - 1)
-                return
-        self._ready.put(delivery)
-
-    def unoffer(self) -> list[Delivery]:
-        """Take back what Dramatiq has not asked for yet."""
-        found: list[Delivery] = []
-        with self._lock:
-            # Each is freed later as if it had been handed out: count it as such.
-            found.extend(self._ahead)
-            self._handed += len(self._ahead)
-            self._ahead.clear()
-        with suppress(Empty):
-            while True:
-                found.append(self._ready.get_nowait())
-        return found
-
-
 class _ActivityCall:
     """An activity's actor, for one delivery: keeps the result from Dramatiq, which would warn that nobody stores it."""
 
@@ -631,41 +536,3 @@ class _ActivityCall:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._actor, name)
-
-
-def encode(message: Message[Any] | Delivery) -> bytes:
-    """A message's bytes, as Dramatiq's encoder makes them.
-
-    Raises:
-      NotEncodable: the encoder refuses a value; which one is said.
-      PayloadTooLarge: the bytes are over the cap.
-    """
-    try:
-        payload = message.encode()
-    except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as e:
-        raise NotEncodable(
-            f"the message for {message.actor_name!r} cannot be encoded: {e}. {_blame(message)}Send plain values, or "
-            "set another encoder with dramatiq.set_encoder()"
-        ) from e
-    if len(payload) > MAX_PAYLOAD:
-        raise PayloadTooLarge(
-            f"the message for {message.actor_name!r} has {len(payload)} bytes, more than {MAX_PAYLOAD}: "
-            "keep the data elsewhere and send a reference to it"
-        )
-    return payload
-
-
-def _blame(message: Message[Any] | Delivery) -> str:
-    from dramatiq.message import get_encoder
-
-    places: Mapping[str, Any] = {
-        **{f"argument {n}": value for n, value in enumerate(message.args, 1)},
-        **{f"argument {name!r}": value for name, value in message.kwargs.items()},
-        **{f"option {name!r}": value for name, value in message.options.items()},
-    }
-    for place, value in places.items():
-        try:
-            get_encoder().encode({"value": value})
-        except Exception:
-            return f"The {place} is a {type(value).__name__}. "
-    return ""

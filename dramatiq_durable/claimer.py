@@ -23,10 +23,10 @@ from .delivery import Delivery
 from .errors import DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
-from .procedures import Claim, Operation, Release
+from .operations import Claim, Operation, Release
 
 if TYPE_CHECKING:
-    from .broker import DurableConsumer
+    from .consumer import DurableConsumer
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,9 @@ class Claimer(threading.Thread):
         self._sleep()
 
     def _sleep(self) -> None:
-        if self._second_look or (self._woken and self._free() > 0 and self._worth_it()):
+        # While draining nothing is claimed, and the wake-ups that ask for a claim stay unanswered.
+        wanted = self._second_look or (self._woken and self._free() > 0 and self._worth_it())
+        if wanted and not self._draining:
             return
         now = time.monotonic()
         until = now + self.poll_interval

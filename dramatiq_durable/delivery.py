@@ -1,15 +1,21 @@
-"""A delivery: one handing-out of a message to this process, and which one the current thread is working on."""
+"""Messages in this process: their bytes, their deliveries, and which delivery the current thread is working on."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
+from dramatiq.message import get_encoder
 
-from .procedures import Enqueue
+from .errors import NotEncodable, PayloadTooLarge
+from .operations import Enqueue
+
+#: The most bytes of a message.
+MAX_PAYLOAD = 16 * 1024 * 1024
 
 #: Kinds of messages that carry a run forward; they have no payload of their own.
 TASK_KINDS = ("s", "t", "w")
@@ -87,3 +93,39 @@ def key_of(message_id: str) -> bytes:
             if own[6] >> 4 != 8:
                 return own
     return uuid.uuid5(uuid.NAMESPACE_OID, message_id).bytes
+
+
+def encode_message(message: Message[Any] | Delivery) -> bytes:
+    """A message's bytes, as Dramatiq's encoder makes them.
+
+    Raises:
+      NotEncodable: the encoder refuses a value; which one is said.
+      PayloadTooLarge: the bytes are over the cap.
+    """
+    try:
+        payload = message.encode()
+    except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as e:
+        raise NotEncodable(
+            f"the message for {message.actor_name!r} cannot be encoded: {e}. {_blame(message)}Send plain values, or "
+            "set another encoder with dramatiq.set_encoder()"
+        ) from e
+    if len(payload) > MAX_PAYLOAD:
+        raise PayloadTooLarge(
+            f"the message for {message.actor_name!r} has {len(payload)} bytes, more than {MAX_PAYLOAD}: "
+            "keep the data elsewhere and send a reference to it"
+        )
+    return payload
+
+
+def _blame(message: Message[Any] | Delivery) -> str:
+    places: Mapping[str, Any] = {
+        **{f"argument {n}": value for n, value in enumerate(message.args, 1)},
+        **{f"argument {name!r}": value for name, value in message.kwargs.items()},
+        **{f"option {name!r}": value for name, value in message.options.items()},
+    }
+    for place, value in places.items():
+        try:
+            get_encoder().encode({"value": value})
+        except Exception:
+            return f"The {place} is a {type(value).__name__}. "
+    return ""

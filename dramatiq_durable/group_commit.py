@@ -27,7 +27,8 @@ import psycopg
 
 from .database import Connection, Database, is_connection_lost, translate
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
-from .procedures import SINGLE, Context, LeaseOperation, Operation, Procedures, statement
+from .operations import SINGLE, Context, LeaseOperation, Operation, statement
+from .procedures import Procedures
 
 logger = logging.getLogger(__name__)
 

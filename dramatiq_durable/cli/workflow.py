@@ -181,7 +181,7 @@ def start(
 ) -> None:
     """Start the workflow NAME; its code need not be here."""
     from ..durations import parse_duration
-    from ..procedures import StartRun
+    from ..operations import StartRun
     from ..workflow.converter import encode_call
     from ..workflow.options import check_name, check_queue_name
 

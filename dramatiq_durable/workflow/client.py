@@ -34,7 +34,7 @@ from ..errors import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
-from ..procedures import Post, StartRun, Terminate
+from ..operations import Post, StartRun, Terminate
 from .converter import decoders_of, encode, encode_call, loads
 from .events import Event
 from .failures import failure_from_json

@@ -20,9 +20,9 @@ import psycopg
 from dramatiq import Message
 
 from ..database import is_connection_lost, translate
-from ..delivery import TASK_KINDS, Delivery, current_delivery
+from ..delivery import TASK_KINDS, Delivery, current_delivery, encode_message
 from ..errors import DatabaseUnavailable, DurableError, LeaseLost, Nondeterminism, NotEncodable, PayloadTooLarge
-from ..procedures import (
+from ..operations import (
     Ack,
     Advance,
     Bury,
@@ -385,8 +385,6 @@ class Runner:
         advance.drops.append(seq)
 
     def _send_activity(self, command: ScheduleActivity, execution: Execution, swap: bool) -> Send:
-        from ..broker import encode as encode_message
-
         assert command.seq is not None
         assert command.name is not None
         stream_id = self.broker.stream_id(command.queue_name)
@@ -503,7 +501,6 @@ def _payload(delivery: Delivery) -> bytes | None:
     Options that cannot be encoded (a middleware's own objects) are left out: without the count of its retries among
     them, a message would be retried for ever.
     """
-    from ..broker import encode as encode_message
 
     def storable(name: str, value: Any) -> bool:
         try:

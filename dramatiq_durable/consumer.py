@@ -1,0 +1,110 @@
+"""Dramatiq's consumer: hands a stream's deliveries to its threads, and takes their outcomes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+from dramatiq import Consumer
+from dramatiq.broker import MessageProxy
+
+from .claimer import Claimer
+from .delivery import Delivery
+from .operations import Release
+
+if TYPE_CHECKING:
+    from .broker import DurableBroker
+
+
+class DurableConsumer(Consumer):
+    """Hands a stream's deliveries to Dramatiq, at most ``prefetch`` at a time, and takes their outcomes.
+
+    A consumer that Dramatiq restarts takes over from its predecessor: outcomes go by the lease, not by the consumer.
+    """
+
+    def __init__(self, broker: DurableBroker, claimer: Claimer, stream_id: int, prefetch: int, timeout: int) -> None:
+        self.broker = broker
+        self.claimer = claimer
+        self.stream_id = stream_id
+        self.prefetch = prefetch
+        self.timeout = timeout / 1000
+        #: Whether the last claim left nothing waiting on the stream.
+        self.drained = False
+        #: When a claim looked at the stream last, in claims' own counting; before, 1 for a stream of runs, else 0.
+        self.turn = int(any(broker.stream_id(w.queue_name) == stream_id for w in broker.workflows.values()))
+        self._handed = 0
+        self._ready: SimpleQueue[Delivery] = SimpleQueue()
+        self._ahead: deque[Delivery] = deque()
+        self._lock = threading.Lock()
+
+    def __next__(self) -> MessageProxy | None:
+        try:
+            return self._ready.get(timeout=self.timeout)
+        except Empty:
+            return None
+
+    def ack(self, message: MessageProxy) -> None:
+        """The message was processed: commit what that means, with the next batch."""
+        assert isinstance(message, Delivery)
+        self.broker.runner.settle(message, failed=False)
+
+    def nack(self, message: MessageProxy) -> None:
+        """The message failed for good: it goes to the dead letters, or its run gets to know."""
+        assert isinstance(message, Delivery)
+        self.broker.runner.settle(message, failed=True)
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Give back what was not begun."""
+        for message in messages:
+            assert isinstance(message, Delivery)
+            if not message.settled:
+                message.settled = True
+                self.broker.runner.commit_outcome(message, Release(message.key, message.lease))
+
+    def close(self) -> None:
+        for delivery in self.unoffer():
+            self.claimer.give_back(delivery)
+        if self.claimer.consumers.get(self.stream_id) is self:
+            del self.claimer.consumers[self.stream_id]
+
+    # --- for the claimer --------------------------------------------------------------------------------
+
+    def room(self) -> int:
+        """How many more messages it may be given."""
+        return self.prefetch - self._handed - len(self._ahead)
+
+    def offer(self, delivery: Delivery) -> None:
+        with self._lock:
+            if self._handed < self.prefetch:
+                self._handed += 1
+            else:
+                self._ahead.append(delivery)
+                return
+        self._ready.put(delivery)
+
+    def freed(self) -> None:
+        """One of its deliveries was settled: the next may go."""
+        with self._lock:
+            if self._ahead:
+                delivery = self._ahead.popleft()
+            else:
+                self._handed = max(0, self._handed - 1)
+                return
+        self._ready.put(delivery)
+
+    def unoffer(self) -> list[Delivery]:
+        """Take back what Dramatiq has not asked for yet."""
+        found: list[Delivery] = []
+        with self._lock:
+            # Each is freed later as if it had been handed out: count it as such.
+            found.extend(self._ahead)
+            self._handed += len(self._ahead)
+            self._ahead.clear()
+        with suppress(Empty):
+            while True:
+                found.append(self._ready.get_nowait())
+        return found

@@ -1,0 +1,532 @@
+"""Operations: what the group commit commits.
+
+An operation is one item; all items of one kind in a batch become one call of a SQL procedure, with parallel arrays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, ClassVar, Literal
+
+from .arrays import Array, Blobs, Bools, Ints, Longs, Texts, Uuid, Uuids
+from .errors import LeaseLost, NotPermitted
+from .workflow.events import Event
+
+Rows = list[tuple[Any, ...]]
+
+
+class Context:
+    """What a batch's calls have in common: who sends, and as which worker."""
+
+    def __init__(self, sender: bytes, next_batch: count[int]) -> None:
+        self.sender = Uuid(sender)
+        self.worker: Uuid | None = None
+        self.last_batch = 0
+        self._next_batch = next_batch
+
+    def number(self) -> int:
+        """A fresh batch number: what carries one is committed once, also when its answer is lost."""
+        self.last_batch = next(self._next_batch)
+        return self.last_batch
+
+    def registered(self) -> Uuid:
+        """The worker's token.  Raises LeaseLost when there is none (any more): its leases went with it."""
+        if self.worker is None:
+            raise LeaseLost("this process is not registered as a worker (any more): what it held was given back")
+        return self.worker
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One item of a group commit.
+
+    Attributes:
+      answer: what came of it, once it is committed.
+      error: why it failed, if it did.
+      then: called with the operation, on the committing thread, once it is committed or has failed.
+    """
+
+    #: The procedure's name, its number of parameters, its place in a batch, and whether it carries a batch number.
+    procedure: ClassVar[str]
+    parameters: ClassVar[int]
+    rank: ClassVar[int]
+    numbered: ClassVar[bool] = False
+
+    answer: Any = field(default=None, init=False)
+    error: BaseException | None = field(default=None, init=False)
+    then: Callable[[Any], None] | None = field(default=None, init=False)
+    retried: bool = field(default=False, init=False)
+    finished: bool = field(default=False, init=False)
+    gate: Any = field(default=None, init=False)
+
+    @classmethod
+    def arguments(cls, items: Sequence[Any], context: Context) -> list[Any]:
+        """The call's arguments for all these items."""
+        raise NotImplementedError
+
+    @classmethod
+    def settle(cls, items: Sequence[Any], rows: Rows) -> None:
+        """Give each item its answer, or its error."""
+        raise NotImplementedError
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Any]) -> bool:
+        """The batch is known to be committed, but its answer is lost.
+
+        Returns:
+          bool: whether that settles the items; if not, they are to be called again, which is safe and tells.
+        """
+        return False
+
+
+@dataclass(slots=True, eq=False)
+class Enqueue(Operation):
+    """Store a message.  Answers 1: stored; 0: it was there already."""
+
+    procedure = "enqueue"
+    parameters = 8
+    rank = 20
+    numbered = True
+
+    stream_id: int
+    message_id: bytes
+    actor: str
+    priority: int
+    delay: int
+    payload: bytes
+
+    @classmethod
+    def arguments(cls, items: Sequence[Enqueue], context: Context) -> list[Any]:
+        return [
+            context.sender,
+            context.number(),
+            Ints([i.stream_id for i in items]),
+            Uuids([i.message_id for i in items]),
+            Texts([i.actor for i in items]),
+            Ints([i.priority for i in items]),
+            Longs([i.delay for i in items]),
+            Blobs([i.payload for i in items]),
+        ]
+
+    @classmethod
+    def settle(cls, items: Sequence[Enqueue], rows: Rows) -> None:
+        for item, answer in zip(items, rows[0][0], strict=True):
+            item.answer = answer
+            if answer < 0:
+                item.error = NotPermitted("no such stream or workflow, or this login may not use it")
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Enqueue]) -> bool:
+        for item in items:
+            item.answer = 1
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class StartRun(Operation):
+    """Start a run.  Answers (status, run id): started, exists or busy.  The same run id again is the same run."""
+
+    procedure = "start_runs"
+    parameters = 11
+    rank = 21
+    numbered = True
+
+    run_id: bytes
+    workflow_id: str
+    stream_id: int
+    name: str
+    input: bytes
+    conflict: str = "fail"
+    reuse: str = "allow"
+    delay: int = 0
+    memo: str | None = None
+
+    @classmethod
+    def arguments(cls, items: Sequence[StartRun], context: Context) -> list[Any]:
+        return [
+            context.sender,
+            context.number(),
+            Uuids([i.run_id for i in items]),
+            Texts([i.workflow_id for i in items]),
+            Ints([i.stream_id for i in items]),
+            Texts([i.name for i in items]),
+            Blobs([i.input for i in items]),
+            Texts([i.conflict for i in items]),
+            Texts([i.reuse for i in items]),
+            Longs([i.delay for i in items]),
+            Texts([i.memo for i in items]),
+        ]
+
+    @classmethod
+    def settle(cls, items: Sequence[StartRun], rows: Rows) -> None:
+        for item, (status, run_id) in zip(items, rows, strict=True):
+            item.answer = (status, run_id)
+            if status == "denied":
+                item.error = NotPermitted("no such stream or workflow, or this login may not use it")
+
+
+@dataclass(slots=True, eq=False)
+class Post(Operation):
+    """Put a signal or a cancel into a run's inbox, once for each key.  Answers ok, duplicate, closed or missing."""
+
+    procedure = "post"
+    parameters = 8
+    rank = 22
+    numbered = True
+
+    run_id: bytes | None
+    workflow_id: str | None
+    type: str
+    name: str | None
+    payload: bytes | None
+    key: str
+
+    @classmethod
+    def arguments(cls, items: Sequence[Post], context: Context) -> list[Any]:
+        return [
+            context.sender,
+            context.number(),
+            Uuids([i.run_id for i in items]),
+            Texts([i.workflow_id for i in items]),
+            Texts([i.type for i in items]),
+            Texts([i.name for i in items]),
+            Blobs([i.payload for i in items]),
+            Texts([i.key for i in items]),
+        ]
+
+    @classmethod
+    def settle(cls, items: Sequence[Post], rows: Rows) -> None:
+        for item, answer in zip(items, rows[0][0], strict=True):
+            item.answer = answer
+
+
+@dataclass(slots=True, eq=False)
+class Terminate(Operation):
+    """End a run from outside.  Answers ok, closed or missing."""
+
+    procedure = "terminate_run"
+    parameters = 5
+    rank = 23
+    numbered = True
+
+    run_id: bytes | None
+    workflow_id: str | None
+    reason: str | None
+
+    @classmethod
+    def arguments(cls, items: Sequence[Terminate], context: Context) -> list[Any]:
+        (item,) = items
+        run_id = None if item.run_id is None else Uuid(item.run_id)
+        return [context.sender, context.number(), run_id, item.workflow_id, item.reason]
+
+    @classmethod
+    def settle(cls, items: Sequence[Terminate], rows: Rows) -> None:
+        items[0].answer = rows[0][0]
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Terminate]) -> bool:
+        items[0].answer = "ok"
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class LeaseOperation(Operation):
+    """What a worker does with a delivery.  Answers whether the lease was the live one."""
+
+    message_id: bytes
+    lease: bytes
+
+    @classmethod
+    def arguments(cls, items: Sequence[Any], context: Context) -> list[Any]:
+        return [context.registered(), Uuids([i.message_id for i in items]), Uuids([i.lease for i in items])]
+
+    @classmethod
+    def settle(cls, items: Sequence[Any], rows: Rows) -> None:
+        for item in items:
+            item.answer = True
+        for position in rows[0][0]:
+            items[position - 1].answer = False
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Any]) -> bool:
+        for item in items:
+            item.answer = True
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class MarkStarted(LeaseOperation):
+    """The actor of a reclaimed delivery is about to begin."""
+
+    procedure = "mark_started"
+    parameters = 3
+    rank = 10
+
+
+@dataclass(slots=True, eq=False)
+class Ack(LeaseOperation):
+    """The message is done."""
+
+    procedure = "ack"
+    parameters = 3
+    rank = 11
+
+
+@dataclass(slots=True, eq=False)
+class Release(LeaseOperation):
+    """The message goes back unprocessed."""
+
+    procedure = "release"
+    parameters = 3
+    rank = 12
+
+
+@dataclass(slots=True, eq=False)
+class Reschedule(LeaseOperation):
+    """The message is to be tried again after ``delay`` milliseconds, with a new payload if there is one."""
+
+    procedure = "reschedule"
+    parameters = 6
+    rank = 13
+
+    delay: int
+    payload: bytes | None = None
+    failure: str | None = None
+
+    @classmethod
+    def arguments(cls, items: Sequence[Reschedule], context: Context) -> list[Any]:
+        return [
+            *LeaseOperation.arguments(items, context),
+            Longs([i.delay for i in items]),
+            Blobs([i.payload for i in items]),
+            Texts([i.failure for i in items]),
+        ]
+
+
+@dataclass(slots=True, eq=False)
+class Bury(LeaseOperation):
+    """The message goes to the dead letters."""
+
+    procedure = "bury"
+    parameters = 5
+    rank = 14
+
+    payload: bytes | None = None
+    failure: str | None = None
+
+    @classmethod
+    def arguments(cls, items: Sequence[Bury], context: Context) -> list[Any]:
+        return [
+            *LeaseOperation.arguments(items, context),
+            Blobs([i.payload for i in items]),
+            Texts([i.failure for i in items]),
+        ]
+
+
+@dataclass(slots=True, eq=False)
+class CompleteActivity(LeaseOperation):
+    """An activity's outcome goes into its run's inbox."""
+
+    procedure = "complete_activities"
+    parameters = 6
+    rank = 15
+
+    type: str
+    payload: bytes | None
+    attributes: dict[str, Any] | None
+
+    @classmethod
+    def arguments(cls, items: Sequence[CompleteActivity], context: Context) -> list[Any]:
+        return [
+            *LeaseOperation.arguments(items, context),
+            Texts([i.type for i in items]),
+            Blobs([i.payload for i in items]),
+            Texts([to_json(i.attributes) for i in items]),
+        ]
+
+
+@dataclass(slots=True, eq=False)
+class FailTask(LeaseOperation):
+    """A workflow task could not be done; it comes again after ``delay`` milliseconds."""
+
+    procedure = "fail_task"
+    parameters = 5
+    rank = 16
+
+    failure: str
+    delay: int
+
+    @classmethod
+    def arguments(cls, items: Sequence[FailTask], context: Context) -> list[Any]:
+        (item,) = items
+        return [context.registered(), Uuid(item.message_id), Uuid(item.lease), item.failure, item.delay]
+
+    @classmethod
+    def settle(cls, items: Sequence[Any], rows: Rows) -> None:
+        items[0].answer = rows[0][0]
+
+
+@dataclass(slots=True, eq=False)
+class Send:
+    """An activity or a timer that a step hands out."""
+
+    kind: Literal["a", "w"]
+    stream_id: int
+    seq: int
+    actor: str
+    priority: int
+    delay: int
+    payload: bytes
+    eager: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Child:
+    """A child workflow that a step starts."""
+
+    seq: int
+    stream_id: int
+    name: str
+    workflow_id: str
+    input: bytes
+    options: dict[str, Any]
+
+
+@dataclass(slots=True, eq=False)
+class Advance(LeaseOperation):
+    """One step of a run.  Answers ok, stale or refused; ``eager`` has the leases of what was handed out, by number."""
+
+    procedure = "advance"
+    parameters = 37
+    rank = 30
+
+    run_id: bytes
+    expected: int
+    last: int = 0
+    close: str | None = None
+    events: list[Event] = field(default_factory=list)
+    inbox: list[int] = field(default_factory=list)
+    sends: list[Send] = field(default_factory=list)
+    drops: list[int] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
+    cancels: list[int] = field(default_factory=list)
+    eager: dict[int, bytes] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def arguments(cls, items: Sequence[Advance], context: Context) -> list[Any]:
+        after: list[int] = []
+        latest: dict[bytes, int] = {}
+        for n, item in enumerate(items, 1):
+            after.append(latest.get(item.run_id, 0))
+            latest[item.run_id] = n
+        events = [(n, e) for n, item in enumerate(items, 1) for e in item.events]
+        sends = [(n, s) for n, item in enumerate(items, 1) for s in item.sends]
+        children = [(n, c) for n, item in enumerate(items, 1) for c in item.children]
+        return [
+            *LeaseOperation.arguments(items, context),
+            Ints([i.expected for i in items]),
+            Ints(after),
+            Ints([i.last for i in items]),
+            Texts([i.close for i in items]),
+            Ints([n for n, _ in events]),
+            Ints([e.event_id for _, e in events]),
+            Texts([e.type for _, e in events]),
+            Longs([e.at for _, e in events]),
+            Ints([e.seq for _, e in events]),
+            Texts([e.name for _, e in events]),
+            Blobs([e.payload for _, e in events]),
+            Texts([to_json(e.attributes) for _, e in events]),
+            *_flat(items, "inbox", Longs),
+            Ints([n for n, _ in sends]),
+            Texts([s.kind for _, s in sends]),
+            Ints([s.stream_id for _, s in sends]),
+            Ints([s.seq for _, s in sends]),
+            Texts([s.actor for _, s in sends]),
+            Ints([s.priority for _, s in sends]),
+            Longs([s.delay for _, s in sends]),
+            Blobs([s.payload for _, s in sends]),
+            Bools([s.eager for _, s in sends]),
+            *_flat(items, "drops", Ints),
+            Ints([n for n, _ in children]),
+            Ints([c.seq for _, c in children]),
+            Ints([c.stream_id for _, c in children]),
+            Texts([c.name for _, c in children]),
+            Texts([c.workflow_id for _, c in children]),
+            Blobs([c.input for _, c in children]),
+            Texts([to_json(c.options) for _, c in children]),
+            *_flat(items, "cancels", Ints),
+        ]
+
+    @classmethod
+    def settle(cls, items: Sequence[Advance], rows: Rows) -> None:
+        by_run: dict[bytes, list[Advance]] = {}
+        for item in items:
+            by_run.setdefault(item.run_id, []).append(item)
+            item.answer = "refused"
+        for step, status, seq, lease in rows:
+            item = items[step - 1]
+            if status != "eager":
+                item.answer = status
+                continue
+            # The answer names the run's first step of the batch; the command's number is unique in the run.
+            for candidate in by_run[item.run_id]:
+                if any(s.seq == seq for s in candidate.sends):
+                    candidate.eager[seq] = lease
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Advance]) -> bool:
+        # What was handed out eagerly is unknown: the run is loaded again, its activities are claimed.
+        for item in items:
+            item.answer = "stale"
+        return True
+
+
+def _flat(items: Sequence[Any], name: str, kind: type[Array]) -> list[Array]:
+    pairs = [(n, value) for n, item in enumerate(items, 1) for value in getattr(item, name)]
+    return [Ints([n for n, _ in pairs]), kind([value for _, value in pairs])]
+
+
+def to_json(value: dict[str, Any] | None) -> str | None:
+    return None if value is None else json.dumps(value, separators=(",", ":"))
+
+
+@dataclass(slots=True, eq=False)
+class Claim(Operation):
+    """Hand out messages.  Answers (deliveries' rows, milliseconds until the next one is due or None)."""
+
+    procedure = "claim"
+    parameters = 6
+    rank = 40
+
+    streams: list[int]
+    limits: list[int]
+    total: int
+    done: list[bytes]
+    wait: int
+
+    @classmethod
+    def arguments(cls, items: Sequence[Claim], context: Context) -> list[Any]:
+        (item,) = items
+        return [context.registered(), Ints(item.streams), Ints(item.limits), item.total, Uuids(item.done), item.wait]
+
+    @classmethod
+    def settle(cls, items: Sequence[Claim], rows: Rows) -> None:
+        items[0].answer = (rows[:-1], rows[-1][-1])
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Claim]) -> bool:
+        items[0].answer = ([], None)
+        return True
+
+
+#: Operations whose procedure takes one item a call.
+SINGLE = (Terminate, FailTask, Claim)
+
+
+def statement(namespace: str, operation: type[Operation]) -> bytes:
+    """The text of an operation's call."""
+    marks = ", ".join(["%s"] * operation.parameters)
+    return f'SELECT * FROM "{namespace}".{operation.procedure}({marks})'.encode()
