@@ -200,7 +200,7 @@ class Claimer(threading.Thread):
         until = now + self.poll_interval
         if self.membership.token is not None:
             until = min(until, now + max(self.membership.due_in(), 0.0))
-        if self._free() > 0 and self.consumers:
+        if self._free() > 0 and self.consumers and not self._draining:
             until = min(until, self._next_look)
         self._asleep = True
         if self.commit.pending:

@@ -152,7 +152,11 @@ class WorkflowHandle(Generic[R]):
     def history(self) -> list[HistoryEvent]:
         """Everything that happened to the run, in its one order.  Raises as `describe`."""
         run_id = uuid.UUID(self._resolve()).bytes
-        return [_public(e) for e in self._read(lambda conn: self.broker.procedures.get_history(conn, run_id))]
+        events = self._read(lambda conn: self.broker.procedures.get_history(conn, run_id))
+        if not events:
+            # A run has one from its start.
+            raise self._not_found()
+        return [_public(e) for e in events]
 
     def result(self, timeout: Any = None) -> R:
         """Wait for the run to close.
@@ -253,6 +257,8 @@ class WorkflowHandle(Generic[R]):
     def terminate(self, reason: str | None = None) -> None:
         """End the run at once, without a word to its code.  Raises as `cancel`."""
         _outside_of_workflows("terminate a workflow")
+        if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
+            raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
         operation = Terminate(self._key(), self._workflow_id, reason)
         self._answered(self.broker.commit.submit(operation))
 

@@ -162,8 +162,10 @@ BEGIN
             END LOOP;
             v_left := v_left - v_rows;
             IF v_left > 0 THEN
-                SELECT min(m.due_at) INTO v_due FROM {schema}.message m
-                WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at > v_now;
+                -- Not min(): where the statistics are old it would read all the delayed messages.
+                SELECT m.due_at INTO v_due FROM {schema}.message m
+                WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at > v_now
+                ORDER BY m.due_at LIMIT 1;
                 v_next := least(v_next, v_due);
             END IF;
             SELECT m.priority INTO v_priority FROM {schema}.message m
@@ -172,7 +174,7 @@ BEGIN
     END LOOP;
     -- Whatever the worker says that it has finished: what is still leased to it stays among what it holds, or else
     -- nobody would find it when the worker dies.
-    p_done := array_remove(coalesce(p_done, '{}'), NULL);
+    p_done := ARRAY(SELECT d FROM unnest(p_done) d WHERE d IS NOT NULL);
     v_kept := ARRAY(SELECT m.message_id FROM {schema}.message m
                     WHERE m.message_id = ANY (p_done) AND m.worker_id = v_worker.worker_id);
     IF cardinality(v_claimed) > 0 THEN

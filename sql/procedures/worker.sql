@@ -73,7 +73,7 @@ DECLARE
     v_token uuid := gen_random_uuid();
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
-    p_holding := array_remove(coalesce(p_holding, '{}'), NULL);
+    p_holding := ARRAY(SELECT d FROM unnest(p_holding) d WHERE d IS NOT NULL);
     SELECT ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_holding)) INTO v_unnamed
     FROM {schema}.worker w WHERE w.worker_id = v_worker.worker_id FOR UPDATE;
     UPDATE {schema}.message m SET lease_token = NULL, worker_id = NULL, started = false

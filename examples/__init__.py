@@ -1,0 +1,1 @@
+"""Examples; a test runs each of them."""

@@ -1,0 +1,1 @@
+"""The demo: orders that survive the death of a worker and a crash of Postgres."""

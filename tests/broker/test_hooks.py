@@ -1,0 +1,270 @@
+"""What a message leaves behind commits with its ack: pipelines, callbacks, whatever hooks send."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq import group, pipeline
+from dramatiq.middleware import Callbacks, Middleware
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
+
+import dramatiq_durable as durable
+from dramatiq_durable.group_commit import GroupCommit
+from dramatiq_durable.operations import Ack, Enqueue
+from tests.support import wait_until
+
+from .conftest import Record, Rows
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """Every batch that is committed, as the list of its operations."""
+    seen: list[list[Any]] = []
+    execute = GroupCommit._execute
+
+    def record(self: GroupCommit, conn: Any, batch: list[Any]) -> None:
+        execute(self, conn, batch)
+        seen.append(list(batch))
+
+    monkeypatch.setattr(GroupCommit, "_execute", record)
+    return seen
+
+
+def together(batches: list[list[Any]], actor: str) -> bool:
+    """Whether the message to this actor was stored in one commit with an ack."""
+    [batch] = [b for b in batches if any(isinstance(o, Enqueue) and o.actor == actor for o in b)]
+    return any(isinstance(o, Ack) for o in batch)
+
+
+def test_a_pipeline_passes_results_on(
+    broker: durable.DurableBroker, start_worker: Any, batches: list[list[Any]]
+) -> None:
+    got = Record()
+
+    @dramatiq.actor(broker=broker)
+    def first(n: int) -> int:
+        return n + 1
+
+    @dramatiq.actor(broker=broker, queue_name="other")
+    def second(n: int) -> None:
+        got(n)
+
+    start_worker(broker)
+    pipeline([first.message(1), second.message()], broker=broker).run()
+    assert got.wait(1) == [2]
+    assert together(batches, "second")
+
+
+def test_a_pipeline_may_wait(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
+    @dramatiq.actor(broker=broker)
+    def first() -> int:
+        return 1
+
+    @dramatiq.actor(broker=broker)
+    def second(n: int) -> None: ...
+
+    start_worker(broker)
+    pipeline([first.message(), second.message_with_options(delay=60_000)], broker=broker).run()
+    wait_until(lambda: [m[0] for m in rows.messages()] == ["second"])
+    assert rows.messages()[0][3] > 50_000
+
+
+def test_callbacks_commit_with_the_ack(
+    broker: durable.DurableBroker, start_worker: Any, batches: list[list[Any]]
+) -> None:
+    got = Record()
+
+    @dramatiq.actor(broker=broker)
+    def good(message: dict[str, Any], result: Any) -> None:
+        got((message["actor_name"], result))
+
+    @dramatiq.actor(broker=broker)
+    def bad(message: dict[str, Any], failure: dict[str, Any]) -> None:
+        got((message["actor_name"], failure["type"]))
+
+    @dramatiq.actor(broker=broker)
+    def works() -> int:
+        return 5
+
+    @dramatiq.actor(broker=broker, max_retries=0)
+    def fails() -> None:
+        raise KeyError("no")
+
+    start_worker(broker)
+    works.send_with_options(on_success=good, on_failure=bad)
+    assert got.wait(1) == [("works", 5)]
+    fails.send_with_options(on_success=good, on_failure=bad)
+    assert got.wait(2)[1] == ("fails", "KeyError")
+    assert together(batches, "good")
+
+
+def test_what_cannot_be_sent_on_keeps_the_message(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
+    """Dramatiq logs it and acks the message: the rest of the pipeline would be gone."""
+
+    @dramatiq.actor(broker=broker)
+    def first() -> object:
+        return object()  # JSON cannot carry it
+
+    @dramatiq.actor(broker=broker)
+    def second(value: object) -> None: ...
+
+    start_worker(broker)
+    pipeline([first.message(), second.message()], broker=broker).run()
+    wait_until(lambda: [m[:3] for m in rows.messages()] == [("first", 2, False)])
+    [(failure,)] = rows("SELECT last_failure FROM durable.message")
+    assert "cannot be encoded" in failure
+
+
+def test_a_crash_before_the_commit_takes_ack_and_next_message_together(
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever moment the process dies at, the first message or the second is there."""
+    seen = Record()
+    settle = Ack.settle.__func__  # type: ignore[attr-defined]
+
+    def look(cls: type[Ack], items: Any, answer: Any) -> None:
+        # The commit was made, in this very moment: nothing is between the two.
+        seen([m[0] for m in rows.messages()])
+        settle(cls, items, answer)
+
+    monkeypatch.setattr(Ack, "settle", classmethod(look))
+    submit = broker.commit.post
+
+    def post(operation: Any) -> None:
+        if isinstance(operation, Enqueue):
+            # The hooks have run, the commit was not made.
+            seen([m[0] for m in rows.messages()])
+        submit(operation)
+
+    monkeypatch.setattr(broker.commit, "post", post)
+
+    @dramatiq.actor(broker=broker)
+    def first() -> int:
+        return 1
+
+    @dramatiq.actor(broker=broker, queue_name="unread")
+    def second(n: int) -> None: ...
+
+    start_worker(broker, queues={"default"})
+    pipeline([first.message(), second.message()], broker=broker).run()
+    assert seen.wait(2) == [["first"], ["second"]]
+
+
+def test_what_the_body_sends_is_committed_at_once(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    @dramatiq.actor(broker=broker, queue_name="unread")
+    def other() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def sends() -> None:
+        other.send()
+        begun.set()
+        go.wait(20)
+
+    start_worker(broker, queues={"default"})
+    sends.send()
+    assert begun.wait(10)
+    assert sorted(m[0] for m in rows.messages()) == ["other", "sends"]
+    go.set()
+    wait_until(lambda: [m[0] for m in rows.messages()] == ["other"])
+
+
+def test_what_an_async_body_sends_is_committed_at_once(
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows
+) -> None:
+    seen = Record()
+
+    @dramatiq.actor(broker=broker, queue_name="unread")
+    def other() -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    async def sends() -> None:
+        other.send()
+        seen(sorted(m[0] for m in rows.messages()))
+
+    start_worker(broker, queues={"default"})
+    sends.send()
+    assert seen.wait(1) == [["other", "sends"]]
+
+
+def test_a_hook_that_is_run_again_sends_once(broker: durable.DurableBroker, start_worker: Any) -> None:
+    """Dramatiq runs the hooks again where one of them was interrupted."""
+    got, tries = Record(), Record()
+
+    class Interrupted(Middleware):
+        def after_process_message(
+            self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+        ) -> None:
+            if message.actor_name == "works" and not tries.values:
+                tries()
+                raise SystemExit  # passes all that catches Exception, like an interrupt between two hooks
+
+    # The last of the list is the first after a message; callbacks follow it.
+    broker.middleware = [m for m in broker.middleware if not isinstance(m, Callbacks)]
+    broker.middleware.insert(0, Interrupted())
+    broker.middleware.append(Callbacks())
+
+    @dramatiq.actor(broker=broker)
+    def good(message: dict[str, Any], result: Any) -> None:
+        got("good")
+
+    @dramatiq.actor(broker=broker)
+    def bad(message: dict[str, Any], failure: dict[str, Any]) -> None:
+        got("bad")
+
+    @dramatiq.actor(broker=broker, max_retries=0, throws=SystemExit)
+    def works() -> None: ...
+
+    start_worker(broker)
+    works.send_with_options(on_success=good, on_failure=bad)
+    got.wait(1)
+    broker.join("default", timeout=5000)
+    assert got.values == ["bad"]  # the second time they were told of a failure: only this counts
+
+
+def test_groups_and_results_of_dramatiq_work(broker: durable.DurableBroker, start_worker: Any) -> None:
+    backend = StubBackend()
+    broker.add_middleware(Results(backend=backend))
+
+    @dramatiq.actor(broker=broker, store_results=True)
+    def double(n: int) -> int:
+        return 2 * n
+
+    @dramatiq.actor(broker=broker, store_results=True, max_retries=0)
+    def fails() -> None:
+        raise ValueError("no")
+
+    start_worker(broker)
+    assert list(
+        group([double.message(n) for n in range(5)], broker=broker).run().get_results(block=True, timeout=10_000)
+    ) == [0, 2, 4, 6, 8]
+    with pytest.raises(dramatiq.results.ResultFailure, match="no"):
+        fails.send().get_result(backend=backend, block=True, timeout=10_000)
+
+
+def test_an_actor_that_sends_its_own_message_again_is_run_again(
+    broker: durable.DurableBroker, start_worker: Any
+) -> None:
+    from dramatiq.middleware import CurrentMessage
+
+    got = Record()
+
+    @dramatiq.actor(broker=broker)
+    def again() -> None:
+        message = CurrentMessage.get_current_message()
+        assert message is not None
+        got(message.options.get("turn", 0))
+        if len(got.values) < 3:
+            message.options["turn"] = len(got.values)
+            broker.enqueue(message, delay=10)
+
+    start_worker(broker)
+    again.send()
+    assert got.wait(3) == [0, 1, 2]
+    broker.join("default", timeout=5000)
+    assert len(got.values) == 3

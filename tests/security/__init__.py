@@ -1,0 +1,1 @@
+"""Attacks on the procedures by a login that was granted only so much."""

@@ -1,0 +1,146 @@
+"""Whoever calls a procedure and keeps the transaction open holds nobody up on other streams, and nobody on its own for
+longer than the procedures' lock_timeout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from dramatiq_durable.arrays import Ints, Uuid
+from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
+
+from .conftest import Grant
+from .test_catalogue import WORKER
+
+#: The lock_timeout of the procedures, in seconds, and what a busy machine may add.
+LOCK_TIMEOUT, MARGIN = 2.0, 4.0
+
+
+class Side:
+    """A login with a stream of its own, a worker, a message, an activity and a task that are leased to it."""
+
+    def __init__(self, session: Session, stream: int, workflow_id: str) -> None:
+        self.session, self.stream = session, stream
+        self.worker = session.register(stream)
+        _, self.run = session.start(stream, workflow_id)
+        advance = step(self.worker.one(), 1, ("ActivityScheduled", 1, "a"))
+        advance.sends = [send_activity(stream, 1)]
+        self.worker.advance(advance)
+        self.activity = self.worker.one()
+        session.post(self.run)
+        self.task = self.worker.one()
+        session.enqueue(stream, b"leased", b"ready", b"ready")
+        (self.message,) = self.worker.claim(1)
+
+    def calls(self) -> dict[str, Callable[[], Any]]:
+        """Each procedure once, on what this side has."""
+        session, worker, run, task = self.session, self.worker, self.run, self.task
+        peer: list[Worker] = []
+        lease = Uuid(task.message_id), Uuid(task.lease)
+        return {
+            "schema_version": lambda: session.call("schema_version"),
+            "open_streams": lambda: session.value("SELECT count(*) FROM durable.open_streams('{}')"),
+            "enqueue": lambda: session.enqueue(self.stream, b"x"),
+            "batch_outcome": lambda: session.call("batch_outcome", *session.batch()),
+            "start_runs": lambda: session.start(self.stream, f"new-{new_id().hex()}"),
+            "post": lambda: session.post(run),
+            "get_run": lambda: session.call("get_run", Uuid(run), None),
+            "get_history": lambda: session.call("get_history", Uuid(run), 0),
+            "await_run": lambda: session.call("await_run", Uuid(run), Uuid(new_id())),
+            "register_worker": lambda: peer.append(session.register(self.stream)),
+            "reclaim": lambda: worker.call("reclaim", worker.id + 1000, 0),
+            "consume_streams": lambda: worker.call("consume_streams", Ints([self.stream])),
+            "heartbeat": worker.heartbeat,
+            "run_of_lease": lambda: worker.call("run_of_lease", *lease),
+            "history_of_lease": lambda: worker.call("history_of_lease", *lease, 0),
+            "claim": lambda: worker.claim(1),
+            "mark_started": lambda: worker.mark_started(self.message),
+            "complete_activities": lambda: worker.complete(self.activity),
+            "advance": lambda: worker.advance(step(task, 2, ("TimerStarted", 9))),
+            "release": lambda: worker.release(self.message),
+            "reschedule": lambda: worker.reschedule(*worker.claim(1)),
+            "bury": lambda: worker.bury(*worker.claim(1)),
+            "ack": lambda: worker.ack(*worker.claim(1)),
+            "fail_task": lambda: worker.fail_task(task),
+            "terminate_run": lambda: session.terminate(run),
+            "resync": lambda: worker.resync(),
+            "unregister_worker": lambda: worker.call("unregister_worker"),
+        }
+
+
+NAMES = sorted(WORKER)
+
+
+@pytest.fixture
+def sides(db: Session, grant: Grant) -> tuple[Side, Side]:
+    """The holder, and a login of another stream."""
+    holder = grant(consume=("mine",), produce=("mine",))
+    other = grant(consume=("theirs",), produce=("theirs",))
+    return Side(holder, db.stream("mine"), "w"), Side(other, db.stream("theirs"), "w")
+
+
+def test_all_at_once_hold_up_no_other_stream(sides: tuple[Side, Side], db: Session) -> None:
+    holder, other = sides
+    assert set(holder.calls()) == set(NAMES)
+    holder.session.begin()
+    for name, call in holder.calls().items():
+        call()
+        assert holder.session.conn.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS, name
+    # A wait would end in an error: this is less than the procedures' lock_timeout.
+    for session in (other.session, db):
+        session.sql("SET statement_timeout = '1800ms'")
+    for call in other.calls().values():
+        call()
+    # The operators' calls as well.
+    for procedure in ("stream_counts", "list_workers"):
+        db.call(procedure)
+    db.stream("brand-new")
+    db.sql("SELECT durable.grant_login('somebody', 'somebody', false, '{theirs}', '{theirs}')")
+    holder.session.rollback()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_holds_up_its_own_stream_no_longer_than_the_lock_timeout(
+    db: Session, connect: Callable[..., Session], grant: Grant, name: str
+) -> None:
+    holder = Side(grant(consume=("mine",), produce=("mine",)), db.stream("mine"), "w")
+    colleague = grant(consume=("mine",), produce=("mine",))
+    worker = colleague.register(holder.stream)
+    holder.session.begin()
+    holder.calls()[name]()
+    attempts: dict[str, Callable[[], Any]] = {
+        "claim": lambda: worker.claim(1),
+        "enqueue": lambda: colleague.enqueue(holder.stream, b"x"),
+        "start": lambda: colleague.start(holder.stream, "another"),
+        "heartbeat": worker.heartbeat,
+        "post": lambda: colleague.post(holder.run),
+        "terminate": lambda: colleague.terminate(holder.run),
+    }
+    must_not_wait = {"claim", "enqueue", "start", "heartbeat"}
+    for what, attempt in attempts.items():
+        began = time.monotonic()
+        try:
+            attempt()
+            waited = False
+        except psycopg.errors.LockNotAvailable:
+            waited = True
+        assert time.monotonic() - began < LOCK_TIMEOUT + MARGIN, what
+        assert not (waited and what in must_not_wait), what
+    holder.session.rollback()
+
+
+def test_a_claim_passes_by_what_another_is_claiming(db: Session, grant: Grant) -> None:
+    one, other = (grant(consume=("mine",)) for _ in range(2))
+    stream = db.stream("mine")
+    db.enqueue(stream, *[b"%d" % n for n in range(10)])
+    first, second = one.register(stream), other.register(stream)
+    one.begin()
+    held: list[Claimed] = first.claim(6)
+    other.sql("SET statement_timeout = '1800ms'")
+    assert [c.payload for c in second.claim(6)] == [b"6", b"7", b"8", b"9"]
+    one.rollback()
+    assert len(held) == len(second.claim(6)) == 6

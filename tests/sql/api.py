@@ -1,0 +1,353 @@
+"""What the tests of the procedures have in common: sessions, workers and runs, without any of the package's engine."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any, NamedTuple
+
+import psycopg
+
+from dramatiq_durable import arrays
+from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
+from dramatiq_durable.operations import Advance, Child, Context, Send
+from dramatiq_durable.workflow.events import Event, command_id
+from tests.support import wait_until
+
+Rows = list[tuple[Any, ...]]
+
+
+def new_id() -> bytes:
+    """A fresh message's or run's id, as Dramatiq and the client make them: a uuid of version 4."""
+    return uuid.uuid4().bytes
+
+
+class Claimed(NamedTuple):
+    """A row of claim()."""
+
+    message_id: bytes
+    lease: bytes
+    stream_id: int
+    kind: str
+    run_id: bytes | None
+    seq: int | None
+    attempt: int
+    reclaimed: bool
+    actor: str
+    payload: bytes
+
+
+class Session:
+    """A database session as some login, with the procedures as methods; every call is a transaction of its own unless
+    `begin` was called."""
+
+    def __init__(self, url: str) -> None:
+        self.conn: psycopg.Connection[tuple[Any, ...]] = psycopg.connect(url, autocommit=True, connect_timeout=10)
+        arrays.register(self.conn)
+        self.conn.execute("SET statement_timeout = '30s'")
+        self.sender = os.urandom(16)
+        self.batches = count(1)
+
+    def close(self) -> None:
+        self.conn.close()
+
+    def call(self, procedure: str, *arguments: Any) -> Rows:
+        marks = ", ".join(["%s"] * len(arguments))
+        return self.conn.execute(
+            f"SELECT * FROM durable.{procedure}({marks})".encode(), arguments, binary=True
+        ).fetchall()
+
+    def sql(self, query: str, *arguments: Any) -> Rows:
+        cursor = self.conn.execute(query.encode(), arguments, binary=True)
+        return cursor.fetchall() if cursor.description else []
+
+    def value(self, query: str, *arguments: Any) -> Any:
+        return self.sql(query, *arguments)[0][0]
+
+    def begin(self) -> None:
+        self.sql("BEGIN")
+
+    def commit(self) -> None:
+        self.sql("COMMIT")
+
+    def rollback(self) -> None:
+        self.sql("ROLLBACK")
+
+    @property
+    def pid(self) -> int:
+        return self.conn.info.backend_pid
+
+    # --- procedures ---------------------------------------------------------------------------------------
+
+    def stream(self, name: str = "s") -> int:
+        return int(self.call("open_streams", Texts([name]))[0][1])
+
+    def batch(self) -> list[Any]:
+        return [Uuid(self.sender), next(self.batches)]
+
+    def enqueue(
+        self,
+        stream: int | Sequence[int],
+        *payloads: bytes,
+        ids: Sequence[bytes] | None = None,
+        priority: int | Sequence[int] = 0,
+        delay: int | Sequence[int] = 0,
+        actor: str = "actor",
+    ) -> list[int]:
+        n = len(payloads)
+        every: Callable[[Any], list[Any]] = lambda v: [v] * n if isinstance(v, int) else list(v)  # noqa: E731
+        return list(
+            self.call(
+                "enqueue",
+                *self.batch(),
+                Ints(every(stream)),
+                Uuids(ids or [new_id() for _ in payloads]),
+                Texts([actor] * n),
+                Ints(every(priority)),
+                Longs(every(delay)),
+                Blobs(payloads),
+            )[0][0]
+        )
+
+    def start(
+        self,
+        stream: int,
+        workflow_id: str,
+        *,
+        run: bytes | None = None,
+        conflict: str = "fail",
+        reuse: str = "allow",
+        name: str = "wf",
+        delay: int = 0,
+    ) -> tuple[str, bytes]:
+        row = self.call(
+            "start_runs",
+            *self.batch(),
+            Uuids([run or new_id()]),
+            Texts([workflow_id]),
+            Ints([stream]),
+            Texts([name]),
+            Blobs([b"[]"]),
+            Texts([conflict]),
+            Texts([reuse]),
+            Longs([delay]),
+            Texts([None]),
+        )[0]
+        return str(row[0]), row[1]
+
+    def post(
+        self,
+        run: bytes | None,
+        *,
+        workflow_id: str | None = None,
+        type: str = "SignalReceived",
+        name: str = "go",
+        payload: bytes = b"1",
+        key: str | None = None,
+    ) -> str:
+        return str(
+            self.call(
+                "post",
+                *self.batch(),
+                Uuids([run]),
+                Texts([workflow_id]),
+                Texts([type]),
+                Texts([name]),
+                Blobs([payload]),
+                Texts([key]),
+            )[0][0][0]
+        )
+
+    def terminate(self, run: bytes | None, workflow_id: str | None = None) -> str:
+        given = None if run is None else Uuid(run)
+        return str(self.call("terminate_run", *self.batch(), given, workflow_id, "because")[0][0])
+
+    def register(self, *streams: int, delay: int = 1000, count: int = 3) -> Worker:
+        row = self.call("register_worker", "host", os.getpid(), 8, Ints(streams), delay, count)[0]
+        return Worker(self, row[0], row[1], list(streams))
+
+    # --- looking (superuser only) -------------------------------------------------------------------------
+
+    def messages(self, stream: int) -> int:
+        return int(self.value("SELECT count(*) FROM durable.message WHERE stream_id = %s", stream))
+
+    def held(self, worker: Worker) -> set[bytes]:
+        return set(self.value("SELECT held FROM durable.worker WHERE worker_id = %s", worker.id))
+
+    def run(self, run: bytes) -> tuple[str, int]:
+        """(status, last event)"""
+        status, last = self.sql("SELECT status, last_event FROM durable.run WHERE run_id = %s", Uuid(run))[0]
+        return str(status), int(last)
+
+    def inbox(self, run: bytes) -> Rows:
+        return self.sql(
+            "SELECT inbox_id, type, seq, name, payload, attributes FROM durable.inbox WHERE run_id = %s "
+            "ORDER BY inbox_id",
+            Uuid(run),
+        )
+
+    def events(self, run: bytes) -> list[str]:
+        rows = self.sql("SELECT type FROM durable.event WHERE run_id = %s ORDER BY event_id", Uuid(run))
+        return [str(row[0]) for row in rows]
+
+    def silence(self, worker: Worker) -> None:
+        """Make it so that a worker was silent for longer than its reclaim_delay (which may be longer than the server is
+        up: time before its start does not count)."""
+        self.sql(
+            "UPDATE durable.worker SET beat_at = beat_at - interval '1 hour', reclaim_delay = interval '1 millisecond' "
+            "WHERE worker_id = %s",
+            worker.id,
+        )
+
+    def is_blocked(self, other: Session) -> bool:
+        return bool(
+            self.value("SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", other.pid),
+        )
+
+
+class Worker:
+    """A registered worker; its calls go over the session that registered it, or over another one of the same login."""
+
+    def __init__(self, session: Session, token: bytes, id: int, streams: list[int]) -> None:
+        self.session, self.token, self.id, self.streams = session, token, id, streams
+
+    def over(self, session: Session) -> Worker:
+        return Worker(session, self.token, self.id, self.streams)
+
+    def call(self, procedure: str, *arguments: Any) -> Rows:
+        return self.session.call(procedure, Uuid(self.token), *arguments)
+
+    def claim(
+        self,
+        limit: int = 100,
+        *,
+        streams: Sequence[int] | None = None,
+        limits: Sequence[int] | None = None,
+        done: Sequence[bytes | None] = (),
+        wait: int = 0,
+    ) -> list[Claimed]:
+        return self.look(limit, streams=streams, limits=limits, done=done, wait=wait)[0]
+
+    def look(
+        self,
+        limit: int = 100,
+        *,
+        streams: Sequence[int] | None = None,
+        limits: Sequence[int] | None = None,
+        done: Sequence[bytes | None] = (),
+        wait: int = 0,
+    ) -> tuple[list[Claimed], int | None]:
+        chosen = list(self.streams if streams is None else streams)
+        rows = self.call("claim", Ints(chosen), Ints(limits or [limit] * len(chosen)), limit, Uuids(done), wait)
+        return [Claimed(*row[:-1]) for row in rows[:-1]], rows[-1][-1]
+
+    def one(self) -> Claimed:
+        """Claim the only message that is there."""
+        (claimed,) = self.claim(2)
+        return claimed
+
+    def settle(self, procedure: str, claimed: Sequence[Claimed], *more: Any) -> list[int]:
+        """Positions that were refused."""
+        return list(
+            self.call(procedure, Uuids([c.message_id for c in claimed]), Uuids([c.lease for c in claimed]), *more)[0][0]
+        )
+
+    def ack(self, *claimed: Claimed) -> list[int]:
+        return self.settle("ack", claimed)
+
+    def release(self, *claimed: Claimed) -> list[int]:
+        return self.settle("release", claimed)
+
+    def mark_started(self, *claimed: Claimed) -> list[int]:
+        return self.settle("mark_started", claimed)
+
+    def reschedule(self, *claimed: Claimed, delay: int = 0, payload: bytes | None = None) -> list[int]:
+        n = len(claimed)
+        return self.settle("reschedule", claimed, Longs([delay] * n), Blobs([payload] * n), Texts(["no"] * n))
+
+    def bury(self, *claimed: Claimed, payload: bytes | None = None) -> list[int]:
+        n = len(claimed)
+        return self.settle("bury", claimed, Blobs([payload] * n), Texts(["no"] * n))
+
+    def complete(self, *claimed: Claimed, type: str = "ActivityCompleted", payload: bytes = b"2") -> list[int]:
+        n = len(claimed)
+        return self.settle("complete_activities", claimed, Texts([type] * n), Blobs([payload] * n), Texts([None] * n))
+
+    def fail_task(self, claimed: Claimed, delay: int = 0) -> bool:
+        return bool(self.call("fail_task", Uuid(claimed.message_id), Uuid(claimed.lease), "broken", delay)[0][0])
+
+    def heartbeat(self) -> dict[int, int]:
+        """The peers' beats."""
+        return {row[0]: row[1] for row in self.call("heartbeat")}
+
+    def resync(self, *holding: bytes | None) -> None:
+        """Name what the worker holds; it has a new token from then on."""
+        self.token = self.call("resync", Uuids(holding))[0][0]
+
+    def reclaim(self, peer: Worker, beat: int | None = None) -> tuple[int, int]:
+        if beat is None:
+            beat = self.heartbeat()[peer.id]
+        row = self.call("reclaim", peer.id, beat)[0]
+        return row[0], row[1]
+
+    def advance(self, *steps: Advance) -> list[str]:
+        """One call; answers the steps' statuses, and sets ``eager`` on them."""
+        context = Context(self.session.sender, self.session.batches)
+        context.worker = Uuid(self.token)
+        Advance.settle(steps, self.session.call("advance", *Advance.arguments(steps, context)))
+        return [step.answer for step in steps]
+
+
+def step(claimed: Claimed, expected: int, *events: tuple[Any, ...], **more: Any) -> Advance:
+    """A step that records ``events``, each (type, seq, name, ...) in the order of Event behind its time."""
+    assert claimed.run_id is not None
+    made = [Event(n, type, 1_700_000_000_000, *rest) for n, (type, *rest) in enumerate(events, expected + 1)]
+    advance = Advance(claimed.message_id, claimed.lease, claimed.run_id, expected, expected + len(made))
+    advance.events = made
+    for name, value in more.items():
+        setattr(advance, name, value)
+    return advance
+
+
+def send_activity(stream: int, seq: int, *, eager: bool = False, delay: int = 0) -> Send:
+    return Send("a", stream, seq, "act", 0, delay, b"payload", eager)
+
+
+def send_timer(stream: int, seq: int, delay: int = 60_000) -> Send:
+    return Send("w", stream, seq, "wf", 0, delay, b"")
+
+
+def start_child(stream: int, seq: int, workflow_id: str, **options: Any) -> Child:
+    return Child(seq, stream, "child", workflow_id, b"[]", options)
+
+
+def derived(run: bytes, seq: int) -> bytes:
+    """The id of what a run's command makes."""
+    return command_id(str(uuid.UUID(bytes=run)), seq)
+
+
+def in_background(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Run a call that may block on a thread; the answer waits for its end and has its result, or raises its error."""
+    outcome: list[Any] = []
+
+    def target() -> None:
+        try:
+            outcome.append((call(), None))
+        except BaseException as e:
+            outcome.append((None, e))
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+
+    def join() -> Any:
+        wait_until(lambda: outcome, timeout=20, message="the end of the call in the background")
+        thread.join()
+        result, error = outcome[0]
+        if error is not None:
+            raise error
+        return result
+
+    return join

@@ -1,0 +1,175 @@
+"""Every example runs, as a reader of the README would run it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+
+import psycopg
+import pytest
+
+import dramatiq_durable as durable
+from dramatiq_durable import embedded
+from dramatiq_durable.migrate import migrate
+from examples.orders import book
+from examples.orders.proof import prove
+from tests.support import ROOT, wait_until
+from tests.support.processes import Process, Processes
+
+DEMO = (sys.executable, "-m", "examples.orders.demo", "--shared", "--patience", "8s")
+
+
+def blocks() -> list[str]:
+    """The README's blocks of Python, without the indentation of a list they may stand in."""
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
+
+
+def test_the_readme_shows_the_example_that_is_tested() -> None:
+    assert blocks()[0] == (ROOT / "examples" / "hello.py").read_text()
+
+
+def test_the_example_of_the_readme_runs(run_process: Processes, database_url: str) -> None:
+    environment = {"DRAMATIQ_DURABLE_URL": database_url}
+    run_process.dramatiq("examples.hello", "--processes", "1", "--threads", "2", env=environment)
+    client = run_process(sys.executable, "-m", "examples.hello", env=environment)
+    assert client.wait(timeout=60) == 0, client.output
+    assert client.output == "receipt-o-1: 1 on the way, approved by Kim\n"
+
+
+def test_the_activity_of_the_readme_writes_its_row_once(run_process: Processes, database_url: str) -> None:
+    (book_activity,) = blocks()[1:]
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("CREATE TABLE charge (order_id text, cents int)")
+        program = (
+            "import dramatiq, dramatiq_durable as durable\n"
+            "broker = durable.DurableBroker()\n"
+            "dramatiq.set_broker(broker)\n"
+            f"{book_activity}\n"
+            "worker = dramatiq.Worker(broker, worker_timeout=50)\n"
+            "worker.start()\n"
+            "book.send('o-1', 500)\n"
+            "broker.join('payments', timeout=20_000)\n"
+            "worker.stop()\n"
+            "broker.close()\n"
+        )
+        process = run_process.python(program, env={"DRAMATIQ_DURABLE_URL": database_url})
+        assert process.wait(timeout=60) == 0, process.output
+        assert conn.execute("SELECT * FROM charge").fetchall() == [("o-1", 500)]
+
+
+def test_the_orders_say_how_they_end() -> None:
+    orders = book.read()
+    assert len(orders) == 300
+    assert len({order.order_id for order in orders}) == 300
+    # The tests run the first 40: they have to have one of each kind.
+    for some in (orders, orders[:40]):
+        assert {order.ends for order in some} == {"shipped", "rejected", "expired", "declined"}
+        assert {order.card for order in some} == {"valid", "busy", "declined"}
+        assert {order.shelf for order in some} == {"tidy", "stuck"}
+    for order in orders:
+        answered = {"approve": "shipped", "reject": "rejected", "none": "expired"}[order.answer]
+        assert order.ends == ("declined" if order.card == "declined" else answered)
+
+
+# --- the demo ------------------------------------------------------------------------------------------------
+
+
+def others(url: str) -> int:
+    """How many sessions of workers and clients the server has."""
+    with psycopg.connect(url) as conn:
+        row = conn.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.timeout(240)
+def test_the_demo_twice_and_its_proof(run_process: Processes, own_server: embedded.Server) -> None:
+    for number in (20, 40):
+        demo = run_process(*DEMO, "--directory", str(own_server.directory), "--orders", str(number))
+        assert demo.wait(timeout=120) == 0, demo.output
+        for line in (
+            "SIGKILL for worker process",
+            "in work again",
+            "Postgres has recovered",
+            f"holds   every one of {number} orders ended as its row says",
+            "holds   no charge was recorded twice",
+            "dramatiq-durable workflow list",
+        ):
+            assert line in demo.output
+        assert "BROKEN" not in demo.output
+        wait_until(lambda: others(own_server.url) == 0, message="nobody left on the server")
+
+    # What would not be found if the proof looked at too little: each of these damages is.
+    orders = book.read(40)
+    shipped = next(order for order in orders if order.ends == "shipped")
+    twice = "INSERT INTO shop.charge (order_id, cents) SELECT order_id, 0 FROM shop.charge WHERE order_id = %s"
+    undone = "DELETE FROM shop.shipment WHERE order_id = %s"
+    stopped = "UPDATE durable.run SET status = 'terminated' WHERE workflow_id = 'order-' || %s"
+    recorded_twice = (
+        "INSERT INTO durable.event SELECT run_id, 1000, type, at, seq, name, payload, attributes FROM durable.event"
+        " WHERE type = 'ActivityCompleted' AND name = 'charge'"
+        " AND run_id = (SELECT run_id FROM durable.run WHERE workflow_id = 'order-' || %s)"
+    )
+    dearer = "UPDATE shop.charge SET cents = cents + 1 WHERE order_id = %s"
+    assert prove(own_server.url, orders)[1] == []
+    for damage in (twice, undone, stopped, recorded_twice, dearer):
+        with psycopg.connect(own_server.url, autocommit=True) as conn:
+            conn.execute("CREATE SCHEMA kept")
+            for table in ("shop.charge", "shop.shipment", "durable.run", "durable.event"):
+                conn.execute(f"CREATE TABLE kept.{table.replace('.', '_')} AS TABLE {table}".encode())
+            conn.execute(damage.encode(), [shipped.order_id])
+            try:
+                broken = prove(own_server.url, orders)[1]
+                assert broken, damage
+                assert any(shipped.order_id in line for line in broken) or damage == dearer
+            finally:
+                for table in ("shop.charge", "shop.shipment", "durable.run", "durable.event"):
+                    identity = "OVERRIDING SYSTEM VALUE" if table.startswith("shop.") else ""
+                    conn.execute(f"TRUNCATE {table}".encode())
+                    conn.execute(f"INSERT INTO {table} {identity} TABLE kept.{table.replace('.', '_')}".encode())
+                conn.execute("DROP SCHEMA kept CASCADE")
+    assert prove(own_server.url, orders)[1] == []
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("Starting Postgres", signal.SIGINT),
+        ("orders started", signal.SIGINT),
+        ("SIGKILL for worker process", signal.SIGINT),
+        ("is restarted", signal.SIGINT),
+        ("in work again", signal.SIGTERM),
+    ],
+)
+def test_an_interrupted_demo_leaves_nothing(
+    run_process: Processes, own_server: embedded.Server, moment: str, number: signal.Signals
+) -> None:
+    demo = run_process(*DEMO, "--directory", str(own_server.directory), "--orders", "40")
+    demo.wait_for(moment, timeout=60)
+    demo.signal(number)
+    assert demo.wait(timeout=60) == 130, demo.output
+    assert "everything has been stopped" in demo.output
+    own_server = embedded.acquire(own_server.directory)  # it may have been interrupted in the middle of the restart
+    try:
+        wait_until(lambda: others(own_server.url) == 0, message="nobody left on the server")
+    finally:
+        own_server.release()
+
+
+def test_the_demo_leaves_other_peoples_data_alone(run_process: Processes, own_server: embedded.Server) -> None:
+    migrate(own_server.url)
+    broker = durable.DurableBroker(own_server.url)
+    broker.declare_queue("precious")
+    assert broker.stream_id("precious")
+    broker.close()
+    demo: Process = run_process(*DEMO, "--directory", str(own_server.directory))
+    assert demo.wait(timeout=60) == 1
+    assert "has data that is not the demo's" in demo.output
+    with psycopg.connect(own_server.url) as conn:
+        assert conn.execute("SELECT name FROM durable.stream").fetchall() == [("precious",)]
