@@ -56,7 +56,7 @@ class Server:
         return int(row[0] or 0)
 
     def _counters(self) -> tuple[int, int]:
-        """(transactions that wrote, bytes of WAL): exact, unlike the statistics, which sessions report when they like."""
+        """(transactions that wrote, bytes of WAL): exact, where sessions report their statistics when they like."""
         row = self.conn.execute(
             "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, pg_current_wal_insert_lsn() - '0/0'"
         ).fetchone()
@@ -65,7 +65,7 @@ class Server:
 
     @contextmanager
     def counting(self) -> Iterator[Cost]:
-        """Measure the block.  It begins far from a checkpoint, but full-page images are part of the WAL all the same."""
+        """Measure the block.  Right after a checkpoint: the full-page images that follow one are in the WAL."""
         cost = Cost()
         self.conn.execute("CHECKPOINT")
         before = self._counters()

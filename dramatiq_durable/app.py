@@ -9,14 +9,27 @@ from __future__ import annotations
 import importlib
 
 import dramatiq
+from dramatiq import Broker, Worker
+from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
 from dramatiq.middleware import AsyncIO, CurrentMessage
 
 from .broker import DurableBroker
 from .settings import Settings
 
+
+class DaemonAsyncIO(AsyncIO):
+    """Dramatiq's own, with a thread that does not keep a process alive that was told twice to end."""
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        thread = EventLoopThread(self.logger)
+        thread.daemon = True
+        thread.start(timeout=10.0)
+        set_event_loop_thread(thread)
+
+
 settings = Settings.from_env()
 broker = DurableBroker(settings=settings)
-broker.add_middleware(AsyncIO())
+broker.add_middleware(DaemonAsyncIO())
 broker.add_middleware(CurrentMessage())
 dramatiq.set_broker(broker)
 

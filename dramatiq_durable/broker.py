@@ -34,7 +34,7 @@ from .settings import Settings, check_url
 from .wakeup import Listener
 from .workflow.options import check_name
 from .workflow.replay import current
-from .workflow.runner import Runner
+from .workflow.runner import TASK_PRIORITY, Runner
 
 if TYPE_CHECKING:
     from .workflow.client import Waiters
@@ -132,15 +132,17 @@ class DurableBroker(Broker):
         The actor's options keep every middleware's hands off the tasks: none may expire or interrupt one.
         """
         options = {"max_age": None, "time_limit": float("inf"), "max_retries": None}
+        if workflow.name not in self.actors:
+            # Known before the queue is: a running worker consumes it at once, as one that carries runs.
+            self.workflows[workflow.name] = workflow
         Actor(
             self.runner.entry(workflow),
             broker=self,
             actor_name=workflow.name,
             queue_name=workflow.queue_name,
-            priority=0,
+            priority=TASK_PRIORITY,
             options=options,
         )
-        self.workflows[workflow.name] = workflow
 
     def stream_id(self, queue_name: str) -> int:
         """The id of a stream.

@@ -19,7 +19,7 @@ from dramatiq.common import iter_queue
 
 from .arrays import Uuid
 from .database import Connection
-from .delivery import Delivery
+from .delivery import TASK_KINDS, Delivery
 from .errors import DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -77,12 +77,13 @@ class Claimer(threading.Thread):
         self._lock = threading.Lock()
         self._event = threading.Event()
         self._asleep = False
-        self._woken = True
+        #: Where there may be something to claim: on streams of runs (True), on the others (False).
+        self._more = {True, False}
         self._known_streams: list[int] = []
         self._registered_wait = False
         self._second_look = False
         self._next_look = 0.0
-        self._looks = 1
+        self._looks = 0
         self._finished = 0
         self._last_finished = time.monotonic()
         self._rate = 0.0
@@ -94,7 +95,7 @@ class Claimer(threading.Thread):
 
     def wake(self) -> None:
         """Something may be there to claim."""
-        self._woken = True
+        self._more = {True, False}
         self._event.set()
 
     def urge(self) -> None:
@@ -183,24 +184,24 @@ class Claimer(threading.Thread):
         self._measure()
         if self.membership.token is not None and self.membership.due_in() <= 0:
             self._beat()
-        claim = self._plan()
-        if claim is not None or self.commit.pending:
-            self.commit.run_batch(*([] if claim is None else [claim]), give_up=self._given_up)
-        if claim is not None:
-            self._arrived(claim)
+        claims = self._plan()
+        if claims or self.commit.pending:
+            self.commit.run_batch(*claims, give_up=self._given_up)
+        if claims:
+            self._arrived(claims)
         self._give_back_stale()
         self._sleep()
 
     def _sleep(self) -> None:
-        # While draining nothing is claimed, and the wake-ups that ask for a claim stay unanswered.
-        wanted = self._second_look or (self._woken and self._free() > 0 and self._worth_it())
-        if wanted and not self._draining:
+        # While nothing is to be claimed, the wake-ups that ask for a claim stay unanswered.
+        wanted = self._second_look or any(self._room(of_runs) > 0 for of_runs in self._more)
+        if wanted and self.consumers and not self._resting():
             return
         now = time.monotonic()
         until = now + self.poll_interval
         if self.membership.token is not None:
             until = min(until, now + max(self.membership.due_in(), 0.0))
-        if self._free() > 0 and self.consumers and not self._draining:
+        if self._free() > 0 and self.consumers and not self._resting():
             until = min(until, self._next_look)
         self._asleep = True
         if self.commit.pending:
@@ -224,51 +225,89 @@ class Claimer(threading.Thread):
             self._last_finished = now
         self._rate += (finished / elapsed - self._rate) * min(1.0, elapsed / 0.1)
         self._measured = now
-        self.ahead = min(MOST_AHEAD, int(self._rate * AHEAD))
+        # It follows a rising rate at once and a falling one slowly: work that is under way keeps its places.
+        self.ahead = min(MOST_AHEAD, max(int(self._rate * AHEAD), int(self.ahead * 0.9)))
 
     def _free(self) -> int:
         return self.capacity() - len(self.held) - self._reserved
 
-    def _worth_it(self) -> bool:
-        """Whether a claim would bring enough: idle threads always count, the places ahead are filled by halves."""
-        return len(self.held) < max(self.threads, 1) or self._free() * 2 >= self.capacity()
+    def _room(self, of_runs: bool) -> int:
+        """How many messages are worth a claim.
 
-    def _plan(self) -> Claim | None:
-        if self._draining or not self.consumers or not self._join():
-            return None
-        if self.worker is not None and all(c.paused for c in self.worker.consumers.values()):
-            return None
+        Idle threads always count, the places ahead are filled by halves.  Tasks of runs have room of their own beside
+        that: they are short, and slow activities must not hold up all workflows.
+        """
+        kinds = {c.of_runs for c in list(self.consumers.values())}
+        if of_runs not in kinds:
+            return 0
         free = self._free()
+        if len(self.held) >= max(self.threads, 1) and free * 2 < self.capacity():
+            free = 0
+        if of_runs:
+            free = max(free, 0) + self.threads - sum(d.kind in TASK_KINDS for d in list(self.held.values()))
+        return free
+
+    def _resting(self) -> bool:
+        """Whether nothing is to be claimed: the worker is stopping, or paused."""
+        return self._draining or (
+            self.worker is not None and all(c.paused for c in list(self.worker.consumers.values()))
+        )
+
+    def _plan(self) -> list[Claim]:
+        if not self.consumers or self._resting() or not self._join():
+            return []
         now = time.monotonic()
-        due = self._woken or self._second_look or not self._registered_wait or now >= self._next_look
-        if free <= 0 or not due or not self._worth_it():
+        everywhere = self._second_look or not self._registered_wait or now >= self._next_look
+        claims = []
+        for of_runs in (True, False):
+            if everywhere or of_runs in self._more:
+                claim = self._claim(of_runs, self._room(of_runs))
+                if claim is not None:
+                    self._more.discard(of_runs)
+                    claims.append(claim)
+        if claims:
+            claims[-1].done = [self._done.popleft() for _ in range(len(self._done))]
+        return claims
+
+    def _claim(self, of_runs: bool, total: int) -> Claim | None:
+        if total <= 0:
             return None
-        self._woken = False
         streams, limits = [], []
-        # The stream that was not looked at for longest comes first, so that a total that is used up goes round; at the
-        # start those of activities, which are only handed out eagerly once it is known that nothing waits there.
+        # The stream that was not looked at for longest comes first, so that a total that is used up goes round.
         for stream_id, consumer in sorted(self.consumers.items(), key=lambda item: item[1].turn):
-            limit = free if self.threads else min(free, consumer.room())
-            if limit > 0:
+            limit = total if self.threads else min(total, consumer.room())
+            if consumer.of_runs is of_runs and limit > 0:
                 streams.append(stream_id)
                 limits.append(limit)
-        if not streams:
-            return None
-        done = [self._done.popleft() for _ in range(len(self._done))]
-        return Claim(streams, limits, free, done, self._wait_time())
+        return Claim(streams, limits, total, [], self._wait_time(), of_runs) if streams else None
 
     def _wait_time(self) -> int:
         return int(max(10.0, 4 * self.poll_interval) * 1000)
 
-    def _arrived(self, claim: Claim) -> None:
-        if claim.error is not None:
-            self._done.extendleft(claim.done)
-            self._woken = True
-            if isinstance(claim.error, LeaseLost):
-                self._declared_dead()
-                return
-            raise claim.error
-        rows, next_due = claim.answer
+    def _arrived(self, claims: list[Claim]) -> None:
+        now = time.monotonic()
+        self._next_look = now + self.poll_interval
+        registered = self._registered_wait
+        for claim in claims:
+            if claim.error is not None:
+                self._done.extendleft(claim.done)
+                self._more = {True, False}
+                if isinstance(claim.error, LeaseLost):
+                    self._declared_dead()
+                    return
+                raise claim.error
+            rows, next_due = claim.answer
+            self._hand_over(claim, rows)
+            # A claim that brought something has cleared the wish to be woken; where it took all, the next sets it.
+            self._registered_wait = not rows
+            if len(rows) >= claim.total:
+                self._more.add(claim.of_runs)
+            if next_due is not None:
+                self._next_look = min(self._next_look, now + max(next_due, 1) / 1000)
+        # A message that was stored while the wish to be woken was being committed is found by a second look.
+        self._second_look = self._registered_wait and not registered
+
+    def _hand_over(self, claim: Claim, rows: list[tuple[Any, ...]]) -> None:
         counts = dict.fromkeys(claim.streams, 0)
         for row in rows:
             counts[row[2]] += 1
@@ -284,20 +323,6 @@ class Claimer(threading.Thread):
                 consumer.turn = self._looks
                 consumer.drained = counts[stream_id] < min(limit, left)
             left -= counts[stream_id]
-        if rows:
-            # The claim cleared the wish to be woken; where it took all there was, the next one sets it again.
-            self._registered_wait = False
-            self._second_look = False
-            if len(rows) >= claim.total:
-                self._woken = True
-        else:
-            # A message that was stored while the wish to be woken was being committed is found by a second look.
-            self._second_look = not self._registered_wait
-            self._registered_wait = True
-        now = time.monotonic()
-        self._next_look = now + self.poll_interval
-        if next_due is not None:
-            self._next_look = min(self._next_look, now + max(next_due, 1) / 1000)
 
     def _join(self) -> bool:
         """Register, or say which streams are consumed now."""
@@ -335,7 +360,7 @@ class Claimer(threading.Thread):
         """The answer to a claim may have been lost: what is leased to this worker and unknown to it goes back."""
         self.membership.forget_peers()
         self._registered_wait = False
-        self._woken = True
+        self._more = {True, False}
         if self.membership.token is None:
             return
         # What was finished and is not committed yet is still leased, and about to be committed.

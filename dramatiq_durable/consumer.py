@@ -34,8 +34,10 @@ class DurableConsumer(Consumer):
         self.timeout = timeout / 1000
         #: Whether the last claim left nothing waiting on the stream.
         self.drained = False
-        #: When a claim looked at the stream last, in claims' own counting; before, 1 for a stream of runs, else 0.
-        self.turn = int(any(broker.stream_id(w.queue_name) == stream_id for w in broker.workflows.values()))
+        #: Whether the stream carries tasks of runs.
+        self.of_runs = any(broker.stream_id(w.queue_name) == stream_id for w in broker.workflows.values())
+        #: When a claim looked at the stream last, in claims' own counting.
+        self.turn = 0
         self._handed = 0
         self._ready: SimpleQueue[Delivery] = SimpleQueue()
         self._ahead: deque[Delivery] = deque()

@@ -82,6 +82,8 @@ class GroupCommit:
         #: How many batches were sent: each is one round trip and one commit.
         self.batches = 0
         self._batch: list[Operation] = []
+        #: A batch whose leader was interrupted, and its number: what became of it is not known.
+        self._doubtful: tuple[list[Operation], int] | None = None
         self._unreplicated: str | None = None
         self.context = Context(os.urandom(16), count(1))
 
@@ -139,12 +141,14 @@ class GroupCommit:
 
     def leased_messages(self) -> list[bytes]:
         """The messages of deliveries that are answered for here and not committed yet."""
-        return [o.message_id for o in (*self._batch, *list(self._waiting)) if isinstance(o, LeaseOperation)]
+        doubtful = self._doubtful[0] if self._doubtful else []
+        known = (*self._batch, *doubtful, *list(self._waiting))
+        return [o.message_id for o in known if isinstance(o, LeaseOperation)]
 
     @property
     def pending(self) -> int:
         """How many operations wait for the next batch."""
-        return len(self._waiting)
+        return len(self._waiting) + (self._doubtful is not None)
 
     def _lead(self, mine: Operation) -> None:
         try:
@@ -153,7 +157,8 @@ class GroupCommit:
         finally:
             with self._lock:
                 self._leading = False
-                heir = next((o for o in self._waiting if o.gate is not None), None)
+                doubtful = self._doubtful[0] if self._doubtful else []
+                heir = next((o for o in (*doubtful, *self._waiting) if o.gate is not None and o is not mine), None)
                 if heir is not None and self._wake_leader is None:
                     self._leading = True
                     heir.gate.release()
@@ -169,6 +174,9 @@ class GroupCommit:
         with self._driving:
             self.urgent = False
             batch: list[Operation] = []
+            if self._doubtful:
+                (batch, numbered), self._doubtful = self._doubtful, None
+                batch = self._recover(batch, numbered, give_up)
             room = MAX_BATCH_BYTES
             while self._waiting and len(batch) < MAX_BATCH and room > 0:
                 batch.append(operation := self._waiting.popleft())
@@ -240,7 +248,7 @@ class GroupCommit:
             self._execute(conn, batch)
         except Exception as e:
             if isinstance(e, psycopg.Error) and is_connection_lost(e, conn):
-                return self._recover(batch, e, give_up)
+                return self._recover(batch, self.context.last_batch, give_up)
             if len(batch) == 1:
                 return self._refuse(batch[0], e)
             # One of them is the cause; nothing was committed: each gets a transaction of its own.
@@ -251,11 +259,9 @@ class GroupCommit:
                     again = self._run(self._connection(), again, give_up)
             return []
         except BaseException:
-            # The thread was interrupted in the middle of the protocol: the connection's state is unknown.
+            # The thread was interrupted in the middle of the protocol: whoever leads next finds out what became of it.
+            self._doubtful = (batch, self.context.last_batch)
             self._drop_connection()
-            for operation in batch:
-                operation.retried = True
-            self._waiting.extendleft(reversed(batch))
             raise
         self._finish(batch)
         return []
@@ -273,21 +279,20 @@ class GroupCommit:
         self._finish([operation])
         return []
 
-    def _recover(self, batch: list[Operation], error: psycopg.Error, give_up: Callable[[], bool]) -> list[Operation]:
-        """The connection broke around a batch: find out what became of it."""
+    def _recover(self, batch: list[Operation], numbered: int, give_up: Callable[[], bool]) -> list[Operation]:
+        """The connection broke around a batch: find out what became of it; answers what has to be run again."""
         self._drop_connection()
-        numbered = self.context.last_batch
         for operation in batch:
             operation.retried = True
         if not numbered:
             # Under leases and fences, repeating is safe: what was done already is refused.
-            raise DatabaseUnavailable(str(error).strip()) from error
+            return batch
         while True:
             try:
                 conn = self._connection()
                 committed = self.procedures.batch_outcome(conn, self.context.sender, numbered)
                 break
-            except (DatabaseUnavailable, psycopg.Error) as e:
+            except (DurableError, psycopg.Error) as e:
                 self._drop_connection()
                 if give_up():
                     raise DatabaseUnavailable(str(e)) from e

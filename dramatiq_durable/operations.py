@@ -506,6 +506,8 @@ class Claim(Operation):
     total: int
     done: list[bytes]
     wait: int
+    #: For whoever claims: whether these are streams of runs.
+    of_runs: bool = False
 
     @classmethod
     def arguments(cls, items: Sequence[Claim], context: Context) -> list[Any]:

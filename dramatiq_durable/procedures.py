@@ -109,4 +109,6 @@ class Procedures:
 
 
 def from_json(text: str | None) -> dict[str, Any] | None:
-    return None if text is None else json.loads(text)
+    """The facts of an event; what is JSON but no object (no worker of ours writes that) counts as none."""
+    value = None if text is None else json.loads(text)
+    return value if isinstance(value, dict) else None

@@ -207,7 +207,7 @@ def test_sigkill_of_the_only_user_stops_the_server(run_process: Processes, insta
         with pytest.raises(psycopg.OperationalError):
             connection.execute("SELECT 1")
     assert not Path(unquote(url.partition("host=")[2].partition("&")[0])).exists()
-    assert supervisors(instance_directory) == []
+    wait_until(lambda: not supervisors(instance_directory), message="the end of the supervisor")
 
 
 def test_a_forked_child_is_a_user(run_process: Processes, instance_directory: Path) -> None:

@@ -36,7 +36,7 @@ from ..errors import (
 )
 from ..operations import Post, StartRun, Terminate
 from .converter import decoders_of, encode, encode_call, loads
-from .events import Event
+from .events import Event, described_failure
 from .failures import failure_from_json
 from .replay import current
 
@@ -215,7 +215,7 @@ class WorkflowHandle(Generic[R]):
             decode = decoders_of(self._workflow.fn).result if self._workflow is not None else None
             return cast(R, value if decode is None else decode(value))
         if status == "failed":
-            raise failure_from_json(attributes.get("failure") or {}, WorkflowFailed, **ids)
+            raise failure_from_json(described_failure(last), WorkflowFailed, **ids)
         if status == "cancelled":
             raise WorkflowCancelled(f"{what} was cancelled")
         if status == "timed_out":

@@ -302,7 +302,7 @@ class ActivityHandle(CommandFuture[T]):
         if event.type == events.ACTIVITY_COMPLETED:
             self._complete(event.payload)
             return
-        failure = (event.attributes or {}).get("failure") or {}
+        failure = events.described_failure(event)
         if self.asked_to_cancel and failure.get("type") == "ActivityCancelled":
             self._end_cancelled()
             return
@@ -355,7 +355,6 @@ class ChildHandle(CommandFuture[T]):
         return CancelChild(self.command.seq, self.command.name)
 
     def resolve(self, event: events.Event) -> None:
-        attributes = event.attributes or {}
         if event.type == events.CHILD_COMPLETED:
             self._complete(event.payload)
         elif event.type == events.CHILD_START_FAILED:
@@ -369,7 +368,7 @@ class ChildHandle(CommandFuture[T]):
             self._end_cancelled()
         else:
             type, message = _CHILD_ENDS.get(event.type, ("Exception", ""))
-            failure = attributes.get("failure") or {"type": type, "message": message}
+            failure = events.described_failure(event) or {"type": type, "message": message}
             self.set_exception(failure_from_json(failure, errors.ChildWorkflowFailed, workflow_id=self.workflow_id))
 
 

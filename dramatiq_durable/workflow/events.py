@@ -108,3 +108,9 @@ def command_id(run_id: str, seq: int) -> bytes:
     """
     digest = hashlib.md5(f"{run_id}:{seq}".encode(), usedforsecurity=False).digest()
     return digest[:6] + bytes([digest[6] & 0x0F | 0x80]) + digest[7:]
+
+
+def described_failure(event: Event) -> dict[str, Any]:
+    """The description of a failure that an event carries; empty if it has none."""
+    failure = (event.attributes or {}).get("failure")
+    return failure if isinstance(failure, dict) else {}

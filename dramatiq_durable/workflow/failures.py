@@ -93,7 +93,8 @@ def failure_from_json(described: Mapping[str, Any], cls: type[F], **extra: Any) 
         setattr(failure, name, value)
     link: Failure = failure
     cause = described.get("cause")
-    while cause:
+    # Whoever holds an activity's lease describes its failure: what is no description ends the chain.
+    while cause and isinstance(cause, Mapping):
         behind = _link(cause, Failure)
         link.__cause__ = behind
         link, cause = behind, cause.get("cause")

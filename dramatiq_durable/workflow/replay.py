@@ -175,7 +175,8 @@ class Execution:
         """
         event_id = self.last_event_id + 1
         _, type, at, seq, name, payload, attributes = event
-        event = Event(event_id, type, at, seq, name, payload, attributes)
+        # What is recorded keeps to history's clock: news from other machines' clocks may lie behind it.
+        event = Event(event_id, type, max(at, self.loop.now_ms), seq, name, payload, attributes)
         commands = self.apply(event)
         stored = [event]
         if commands:

@@ -63,6 +63,9 @@ logger = logging.getLogger(__name__)
 
 _CLOSING = {CompleteWorkflow: "completed", FailWorkflow: "failed", CancelWorkflow: "cancelled"}
 
+#: The priority of timers: what was begun goes on before new runs are.
+TASK_PRIORITY = -1
+
 #: The backoff of workflow tasks that failed, in milliseconds.
 TASK_BACKOFF = (200, 60_000)
 
@@ -139,7 +142,9 @@ class Runner:
     def _noticed(self, delivery: Delivery) -> Callable[[Any], None]:
         def then(operation: Operation) -> None:
             if operation.error is not None and not isinstance(operation.error, LeaseLost):
-                logger.error("%s was not settled: %s", delivery, operation.error)
+                logger.error("%s was not settled and goes back: %s", delivery, operation.error)
+                if not isinstance(operation, Release):
+                    self.broker.commit.post(Release(delivery.key, delivery.lease))
             elif not operation.retried and (operation.error is not None or operation.answer is False):
                 logger.warning(
                     "the lease on %s was given to another worker: what was done here is not recorded", delivery
@@ -304,6 +309,8 @@ class Runner:
             except psycopg.Error as e:
                 if is_connection_lost(e, conn):
                     raise DatabaseUnavailable(str(e).strip()) from e
+                if token is not self.broker.commit.context.worker:
+                    raise DatabaseUnavailable("the worker got a new token meanwhile") from e
                 raise translate(e) from e
         if run.execution is None:
             execution = Execution(workflow.fn, _info(row))
@@ -353,7 +360,7 @@ class Runner:
             assert command.seq is not None
             info = execution.info
             stream_id = self.broker.stream_id(info.queue_name)
-            advance.sends.append(Send("w", stream_id, command.seq, info.name, 0, command.ms, b""))
+            advance.sends.append(Send("w", stream_id, command.seq, info.name, TASK_PRIORITY, command.ms, b""))
         elif isinstance(command, (CancelTimer, CancelActivity)):
             assert command.seq is not None
             if not isinstance(command, RequestActivityCancel):

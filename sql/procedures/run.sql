@@ -3,6 +3,7 @@
 -- A run belongs to its stream: who may consume or produce there may start, signal and look at its runs.
 
 -- Internal: give each of these runs a task, so that a worker looks into its inbox.
+-- It comes before the first tasks of new runs: what was begun goes on.
 -- Always a new row: whether an earlier task is still unclaimed cannot be known without waiting for somebody.
 CREATE FUNCTION {schema}.add_tasks(p_runs uuid[])
 RETURNS void
@@ -15,7 +16,7 @@ DECLARE
 BEGIN
     WITH added AS (
         INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
-        SELECT gen_random_uuid(), r.stream_id, 0, v_now, v_now, 't', r.run_id, r.name, ''
+        SELECT gen_random_uuid(), r.stream_id, -1, v_now, v_now, 't', r.run_id, r.name, ''
         FROM unnest(p_runs) t (run_id) JOIN {schema}.run r ON r.run_id = t.run_id
         WHERE r.status = 'running'
         RETURNING stream_id)
@@ -103,7 +104,7 @@ CREATE FUNCTION {schema}.start_runs(
     p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_streams int[], p_names text[], p_inputs bytea[],
     p_conflicts text[], p_reuses text[], p_delays bigint[], p_memos text[])
 RETURNS TABLE (status text, run_id uuid)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
     v_caller record;
@@ -169,7 +170,7 @@ CREATE FUNCTION {schema}.post(
     p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_types text[], p_names text[], p_payloads bytea[],
     p_keys text[])
 RETURNS text[]
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
     v_run {schema}.run;
@@ -211,7 +212,7 @@ $$;
 -- End a run from outside without a word to its code.  Answers ok, closed or missing.
 CREATE FUNCTION {schema}.terminate_run(p_sender uuid, p_batch bigint, p_run uuid, p_workflow_id text, p_reason text)
 RETURNS text
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
     v_run {schema}.run;

@@ -42,7 +42,7 @@ CREATE FUNCTION {schema}.enqueue(
     p_sender uuid, p_batch bigint,
     p_streams int[], p_messages uuid[], p_actors text[], p_priorities int[], p_delays bigint[], p_payloads bytea[])
 RETURNS int[]
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
     v_caller record;
@@ -99,8 +99,8 @@ BEGIN
 END
 $$;
 
--- Hand out at most p_limits[i] messages of p_streams[i], and p_total in all, to this worker: due, of streams that are not paused, by priority
--- and then by due time.  Each delivery has a new lease token.
+-- Hand out at most p_limits[i] messages of p_streams[i], and p_total in all, to this worker: due, of streams that are
+-- not paused, by priority and then by due time.  Each delivery has a new lease token.
 --
 -- p_done: messages that the worker has finished since its last claim (bookkeeping of what it holds).
 -- p_wait: milliseconds it will wait if there is nothing; while it waits, senders wake it.
@@ -191,8 +191,10 @@ BEGIN
         SET waiting_until = v_now + p_wait * interval '1 millisecond', beat = w.beat + 1, beat_at = v_now,
             held = ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_done)) || v_kept
         WHERE w.worker_id = v_worker.worker_id
-          -- The second look of a worker that goes to sleep writes nothing.
-          AND (w.waiting_until IS NULL OR w.waiting_until < v_now + p_wait * interval '500 microseconds');
+          -- The second look of a worker that goes to sleep writes nothing; but what it finished is never forgotten, or
+          -- what it seems to hold would grow for ever.
+          AND (w.waiting_until IS NULL OR w.waiting_until < v_now + p_wait * interval '500 microseconds'
+               OR cardinality(p_done) > 0);
     END IF;
     message_id := NULL; lease := NULL; payload := NULL;
     stream_id := NULL; kind := NULL; run_id := NULL; seq := NULL; actor := NULL;

@@ -124,9 +124,7 @@ def test_parallel_activities_keep_one_order(broker: durable.DurableBroker, start
     assert [e.event_id for e in handle.history()] == list(range(1, 123))
 
 
-def test_failure_crosses_the_database_with_its_cause(
-    broker: durable.DurableBroker, start_worker: StartWorker
-) -> None:
+def test_failure_crosses_the_database_with_its_cause(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     @durable.activity(max_retries=1, min_backoff=1)
     def fail() -> None:
         try:
@@ -357,10 +355,10 @@ def test_child_with_a_taken_id(broker: durable.DurableBroker, start_worker: Star
     assert parent.start().result(timeout=10) == "taken"
 
 
-@pytest.mark.parametrize(("policy", "status"), [("terminate", "terminated"), ("cancel", "cancelled"), ("abandon", "running")])
-def test_parent_close(
-    broker: durable.DurableBroker, start_worker: StartWorker, policy: Any, status: str
-) -> None:
+@pytest.mark.parametrize(
+    ("policy", "status"), [("terminate", "terminated"), ("cancel", "cancelled"), ("abandon", "running")]
+)
+def test_parent_close(broker: durable.DurableBroker, start_worker: StartWorker, policy: Any, status: str) -> None:
     @durable.workflow
     async def child() -> None:
         await durable.wait_for_signal("never")
@@ -445,9 +443,7 @@ def test_delayed_start_and_memo(broker: durable.DurableBroker, start_worker: Sta
     assert (handle.history()[0].at - handle.describe().started_at).total_seconds() >= 0.29
 
 
-def test_nondeterminism_leaves_the_run_open_and_shows(
-    broker: durable.DurableBroker, start_worker: StartWorker
-) -> None:
+def test_nondeterminism_leaves_the_run_open_and_shows(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     @durable.activity
     def one() -> int:
         return 1
@@ -479,9 +475,7 @@ def test_nondeterminism_leaves_the_run_open_and_shows(
     assert handle.describe().task_failure is None
 
 
-def test_a_run_goes_on_in_a_process_that_never_saw_it(
-    broker: durable.DurableBroker, start_worker: StartWorker
-) -> None:
+def test_a_run_goes_on_in_a_process_that_never_saw_it(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     """Evicted after every step, the run ends with the same history as one that stays in memory."""
 
     @durable.activity(queue_name="elsewhere")
