@@ -60,8 +60,10 @@ def drain(server: Server, processes: int, messages: int) -> tuple[Cost, Cost]:
 
     broker = dramatiq.get_broker()
     batch = [noop.message(TEXT) for _ in range(messages)]
+    before = broker.commit.batches  # type: ignore[attr-defined]
     with server.counting() as stored:
         broker.enqueue_many(batch)  # type: ignore[attr-defined]
+    stored.round_trips = broker.commit.batches - before  # type: ignore[attr-defined]
     left = "SELECT count(*) FROM durable.message WHERE kind = 'm'"
     with server.counting() as cost:
         workers = Workers(processes, server.url)
@@ -78,13 +80,18 @@ def drain(server: Server, processes: int, messages: int) -> tuple[Cost, Cost]:
 
 def enqueue(server: Server, threads: int, messages: int) -> Cost:
     """Send one by one."""
+    import dramatiq
+
     from benchmarks.actors import noop
+
+    broker = dramatiq.get_broker()
 
     def send(n: int) -> None:
         for _ in range(n):
             noop.send(TEXT)
 
     send(10)
+    before = broker.commit.batches  # type: ignore[attr-defined]
     with server.counting() as cost:
         senders = [threading.Thread(target=send, args=(messages // threads,)) for _ in range(threads)]
         started = time.perf_counter()
@@ -93,9 +100,8 @@ def enqueue(server: Server, threads: int, messages: int) -> Cost:
         for sender in senders:
             sender.join()
         cost.seconds = time.perf_counter() - started
-    import dramatiq
-
-    dramatiq.get_broker().flush("noop")
+    cost.round_trips = broker.commit.batches - before  # type: ignore[attr-defined]
+    broker.flush("noop")
     return cost
 
 
