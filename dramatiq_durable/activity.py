@@ -84,8 +84,9 @@ class transaction:  # noqa: N801 - used like a function
         open_one = self._delivery.transaction
         if open_one is None:
             self._outermost = True
-            open_one = self._delivery.transaction = _AsyncTransaction(self._broker)
+            open_one = _AsyncTransaction(self._broker)
             await open_one.begin()
+            self._delivery.transaction = open_one
         elif not isinstance(open_one, _AsyncTransaction):
             raise DurableError("this actor's transaction was opened with `with`")
         return open_one.conn

@@ -14,6 +14,7 @@ from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
 from dramatiq.middleware import AsyncIO, CurrentMessage
 
 from .broker import DurableBroker
+from .errors import NotConfigured
 from .settings import Settings
 
 
@@ -34,4 +35,14 @@ broker.add_middleware(CurrentMessage())
 dramatiq.set_broker(broker)
 
 for _module in settings.import_:
-    importlib.import_module(_module)
+    try:
+        importlib.import_module(_module)
+    except ModuleNotFoundError as error:
+        # Only where it is the named module, or a package around it, that is missing: not what it imports itself.
+        if error.name is None or not f"{_module}.".startswith(f"{error.name}."):
+            raise
+        raise NotConfigured(
+            f"DRAMATIQ_DURABLE_IMPORT names {_module}, and there is no module {error.name}: correct the name, "
+            "start the worker in the directory that has it, or name that directory "
+            "(dramatiq dramatiq_durable.app --path DIRECTORY)."
+        ) from None

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
-from dramatiq.errors import DecodeError, QueueJoinTimeout, QueueNotFound
+from dramatiq.errors import QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import Interrupt, SkipMessage
 
 from .claimer import Claimer
@@ -28,7 +28,7 @@ from .durations import parse_duration
 from .errors import DatabaseUnavailable, ForbiddenInWorkflow
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import Bury, Enqueue, MarkStarted
+from .operations import Enqueue, MarkStarted
 from .procedures import Procedures
 from .settings import Settings, check_url
 from .wakeup import Listener
@@ -295,7 +295,7 @@ class DurableBroker(Broker):
         stream_id = self.stream_id(queue_name)
         with self._lock:
             claimer = self._ensure_claimer(0)
-            consumer = DurableConsumer(self, claimer, stream_id, max(1, prefetch), timeout)
+            consumer = DurableConsumer(self, claimer, queue_name, stream_id, max(1, prefetch), timeout)
             claimer.consumers[stream_id] = consumer
             self._ensure_listener().listen(f"{self.namespace}:s{stream_id}", self._wake_claimer)
         claimer.wake()
@@ -358,9 +358,10 @@ class DurableBroker(Broker):
                     raise TypeError(f"the actor's name is a {type(message.actor_name).__name__}")
                 if message.queue_name != queue_name:
                     message = message.copy(queue_name=queue_name)
-        except (DecodeError, AttributeError, TypeError) as e:
+        except Exception as e:
+            # Whatever an encoder raises: its neighbours are handed out.
             logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)
-            self.commit.post(Bury(key, lease, None, f"it cannot be decoded: {e}"))
+            self.commit.post(self.runner.undecodable(key, lease, kind, attempt, e))
             return None
         return Delivery(
             message,

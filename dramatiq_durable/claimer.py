@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 AHEAD = 0.04
 MOST_AHEAD = 256
 
-#: Messages that were claimed ahead go back when nothing was finished for so long, in seconds.
+#: Messages that were claimed ahead go back when nothing was claimed or finished for so long, in seconds.
 STALE = 1.0
 
 #: How long finished messages may wait for company before they are committed, in seconds.
@@ -85,7 +85,7 @@ class Claimer(threading.Thread):
         self._next_look = 0.0
         self._looks = 0
         self._finished = 0
-        self._last_finished = time.monotonic()
+        self._last_finished = self._last_claimed = time.monotonic()
         self._rate = 0.0
         self._measured = time.monotonic()
         self._draining = False
@@ -118,6 +118,14 @@ class Claimer(threading.Thread):
             if consumer is not None:
                 consumer.freed()
 
+    def post_instead(self, delivery: Delivery, operation: Operation) -> None:
+        """What was to settle a delivery was refused: another operation has to, with the next batch.
+
+        The claim that has told of the delivery as finished found it still leased: the next one tells of it again.
+        """
+        self.post(operation)
+        self._done.append(delivery.key)
+
     def reserve(self, stream_id: int, *, swap: bool) -> bool:
         """Take a place for an eager delivery.  Only for a stream that this worker consumes and whose last claim left
         nothing waiting: an eager delivery overtakes nobody.
@@ -148,6 +156,11 @@ class Claimer(threading.Thread):
             self.give_back(delivery)
         else:
             consumer.offer(delivery)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the worker is being stopped."""
+        return self._draining
 
     def capacity(self) -> int:
         """How many messages this process may hold now."""
@@ -288,6 +301,7 @@ class Claimer(threading.Thread):
         now = time.monotonic()
         self._next_look = now + self.poll_interval
         registered = self._registered_wait
+        failed: BaseException | None = None
         for claim in claims:
             if claim.error is not None:
                 self._done.extendleft(claim.done)
@@ -295,7 +309,9 @@ class Claimer(threading.Thread):
                 if isinstance(claim.error, LeaseLost):
                     self._declared_dead()
                     return
-                raise claim.error
+                failed = claim.error
+                # What the others brought is leased: it is handed over all the same.
+                continue
             rows, next_due = claim.answer
             self._hand_over(claim, rows)
             # A claim that brought something has cleared the wish to be woken; where it took all, the next sets it.
@@ -306,14 +322,21 @@ class Claimer(threading.Thread):
                 self._next_look = min(self._next_look, now + max(next_due, 1) / 1000)
         # A message that was stored while the wish to be woken was being committed is found by a second look.
         self._second_look = self._registered_wait and not registered
+        if failed is not None:
+            raise failed
 
     def _hand_over(self, claim: Claim, rows: list[tuple[Any, ...]]) -> None:
         counts = dict.fromkeys(claim.streams, 0)
+        if rows:
+            # Dramatiq's threads have not had the time to take these.
+            self._last_claimed = time.monotonic()
         for row in rows:
             counts[row[2]] += 1
             delivery = self.deliver(row)
             if delivery is not None:
                 self.take(delivery)
+            else:
+                self._done.append(row[0])
         left = claim.total
         for stream_id, limit in zip(claim.streams, claim.limits, strict=True):
             consumer = self.consumers.get(stream_id)
@@ -375,7 +398,7 @@ class Claimer(threading.Thread):
 
     def _give_back_stale(self) -> None:
         """One slow worker does not sit on messages while others idle."""
-        if not self.threads or time.monotonic() - self._last_finished < STALE:
+        if not self.threads or time.monotonic() - max(self._last_finished, self._last_claimed) < STALE:
             return
         for delivery in self._not_begun():
             self.give_back(delivery)

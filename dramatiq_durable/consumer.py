@@ -26,7 +26,9 @@ class DurableConsumer(Consumer):
     A consumer that Dramatiq restarts takes over from its predecessor: outcomes go by the lease, not by the consumer.
     """
 
-    def __init__(self, broker: DurableBroker, claimer: Claimer, stream_id: int, prefetch: int, timeout: int) -> None:
+    def __init__(
+        self, broker: DurableBroker, claimer: Claimer, queue_name: str, stream_id: int, prefetch: int, timeout: int
+    ) -> None:
         self.broker = broker
         self.claimer = claimer
         self.stream_id = stream_id
@@ -35,7 +37,7 @@ class DurableConsumer(Consumer):
         #: Whether the last claim left nothing waiting on the stream.
         self.drained = False
         #: Whether the stream carries tasks of runs.
-        self.of_runs = any(broker.stream_id(w.queue_name) == stream_id for w in broker.workflows.values())
+        self.of_runs = any(workflow.queue_name == queue_name for workflow in list(broker.workflows.values()))
         #: When a claim looked at the stream last, in claims' own counting.
         self.turn = 0
         self._handed = 0

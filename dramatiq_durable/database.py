@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -132,8 +134,13 @@ class Database:
         import psycopg_pool
 
         try:
-            with self._get_pool().connection() as conn:
-                yield conn
+            pool = self._get_pool()
+            conn = self._take(pool)
+            try:
+                with conn:
+                    yield conn
+            finally:
+                pool.putconn(conn)
         except psycopg_pool.PoolTimeout as e:
             raise DatabaseUnavailable(
                 f"no connection to the database within {CONNECT_TIMEOUT} s: {_address(self.conninfo)}"
@@ -155,11 +162,25 @@ class Database:
                     max_idle=60,
                     kwargs={"autocommit": True},
                     configure=self.configure,
-                    check=psycopg_pool.ConnectionPool.check_connection,
                     open=True,
                 )
                 self._pool_pid = os.getpid()
             return self._pool
+
+    def _take(self, pool: Any) -> Connection:
+        """A connection that lives.  The pool's own check waits longer after each dead one, and a restart of the server
+        leaves as many as it had: whoever asks next would wait until the timeout."""
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        while True:
+            conn: Connection = pool.getconn(timeout=max(deadline - time.monotonic(), 0.1))
+            try:
+                pool.check_connection(conn)
+            except BaseException as e:
+                pool.putconn(conn)
+                if not isinstance(e, psycopg.Error) or time.monotonic() > deadline:
+                    raise
+            else:
+                return conn
 
     def close(self) -> None:
         """Close the pool; connections that were made with `connect` belong to their makers."""
@@ -186,8 +207,14 @@ def translate(error: psycopg.Error) -> Exception:
         return InvalidName("names of streams, actors and workflows, and ids, have 1 to 200 characters")
     if isinstance(error, psycopg.errors.UndefinedFunction):
         return SchemaOutOfDate(f"{error.diag.message_primary}. Run `dramatiq-durable migrate`")
+    if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+        return DatabaseUnavailable(
+            "the server takes no writes: it is a standby, or default_transaction_read_only is on. "
+            "If this lasts, does DRAMATIQ_DURABLE_URL point to the primary?"
+        )
     if isinstance(error, psycopg.OperationalError):
-        return DatabaseUnavailable(str(error))
+        # Without the context: it is many lines, and the same ones again and again.
+        return DatabaseUnavailable(error.diag.message_primary or str(error).strip())
     return error
 
 
@@ -208,6 +235,8 @@ def translate_connect_error(error: psycopg.Error, conninfo: str) -> DurableError
         return NotConfigured(f"{where} does not have this role: create it, or correct the user in the URL")
     if "could not translate host name" in text or "failed to resolve host" in text:
         return NotConfigured(f"the host of {where} is unknown: correct DRAMATIQ_DURABLE_URL")
+    # libpq asks much the same, on a line of its own.
+    text = re.sub(r"\s*Is the server running .*\?", "", text)
     return DatabaseUnavailable(
         f"cannot connect to {where}: {text}. Is the server running, and does DRAMATIQ_DURABLE_URL point to it?"
     )

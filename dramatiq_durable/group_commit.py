@@ -176,6 +176,7 @@ class GroupCommit:
             batch: list[Operation] = []
             if self._doubtful:
                 (batch, numbered), self._doubtful = self._doubtful, None
+                self._batch = batch
                 batch = self._recover(batch, numbered, give_up)
             room = MAX_BATCH_BYTES
             while self._waiting and len(batch) < MAX_BATCH and room > 0:
@@ -183,8 +184,24 @@ class GroupCommit:
                 room -= len(getattr(operation, "payload", None) or b"")
             batch.extend(also)
             self._batch = batch
-            self._run_until_settled(batch, give_up)
-            self._batch = []
+            self.context.last_batch = 0
+            try:
+                self._run_until_settled(batch, give_up)
+            except BaseException:
+                self._interrupted(batch)
+                raise
+            finally:
+                self._batch = []
+
+    def _interrupted(self, batch: list[Operation]) -> None:
+        """The leader was interrupted: whoever leads next goes on with what has no answer yet."""
+        doubtful = self._doubtful[0] if self._doubtful else []
+        rest = [operation for operation in batch if not operation.finished and operation not in doubtful]
+        if self._doubtful is not None:
+            # These were to be run one by one, and had not begun.
+            self._waiting.extendleft(reversed(rest))
+        elif rest:
+            self._doubtful = (rest, self.context.last_batch)
 
     def _run_until_settled(self, batch: list[Operation], give_up: Callable[[], bool]) -> None:
         delay = 0.05
@@ -228,6 +245,8 @@ class GroupCommit:
                 if is_connection_lost(e, conn):
                     self._drop_connection()
                     raise DatabaseUnavailable(str(e).strip()) from e
+                if isinstance(e, psycopg.errors.ReadOnlySqlTransaction):
+                    self._drop_connection()
                 raise translate(e) from e
 
     def _connection(self) -> Connection:
@@ -237,7 +256,13 @@ class GroupCommit:
             if self._lost:
                 logger.info("connected to the database again")
             if self.on_reconnect is not None and self._lost:
-                self.on_reconnect(conn)
+                try:
+                    self.on_reconnect(conn)
+                except BaseException as e:
+                    conn.close()
+                    if isinstance(e, psycopg.Error):
+                        raise translate(e) from e
+                    raise
             self._conn, self._lost = conn, False
         return self._conn
 
@@ -249,6 +274,9 @@ class GroupCommit:
         except Exception as e:
             if isinstance(e, psycopg.Error) and is_connection_lost(e, conn):
                 return self._recover(batch, self.context.last_batch, give_up)
+            if isinstance(e, psycopg.errors.ReadOnlySqlTransaction):
+                # A failover leaves this connection on what is now a standby: nothing was done, a new one may do better.
+                raise
             if len(batch) == 1:
                 return self._refuse(batch[0], e)
             # One of them is the cause; nothing was committed: each gets a transaction of its own.
@@ -264,6 +292,7 @@ class GroupCommit:
             self._drop_connection()
             raise
         self._finish(batch)
+        self.context.last_batch = 0
         return []
 
     def _refuse(self, operation: Operation, error: Exception) -> list[Operation]:
@@ -274,7 +303,7 @@ class GroupCommit:
                 operation.answer = _Tries(tries + 1)
                 time.sleep(0.01 * 2**tries)
                 return [operation]
-            error = DatabaseUnavailable(f"something in the database stayed locked: {error}")
+            error = DatabaseUnavailable(f"something in the database stayed locked: {error.diag.message_primary}")
         operation.error = translate(error) if isinstance(error, psycopg.Error) else error
         self._finish([operation])
         return []
@@ -334,9 +363,12 @@ class GroupCommit:
             text, self._unreplicated = self._unreplicated, None
             for operation in batch:
                 operation.error = OutcomeUnknown(f"{text}. It is safe to repeat the call with the same id")
+            # What was handed out with it is in nobody's hand: the next connection begins with a resync.
+            self._drop_connection()
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
-        if diagnostic.sqlstate == "01000" and "synchronous replication" in (diagnostic.message_primary or ""):
+        # The text is in the server's language.
+        if diagnostic.source_function == "SyncRepWaitForLSN":
             self._unreplicated = diagnostic.message_primary
 
     def _statement(self, kind: type[Operation]) -> bytes:

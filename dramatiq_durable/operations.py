@@ -413,7 +413,16 @@ class Advance(LeaseOperation):
     drops: list[int] = field(default_factory=list)
     children: list[Child] = field(default_factory=list)
     cancels: list[int] = field(default_factory=list)
+    #: The step of the same execution that this one builds upon, until this one is settled.
+    before: Advance | None = None
     eager: dict[int, bytes] = field(default_factory=dict, init=False)
+
+    def baseless(self) -> bool:
+        """Whether it builds upon a step that was not recorded.
+
+        The number of the last event does not tell: another worker may have recorded as many.
+        """
+        return self.before is not None and self.before.finished and self.before.answer != "ok"
 
     @classmethod
     def arguments(cls, items: Sequence[Advance], context: Context) -> list[Any]:
@@ -427,7 +436,7 @@ class Advance(LeaseOperation):
         children = [(n, c) for n, item in enumerate(items, 1) for c in item.children]
         return [
             *LeaseOperation.arguments(items, context),
-            Ints([i.expected for i in items]),
+            Ints([-1 if i.baseless() else i.expected for i in items]),
             Ints(after),
             Ints([i.last for i in items]),
             Texts([i.close for i in items]),

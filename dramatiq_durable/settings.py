@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +15,8 @@ from .durations import parse_duration
 from .errors import NotConfigured
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "DRAMATIQ_DURABLE_"
 
@@ -94,6 +98,18 @@ def _modules(text: str) -> tuple[str, ...]:
     return names
 
 
+def _warn_of_unknown(environ: Mapping[str, str]) -> None:
+    """A misspelt setting would be as good as none: another database would be used, say.  It is no error, because an
+    environment may be shared with other versions."""
+    known = [field.name.strip("_").upper() for field in fields(Settings)]
+    for name in sorted(environ):
+        setting = name.removeprefix(PREFIX)
+        if name.startswith(PREFIX) and not setting.startswith("TEST_") and setting not in known:
+            near = difflib.get_close_matches(setting, known, n=1)
+            meant = f". Did you mean {PREFIX}{near[0]}?" if near else f". The settings are {', '.join(known)}."
+            logger.warning("%s is no setting of dramatiq-durable, and is ignored%s", name, meant)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What can be set from outside; each field is read from ``DRAMATIQ_DURABLE_<FIELD>``.
@@ -134,12 +150,14 @@ class Settings:
                 return parse(text)
             except ValueError as error:
                 variable = PREFIX + name
-                raise NotConfigured(f"{variable}={text!r}: {error}. For example: {variable}={example}") from None
+                why = str(error).rstrip(".")
+                raise NotConfigured(f"{variable}={text!r}: {why}. For example: {variable}={example}") from None
 
         def read_url(name: str) -> str | None:
             text = environ.get(PREFIX + name, "").strip()
             return check_url(text, name=PREFIX + name) if text else None
 
+        _warn_of_unknown(environ)
         return cls(
             url=read_url("URL"),
             listen_url=read_url("LISTEN_URL"),

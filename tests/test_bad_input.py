@@ -131,6 +131,7 @@ def test_an_unreachable_database(connect: Callable[..., durable.DurableBroker]) 
     assert "DRAMATIQ_DURABLE_URL" in text
     assert "127.0.0.1" in text
     assert "s3cret" not in text
+    assert text.count("?") == 1  # libpq asks nearly the same as we do
     assert isinstance(caught.value, dramatiq.errors.BrokerConnectionError)  # Dramatiq's workers retry on it
 
 

@@ -64,6 +64,18 @@ def test_a_bad_value_is_named_with_its_variable_and_an_example(name: str, value:
     message = str(caught.value)
     assert f"DRAMATIQ_DURABLE_{name}={value!r}" in message
     assert message.endswith(f"DRAMATIQ_DURABLE_{name}={example}")
+    assert ".." not in message
+
+
+def test_a_misspelt_setting_is_shown_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    environ = {"ULR": "postgresql://me:secret@localhost/shop", "COLOUR": "red", "TEST_PG": "", "URL": ""}
+    assert Settings.from_env({f"DRAMATIQ_DURABLE_{name}": value for name, value in environ.items()}) == Settings()
+    colour, url = caplog.messages
+    assert "DRAMATIQ_DURABLE_COLOUR is no setting" in colour
+    assert "RECLAIM_DELAY" in colour
+    assert "DRAMATIQ_DURABLE_ULR is no setting" in url
+    assert "Did you mean DRAMATIQ_DURABLE_URL?" in url
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
+from ..operations import Advance
 from .replay import Execution
 
 #: How many runs are kept in memory; the one that was not used for longest goes first.
@@ -18,20 +19,23 @@ class CachedRun:
     steps are committed in the order in which they were made.
 
     Attributes:
-      taken(set): items of the inbox that the execution was given.
+      taken(set): items of the inbox that the execution was given, and that may still be in it.
+      latest(Advance | None): the execution's latest step: the next one counts only if it is recorded.
     """
 
-    __slots__ = ("execution", "lock", "taken")
+    __slots__ = ("execution", "latest", "lock", "taken")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.execution: Execution | None = None
         self.taken: set[int] = set()
+        self.latest: Advance | None = None
 
     def drop(self) -> None:
         """Evict the execution.  The lock is held."""
         execution, self.execution = self.execution, None
         self.taken.clear()
+        self.latest = None
         if execution is not None:
             execution.evict()
 

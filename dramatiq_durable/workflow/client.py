@@ -36,8 +36,10 @@ from ..errors import (
 )
 from ..operations import Post, StartRun, Terminate
 from .converter import decoders_of, encode, encode_call, loads
+from .definition import global_broker
 from .events import Event, described_failure
 from .failures import failure_from_json
+from .options import check_call
 from .replay import current
 
 if TYPE_CHECKING:
@@ -197,7 +199,11 @@ class WorkflowHandle(Generic[R]):
                     break
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
-                    raise Timeout(f"the workflow {self._workflow_id or run_id!r} did not close within {timeout}")
+                    waited = f"{parse_duration(timeout or 0) / 1000:g} s"
+                    raise Timeout(
+                        f"the workflow {self._workflow_id or run_id!r} did not close within {waited}: it goes on, if a "
+                        "worker consumes its stream"
+                    )
                 closed.wait(look if left is None else min(look, left))
                 closed.clear()
                 look = min(look * 1.5, LOOKS[1])
@@ -373,11 +379,13 @@ def start_run(
 
     Raises:
       WorkflowAlreadyStarted: a live run has the workflow id (or a closed one, and ``id_reuse`` forbids it).
+      TypeError: the workflow does not take these arguments.
       NotEncodable, PayloadTooLarge, InvalidName: the input cannot be carried.
       DatabaseUnavailable: the database cannot be reached; nothing was started.
     """
     _outside_of_workflows("start a workflow through a handle")
     broker = durable_broker(workflow.broker)
+    check_call(workflow.fn, workflow.name, args, kwargs)
     run_id = uuid.uuid4()
     workflow_id = options.workflow_id or str(run_id)
     operation = StartRun(
@@ -420,7 +428,7 @@ def get_handle(
         raise ValueError("get_handle needs a workflow id or a run id")
     if run_id is not None:
         run_id = str(uuid.UUID(run_id))
-    return WorkflowHandle(durable_broker(broker or dramatiq.get_broker()), workflow_id, run_id)
+    return WorkflowHandle(durable_broker(broker or global_broker()), workflow_id, run_id)
 
 
 def durable_broker(broker: dramatiq.Broker) -> DurableBroker:

@@ -23,6 +23,7 @@ from .options import (
     Dispatch,
     WorkflowOptions,
     WorkflowOptionsGiven,
+    check_call,
     check_name,
     check_queue_name,
     milliseconds,
@@ -39,6 +40,22 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 # --- activities ----------------------------------------------------------------------------------------
+def global_broker() -> Broker:
+    """Dramatiq's global broker.
+
+    Raises:
+      NotConfigured: none is set.  Dramatiq then makes one for RabbitMQ or Redis; where neither is installed, it would
+        complain of that, which is not what is missing.
+    """
+    try:
+        return dramatiq.get_broker()
+    except ImportError:
+        raise NotConfigured(
+            "no broker is set: call dramatiq.set_broker(durable.DurableBroker()) before the actors, activities and "
+            "workflows are declared, and before their modules are imported."
+        ) from None
+
+
 class _Schedulable(Generic[P, R]):
     """What activities and their stubs have in common: they can be scheduled by a workflow."""
 
@@ -77,6 +94,7 @@ class _Schedulable(Generic[P, R]):
                 f"{self.actor_name}.execute() and .start() only work inside a workflow: elsewhere use "
                 f"{self.actor_name}.send(...), or call it from the body of a @durable.workflow."
             )
+        check_call(self._function(), self.actor_name, args, kwargs)
         payload = encode_call(args, kwargs, self._function(), self.actor_name)
         dispatch = self._dispatch
         command = ScheduleActivity(
@@ -216,7 +234,7 @@ class ActivityStub(_Schedulable[..., Any]):
             kwargs=kwargs,
             options=dict(dispatch.message),
         )
-        return dramatiq.get_broker().enqueue(message, delay=dispatch.delay_ms or None)
+        return global_broker().enqueue(message, delay=dispatch.delay_ms or None)
 
     def __repr__(self) -> str:
         return f"ActivityStub({self.actor_name!r}, queue_name={self.queue_name!r})"
@@ -294,8 +312,9 @@ def activity(
         if not isinstance(fn, Actor):
             check_name(actor_name or fn.__name__, "an activity's name")
             check_queue_name(queue_name)
+            target = broker if broker is not None else global_broker()
             fn = dramatiq.actor(
-                actor_name=actor_name, queue_name=queue_name, priority=priority, broker=broker, **options
+                actor_name=actor_name, queue_name=queue_name, priority=priority, broker=target, **options
             )(fn)
         made: Activity[Any, Any] = Activity(fn)
         return made._with(ours) if ours else made
@@ -408,6 +427,7 @@ class Workflow(Generic[P, R]):
     def _start_child(
         self, execution: Execution, kind: type[ChildHandle[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> ChildHandle[Any]:
+        check_call(self.fn, self.name, args, kwargs)
         payload = encode_call(args, kwargs, self.fn, self.name)
         command = StartChild(
             None,
@@ -489,7 +509,7 @@ def workflow(
         check_name(chosen, "a workflow's name")
         check_queue_name(queue_name)
         options = WorkflowOptions().updated(chosen, defaults)
-        target = broker if broker is not None else dramatiq.get_broker()
+        target = broker if broker is not None else global_broker()
         declare = getattr(target, "declare_workflow", None)
         if declare is None:
             raise NotConfigured(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, TypedDict
@@ -33,6 +35,24 @@ def check_name(name: str, what: str) -> str:
         shown = repr(name) if len(repr(name)) <= 60 else repr(name)[:60] + "..."
         raise InvalidName(f"{what} is 1 to {MAX_NAME} characters of text without NUL, not {shown}.")
     return name
+
+
+def check_call(fn: Callable[..., Any] | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that the function does not take, at the call: a worker would only fail on them later.
+
+    Raises:
+      TypeError: there is one too many, too few, or one of another name.
+    """
+    if fn is not None:
+        try:
+            _signature(fn).bind(*args, **kwargs)
+        except TypeError as e:
+            raise TypeError(f"{name}(): {e}") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(fn: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(fn)
 
 
 def check_queue_name(name: str) -> str:

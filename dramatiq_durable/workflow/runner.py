@@ -95,6 +95,12 @@ class Runner:
             self.commit_outcome(delivery, Reschedule(delivery.key, delivery.lease, _backoff(delivery, TASK_BACKOFF)))
             return
         outcome = self._outcome(delivery, failed)
+        if delivery.broken is not None:
+            # It will be run again, and has its effect then; what its hooks sent is sent then, too.
+            delivery.followers.clear()
+            if delivery.transaction is not None:
+                delivery.transaction.roll_back()
+                delivery.transaction = None
         if delivery.transaction is not None:
             self._commit_transaction(delivery, outcome)
         elif delivery.kind == "a" and isinstance(outcome, CompleteActivity) and not delivery.followers:
@@ -106,7 +112,7 @@ class Runner:
         """What the end of an actor means for its message."""
         key, lease = delivery.key, delivery.lease
         if delivery.broken is not None:
-            return Reschedule(key, lease, 30_000, None, f"its hooks failed: {delivery.broken}")
+            return Reschedule(key, lease, 30_000, None, f"its hooks failed: {_text(delivery.broken)}")
         if delivery.retry is not None and not failed:
             return Reschedule(key, lease, delivery.retry, _payload(delivery), _text(delivery.exception))
         if delivery.kind == "a":
@@ -127,13 +133,23 @@ class Runner:
         failure["attempt"] = delivery.attempt
         return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
 
+    def undecodable(self, key: bytes, lease: bytes, kind: str, attempt: int, error: Exception) -> Operation:
+        """What becomes of a message that cannot be decoded: a dead letter; an activity fails in its run."""
+        if kind == "a":
+            failure = failure_to_json(error, retryable=False)
+            failure["attempt"] = attempt
+            return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+        return Bury(key, lease, None, f"it cannot be decoded: {_text(error)}")
+
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
         operations = [*delivery.followers, outcome]
         outcome.then = outcome.then or self._noticed(delivery)
         claimer = self.broker.claimer
         if claimer is None:
-            self.broker.commit.submit_many(operations)
+            # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
+            for operation in operations:
+                self.broker.commit.post(operation)
             return
         for operation in operations:
             claimer.post(operation)
@@ -142,15 +158,30 @@ class Runner:
     def _noticed(self, delivery: Delivery) -> Callable[[Any], None]:
         def then(operation: Operation) -> None:
             if operation.error is not None and not isinstance(operation.error, LeaseLost):
-                logger.error("%s was not settled and goes back: %s", delivery, operation.error)
                 if not isinstance(operation, Release):
-                    self.broker.commit.post(Release(delivery.key, delivery.lease))
+                    logger.error("%s was not settled and goes back: %s", delivery, operation.error)
+                    self._post_instead(delivery, Release(delivery.key, delivery.lease))
+                elif isinstance(operation.error, DatabaseUnavailable):
+                    # Nobody else can free it while this worker lives.
+                    self._post_instead(delivery, Release(delivery.key, delivery.lease))
+                else:
+                    logger.error("%s could not go back: %s", delivery, operation.error)
             elif not operation.retried and (operation.error is not None or operation.answer is False):
                 logger.warning(
                     "the lease on %s was given to another worker: what was done here is not recorded", delivery
                 )
 
         return then
+
+    def _post_instead(self, delivery: Delivery, operation: Operation) -> None:
+        """Settle a delivery with another operation than the one that was refused."""
+        claimer = self.broker.claimer
+        if claimer is None:
+            self.broker.commit.post(operation)
+        elif not (claimer.draining and isinstance(operation, Release)):
+            # A worker that ends gives back all that it has, with its good-bye.
+            operation.then = self._noticed(delivery)
+            claimer.post_instead(delivery, operation)
 
     def _commit_transaction(self, delivery: Delivery, outcome: Operation) -> None:
         """Effect, result and ack in one commit, on the actor's own connection."""
@@ -186,8 +217,8 @@ class Runner:
                 0, outcome.type, _now_ms(), delivery.seq, delivery.actor_name, outcome.payload, outcome.attributes
             )
             try:
-                advance = self._step(delivery, execution, [event])
-            except Exception:
+                advance = self._step(delivery, run, execution, [event])
+            except BaseException:
                 logger.exception("the run %s could not take a step; it is loaded again", delivery.run_id)
                 run.drop()
                 self.commit_outcome(delivery, outcome)
@@ -237,13 +268,15 @@ class Runner:
                 outcome = self._take_task(workflow, delivery, run)
             except (DatabaseUnavailable, LeaseLost) as e:
                 logger.warning("the task of run %s goes back: %s", delivery.run_id, e)
+                # It may have been given news that are not recorded now.
+                run.drop()
                 outcome = Release(delivery.key, delivery.lease)
-            except Exception as e:
+            except BaseException as e:
                 run.drop()
                 outcome = self._failed_task(delivery, e)
             self.commit_outcome(delivery, outcome)
 
-    def _failed_task(self, delivery: Delivery, error: Exception) -> Operation:
+    def _failed_task(self, delivery: Delivery, error: BaseException) -> Operation:
         """The run stays open; the task comes again, and meanwhile shows why it failed."""
         if isinstance(error, Nondeterminism):
             logger.error("run %s is nondeterministic: %s", delivery.run_id, error)
@@ -266,6 +299,7 @@ class Runner:
             execution, waiting, committed = loaded
             # A run must not close over signals that its code has not seen: they come before what may end it.
             # What an earlier step took, whose commit may be under way, is not taken again.
+            run.taken.intersection_update([inbox_id for inbox_id, _ in waiting])
             waiting = [item for item in waiting if item[0] not in run.taken]
             waiting.sort(key=_precedence)
             news = _together([event for _, event in waiting])
@@ -280,7 +314,7 @@ class Runner:
                 # The step after which nobody waits for this timer is on its way, and may be refused.
                 return Reschedule(delivery.key, delivery.lease, _backoff(delivery, REFUSED_BACKOFF))
             return Ack(delivery.key, delivery.lease)
-        advance = self._step(delivery, execution, news)
+        advance = self._step(delivery, run, execution, news)
         advance.inbox = inbox
         advance.then = lambda a: self._advanced(delivery, run, a, None)
         return advance
@@ -320,9 +354,11 @@ class Runner:
                 inbox.insert(0, (0, history[0]))
             else:
                 execution.replay(history)
-        return run.execution, inbox, run.execution.last_event_id == row[6]
+        recorded = run.latest is None or (run.latest.finished and run.latest.answer == "ok")
+        committed = recorded and run.execution.last_event_id == row[6]
+        return run.execution, inbox, committed
 
-    def _step(self, delivery: Delivery, execution: Execution, news: list[Event]) -> Advance:
+    def _step(self, delivery: Delivery, run: CachedRun, execution: Execution, news: list[Event]) -> Advance:
         """Apply events one by one, and gather what came out as one operation."""
         expected = execution.last_event_id
         advance = Advance(delivery.key, delivery.lease, uuid.UUID(str(delivery.run_id)).bytes, expected)
@@ -343,6 +379,7 @@ class Runner:
             self._unreserve(advance)
             raise
         advance.last = execution.last_event_id
+        advance.before, run.latest = run.latest, advance
         return advance
 
     def _unreserve(self, advance: Advance) -> None:
@@ -410,16 +447,17 @@ class Runner:
         if priority is None:
             actor = self.broker.actors.get(command.name)
             priority = actor.priority if actor is not None else 0
+        payload = encode_message(message)
         claimer = self.broker.claimer
+        # Last: a place that is taken is given back by way of the Send.
         eager = not command.delay_ms and claimer is not None and claimer.reserve(stream_id, swap=swap)
-        return Send(
-            "a", stream_id, command.seq, command.name, priority, command.delay_ms, encode_message(message), eager
-        )
+        return Send("a", stream_id, command.seq, command.name, priority, command.delay_ms, payload, eager)
 
     def _advanced(self, delivery: Delivery, run: CachedRun, advance: Advance, outcome: CompleteActivity | None) -> None:
         """A step was committed, or refused."""
         claimer = self.broker.claimer
         self._unreserve(advance)
+        advance.before = None
         if advance.answer == "ok" and advance.error is None:
             self._hand_out(delivery, advance)
             if advance.close is not None:
@@ -428,6 +466,8 @@ class Runner:
                     run.drop()
             elif claimer is not None and len(advance.eager) < len(advance.sends):
                 claimer.wake()
+            # The run remembers its latest step, but not what was in it.
+            advance.events, advance.sends, advance.children = [], [], []
             return
         if advance.error is not None:
             logger.error("a step of run %s failed: %s", delivery.run_id, advance.error)
@@ -447,8 +487,7 @@ class Runner:
             follow_up = outcome
         else:
             follow_up = Reschedule(delivery.key, delivery.lease, _backoff(delivery, REFUSED_BACKOFF))
-        follow_up.then = self._noticed(delivery)
-        self.broker.commit.post(follow_up)
+        self._post_instead(delivery, follow_up)
 
     def _hand_out(self, delivery: Delivery, advance: Advance) -> None:
         """Deliver the activities that were leased to this worker as they were stored."""

@@ -166,3 +166,32 @@ def test_an_actor_that_ends_during_the_outage_is_acked_after_it(
     go.set()
     broker.join("default", timeout=20_000)
     assert len(got.values) == 1
+
+
+def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(
+    own_server: Any, make_broker: Callable[..., durable.DurableBroker], start_worker: Any
+) -> None:
+    migrate(own_server.url)
+    got = Record()
+    broker = make_broker(own_server.url)
+
+    @dramatiq.actor(broker=broker, max_retries=0)
+    def take(name: str) -> None:
+        got(name)
+
+    start_worker(broker)
+    take.send("before")
+    got.wait(1)
+    with psycopg.connect(own_server.url, autocommit=True) as conn:
+        conn.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        conn.execute("SELECT pg_reload_conf()")
+        wait_until(lambda: conn.execute("SHOW default_transaction_read_only").fetchone() == ("on",))
+        sender = threading.Thread(target=take.send, args=("during",))
+        sender.start()
+        time.sleep(1)
+        assert sender.is_alive()
+        conn.execute("SET default_transaction_read_only = off")
+        conn.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        conn.execute("SELECT pg_reload_conf()")
+    sender.join(15)
+    assert sorted(got.wait(2)) == ["before", "during"]

@@ -139,3 +139,17 @@ def test_a_wrong_database_ends_the_worker_with_a_message(run_process: Any, empty
     process = run_process.dramatiq("--processes", "1", MODULE, env={"TEST_URL": empty_database_url})
     process.wait_for("dramatiq-durable migrate")
     process.stop()
+
+
+def test_a_module_that_is_missing_ends_the_worker_with_a_message(run_process: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken_shop.py").write_text("import nothing_of_that_name\n")
+    environment = {"DRAMATIQ_DURABLE_URL": "postgresql://localhost:1/x", "DRAMATIQ_DURABLE_IMPORT": "shop_x.orders"}
+    command = ("dramatiq_durable.app", "--processes", "1", "--path", str(tmp_path))
+    process = run_process.dramatiq(*command, env=environment)
+    process.wait_for("DRAMATIQ_DURABLE_IMPORT names shop_x.orders, and there is no module shop_x")
+    assert process.wait() != 0
+    # One that is there, and lacks another, says what it lacks.
+    process = run_process.dramatiq(*command, env={**environment, "DRAMATIQ_DURABLE_IMPORT": "broken_shop"})
+    process.wait_for("No module named 'nothing_of_that_name'")
+    assert process.wait() != 0
+    assert "names broken_shop" not in process.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from dramatiq.brokers.stub import StubBroker
 
 from dramatiq_durable import errors
 from dramatiq_durable.durations import parse_duration
+from dramatiq_durable.workflow.client import get_handle
 from dramatiq_durable.workflow.definition import Activity, Workflow, activity, activity_stub, workflow
 from tests.workflow.test_engine_support import Run, WorkflowBroker, charge, echo, ship
 
@@ -177,6 +179,22 @@ def test_workflows_are_declared(broker: Any) -> None:
     assert (copy.defaults.workflow_id, copy.defaults.memo, order.defaults.workflow_id) == ("order-1", {"a": 1}, None)
     assert len(declared) == 1
     assert list(inspect.signature(order).parameters) == ["order_id"]
+
+
+def test_no_broker_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fine() -> None: ...
+
+    monkeypatch.setattr("dramatiq.broker.global_broker", None)
+    # Dramatiq's own choices are not installed.
+    monkeypatch.setitem(sys.modules, "dramatiq.brokers.rabbitmq", None)
+    monkeypatch.setitem(sys.modules, "dramatiq.brokers.redis", None)
+    for declare in (activity, workflow):
+        with pytest.raises(errors.NotConfigured, match=r"no broker is set: .*set_broker"):
+            declare(fine)
+    with pytest.raises(errors.NotConfigured, match="no broker is set"):
+        activity_stub("charge").send()
+    with pytest.raises(errors.NotConfigured, match="no broker is set"):
+        get_handle("order-1")
 
 
 def test_wrong_definitions(broker: Any) -> None:

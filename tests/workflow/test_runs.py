@@ -585,3 +585,24 @@ def test_step_is_one_commit(broker: durable.DurableBroker, start_worker: StartWo
         by_transaction.setdefault(xmin, []).append(type_)
     middle = [["ActivityCompleted", "ActivityScheduled"]] * 9
     assert list(by_transaction.values()) == [["ActivityScheduled"], *middle, ["ActivityCompleted", "WorkflowCompleted"]]
+
+
+def test_wrong_arguments_fail_at_the_call(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
+    @durable.activity
+    def charge(order: str, cents: int) -> str:
+        return order
+
+    @durable.workflow
+    async def buying(order: str) -> str:
+        try:
+            await charge.execute(order)  # type: ignore[call-arg]
+        except TypeError as e:
+            return str(e)
+        return "no"
+
+    with pytest.raises(TypeError, match=r"buying\(\): missing a required argument: 'order'"):
+        buying.start()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="too many"):
+        buying.start("a", "b")  # type: ignore[call-arg]
+    start_worker()
+    assert buying.start("o").result(timeout=10) == "charge(): missing a required argument: 'cents'"
