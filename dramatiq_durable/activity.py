@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -100,8 +99,8 @@ class transaction:  # noqa: N801 - used like a function
 
 
 def _calls(broker: DurableBroker, operations: Sequence[Operation]) -> list[tuple[Any, list[Any], bytes, list[Any]]]:
-    """The calls that settle a message on its own connection, under a sender of their own."""
-    context = Context(os.urandom(16), count(1))
+    """The calls that settle a message on its own connection; its lease tells whether they were committed."""
+    context = Context(None, count(1))
     context.worker = broker.commit.context.worker
     return [
         (kind, items, statement(broker.namespace, kind), kind.arguments(items, context))

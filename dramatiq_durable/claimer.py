@@ -361,7 +361,7 @@ class Claimer(threading.Thread):
 
     def _beat(self) -> None:
         try:
-            self.commit.call(self.membership.beat)
+            self.commit.call(lambda conn: self.membership.beat(conn, self._holding()))
         except LeaseLost:
             self._declared_dead()
 
@@ -379,6 +379,14 @@ class Claimer(threading.Thread):
             delivery.settled = True
             self.finished(delivery)
 
+    def _holding(self) -> list[bytes]:
+        """The messages that are leased to this process, as it knows.
+
+        In this order: what was finished is queued for its commit before it leaves ``held``.
+        """
+        held = [delivery.key for delivery in list(self.held.values())]
+        return held + self.commit.leased_messages()
+
     def _reconnected(self, conn: Connection) -> None:
         """The answer to a claim may have been lost: what is leased to this worker and unknown to it goes back."""
         self.membership.forget_peers()
@@ -386,10 +394,8 @@ class Claimer(threading.Thread):
         self._more = {True, False}
         if self.membership.token is None:
             return
-        # What was finished and is not committed yet is still leased, and about to be committed.
-        held = [d.key for d in list(self.held.values())] + self.commit.leased_messages()
         try:
-            self.membership.token = self.membership.procedures.resync(conn, self.membership.token, held)
+            self.membership.token = self.membership.procedures.resync(conn, self.membership.token, self._holding())
             self.commit.context.worker = Uuid(self.membership.token)
         except psycopg.Error as e:
             if e.sqlstate != "DD002":

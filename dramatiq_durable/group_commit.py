@@ -27,7 +27,7 @@ import psycopg
 
 from .database import Connection, Database, is_connection_lost, translate
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
-from .operations import SINGLE, Context, LeaseOperation, Operation, statement
+from .operations import SINGLE, Context, LeaseOperation, Operation, Together, statement
 from .procedures import Procedures
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ class GroupCommit:
         #: A batch whose leader was interrupted, and its number: what became of it is not known.
         self._doubtful: tuple[list[Operation], int] | None = None
         self._unreplicated: str | None = None
-        self.context = Context(os.urandom(16), count(1))
+        self.sender = os.urandom(16)
+        self.context = Context(self.sender, count(1))
 
     # --- callers ----------------------------------------------------------------------------------------
 
@@ -142,7 +143,9 @@ class GroupCommit:
     def leased_messages(self) -> list[bytes]:
         """The messages of deliveries that are answered for here and not committed yet."""
         doubtful = self._doubtful[0] if self._doubtful else []
-        known = (*self._batch, *doubtful, *list(self._waiting))
+        known: list[Operation] = []
+        for operation in (*self._batch, *doubtful, *list(self._waiting)):
+            known.extend(operation.parts if isinstance(operation, Together) else [operation])
         return [o.message_id for o in known if isinstance(o, LeaseOperation)]
 
     @property
@@ -269,8 +272,15 @@ class GroupCommit:
     def _run(self, conn: Connection, batch: list[Operation], give_up: Callable[[], bool]) -> list[Operation]:
         """Run a batch; answers what has to be run again.  Raises what makes the connection unusable."""
         self.context.last_batch = 0
+        units = [operation for operation in batch if isinstance(operation, Together)]
+        if units and len(batch) > 1:
+            self._one_by_one(units, give_up)
+            return [operation for operation in batch if not isinstance(operation, Together)]
         try:
-            self._execute(conn, batch)
+            if units:
+                self._execute_together(conn, units[0])
+            else:
+                self._execute(conn, batch)
         except Exception as e:
             if isinstance(e, psycopg.Error) and is_connection_lost(e, conn):
                 return self._recover(batch, self.context.last_batch, give_up)
@@ -281,10 +291,7 @@ class GroupCommit:
                 return self._refuse(batch[0], e)
             # One of them is the cause; nothing was committed: each gets a transaction of its own.
             logger.debug("a batch of %d failed, running its items one by one: %s", len(batch), e)
-            for operation in batch:
-                again = [operation]
-                while again:
-                    again = self._run(self._connection(), again, give_up)
+            self._one_by_one(batch, give_up)
             return []
         except BaseException:
             # The thread was interrupted in the middle of the protocol: whoever leads next finds out what became of it.
@@ -294,6 +301,24 @@ class GroupCommit:
         self._finish(batch)
         self.context.last_batch = 0
         return []
+
+    def _one_by_one(self, batch: Sequence[Operation], give_up: Callable[[], bool]) -> None:
+        for operation in batch:
+            again: list[Operation] = [operation]
+            while again:
+                again = self._run(self._connection(), again, give_up)
+
+    def _execute_together(self, conn: Connection, unit: Together) -> None:
+        """A transaction of its own for operations that stand or fall together."""
+        self.batches += 1
+        with conn.transaction():
+            for kind, items in by_kind(unit.parts):
+                cursor = conn.cursor(binary=True)
+                cursor.execute(self._statement(kind), kind.arguments(items, self.context))
+                kind.settle(items, cursor.fetchall())
+            unit.settle_parts()
+            if unit.error is not None or not unit.answer:
+                raise psycopg.Rollback
 
     def _refuse(self, operation: Operation, error: Exception) -> list[Operation]:
         """What an operation's own failure means: try again where somebody was in its way, else it has its error."""
@@ -319,7 +344,7 @@ class GroupCommit:
         while True:
             try:
                 conn = self._connection()
-                committed = self.procedures.batch_outcome(conn, self.context.sender, numbered)
+                committed = self.procedures.batch_outcome(conn, self.sender, numbered)
                 break
             except (DurableError, psycopg.Error) as e:
                 self._drop_connection()

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .database import Connection
@@ -69,13 +70,13 @@ class Membership:
         """Seconds until the next heartbeat."""
         return self._next_beat - time.monotonic()
 
-    def beat(self, conn: Connection) -> None:
-        """Send a heartbeat, look at the peers, and take back what dead ones held."""
+    def beat(self, conn: Connection, holding: Sequence[bytes]) -> None:
+        """Send a heartbeat that names what is held here, look at the peers, and take back what dead ones held."""
         assert self.token is not None
         now = time.monotonic()
         self._next_beat = now + self.interval
         seen: dict[int, _Sight] = {}
-        for peer, beat, delay in self.procedures.heartbeat(conn, self.token):
+        for peer, beat, delay in self.procedures.heartbeat(conn, self.token, holding):
             sight = self._peers.get(peer)
             if sight is None or sight.beat != beat:
                 sight = _Sight(beat, now)

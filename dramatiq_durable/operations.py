@@ -21,8 +21,9 @@ Rows = list[tuple[Any, ...]]
 class Context:
     """What a batch's calls have in common: who sends, and as which worker."""
 
-    def __init__(self, sender: bytes, next_batch: count[int]) -> None:
-        self.sender = Uuid(sender)
+    def __init__(self, sender: bytes | None, next_batch: count[int]) -> None:
+        #: None where the operations are part of a transaction whose outcome is found out otherwise.
+        self.sender = None if sender is None else Uuid(sender)
         self.worker: Uuid | None = None
         self.last_batch = 0
         self._next_batch = next_batch
@@ -500,6 +501,30 @@ def _flat(items: Sequence[Any], name: str, kind: type[Array]) -> list[Array]:
 
 def to_json(value: dict[str, Any] | None) -> str | None:
     return None if value is None else json.dumps(value, separators=(",", ":"))
+
+
+@dataclass(slots=True, eq=False)
+class Together(Operation):
+    """Operations that are committed together or not at all, in a transaction of their own: the end of a message, and
+    what its hooks sent.  Answers whether the lease was the live one; if it was not, nothing is stored."""
+
+    procedure = ""
+    parameters = 0
+    rank = 50
+    numbered = True
+
+    parts: list[Operation]
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Together]) -> bool:
+        for item in items:
+            item.answer = True
+        return True
+
+    def settle_parts(self) -> None:
+        """Take the answers of the parts: the first error is the error of all."""
+        self.error = next((part.error for part in self.parts if part.error is not None), None)
+        self.answer = all(part.answer is not False for part in self.parts if isinstance(part, LeaseOperation))
 
 
 @dataclass(slots=True, eq=False)

@@ -49,9 +49,9 @@ class Procedures:
         """Give back what the worker still holds, and forget it."""
         self._call(conn, "unregister_worker", Uuid(worker))
 
-    def heartbeat(self, conn: Connection, worker: bytes) -> Rows:
-        """Rows of (peer, beat, reclaim delay in milliseconds)."""
-        return self._call(conn, "heartbeat", Uuid(worker))
+    def heartbeat(self, conn: Connection, worker: bytes, holding: Sequence[bytes]) -> Rows:
+        """Name what the worker holds; answers rows of (peer, beat, reclaim delay in milliseconds)."""
+        return self._call(conn, "heartbeat", Uuid(worker), Uuids(holding))
 
     def resync(self, conn: Connection, worker: bytes, holding: Sequence[bytes]) -> bytes:
         """Give back every message that is leased to the worker and not named; answers the worker's new token."""

@@ -101,8 +101,6 @@ def stop(data: Path) -> None:
 
 def supervise(directory: Path, supervisor: int) -> None:
     """Wait for the last user to be gone, stop the server, and return.  ``supervisor`` holds ``supervisor.lock``."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # our end is the users' end: whoever ends us ends them
     while True:
         with exclusive(directory / "users.lock"):
             pass
@@ -117,6 +115,9 @@ def supervise(directory: Path, supervisor: int) -> None:
 
 def main() -> None:
     """``supervisor.py DIRECTORY LOCK``: the instance directory, and the descriptor that holds ``supervisor.lock``."""
+    # Our end is the users' end: whoever ends us ends them.  Before the fork, so that there is no moment without.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     if os.fork() == 0:  # a child of init's, so that nobody has to wait for it
         supervise(Path(sys.argv[1]), int(sys.argv[2]))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..operations import Advance
 from .replay import Execution
@@ -23,16 +25,40 @@ class CachedRun:
       latest(Advance | None): the execution's latest step: the next one counts only if it is recorded.
     """
 
-    __slots__ = ("execution", "latest", "lock", "taken")
+    __slots__ = ("_doomed", "execution", "latest", "lock", "taken")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.execution: Execution | None = None
         self.taken: set[int] = set()
         self.latest: Advance | None = None
+        self._doomed = False
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Hold the lock; what was given up meanwhile is dropped before and after."""
+        with self.lock:
+            if self._doomed:
+                self.drop()
+            try:
+                yield
+            finally:
+                if self._doomed:
+                    self.drop()
+
+    def give_up(self) -> None:
+        """Evict the execution now, or as soon as whoever holds the lock is done: workflow code may take its time, and
+        the thread that commits for everybody must not wait for it."""
+        self._doomed = True
+        if self.lock.acquire(blocking=False):
+            try:
+                self.drop()
+            finally:
+                self.lock.release()
 
     def drop(self) -> None:
         """Evict the execution.  The lock is held."""
+        self._doomed = False
         execution, self.execution = self.execution, None
         self.taken.clear()
         self.latest = None
@@ -58,8 +84,7 @@ class RunCache:
             run = self._runs[run_id] = CachedRun()
             overdue = [self._runs.popitem(last=False)[1] for _ in range(len(self._runs) - self._capacity)]
         for old in overdue:
-            with old.lock:
-                old.drop()
+            old.give_up()
         return run
 
     def peek(self, run_id: str) -> CachedRun | None:
@@ -81,5 +106,5 @@ class RunCache:
             runs = list(self._runs.values())
             self._runs.clear()
         for run in runs:
-            with run.lock:
+            with run.stepping():
                 run.drop()

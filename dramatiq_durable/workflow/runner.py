@@ -21,7 +21,15 @@ from dramatiq import Message
 
 from ..database import is_connection_lost, translate
 from ..delivery import TASK_KINDS, Delivery, current_delivery, encode_message
-from ..errors import DatabaseUnavailable, DurableError, LeaseLost, Nondeterminism, NotEncodable, PayloadTooLarge
+from ..errors import (
+    DatabaseUnavailable,
+    DurableError,
+    LeaseLost,
+    Nondeterminism,
+    NotEncodable,
+    NotPermitted,
+    PayloadTooLarge,
+)
 from ..operations import (
     Ack,
     Advance,
@@ -34,6 +42,7 @@ from ..operations import (
     Reschedule,
     Send,
     StartRun,
+    Together,
 )
 from . import events
 from .cache import CachedRun, RunCache
@@ -91,8 +100,13 @@ class Runner:
             return
         delivery.settled = True
         if delivery.kind in TASK_KINDS:
-            # Its actor settles a task by itself: this one never ran, some middleware was in the way.
-            self.commit_outcome(delivery, Reschedule(delivery.key, delivery.lease, _backoff(delivery, TASK_BACKOFF)))
+            # Its actor settles a task by itself: this one never ran.  Some middleware was in the way, or no workflow of
+            # this name is known here: another worker may know it.
+            why = delivery.exception or delivery._exception
+            failure = f"its task did not run here: {_text(why) or 'a middleware was in the way'}"
+            self.commit_outcome(
+                delivery, FailTask(delivery.key, delivery.lease, failure, _backoff(delivery, TASK_BACKOFF))
+            )
             return
         outcome = self._outcome(delivery, failed)
         if delivery.broken is not None:
@@ -143,22 +157,30 @@ class Runner:
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
-        operations = [*delivery.followers, outcome]
+        if delivery.followers:
+            outcome = Together([*delivery.followers, outcome])
         outcome.then = outcome.then or self._noticed(delivery)
         claimer = self.broker.claimer
         if claimer is None:
             # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
-            for operation in operations:
-                self.broker.commit.post(operation)
+            self.broker.commit.post(outcome)
             return
-        for operation in operations:
-            claimer.post(operation)
+        claimer.post(outcome)
         claimer.finished(delivery)
 
     def _noticed(self, delivery: Delivery) -> Callable[[Any], None]:
         def then(operation: Operation) -> None:
             if operation.error is not None and not isinstance(operation.error, LeaseLost):
-                if not isinstance(operation, Release):
+                if isinstance(operation, Together):
+                    logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
+                    text = f"what follows it could not be stored: {_text(operation.error)}"
+                    self._post_instead(delivery, Reschedule(delivery.key, delivery.lease, 30_000, None, text))
+                elif isinstance(operation.error, DatabaseUnavailable) and not isinstance(operation, Release):
+                    # Somebody's lock was in the way: what is done is done, it only has to be recorded.
+                    logger.warning("%s waits to be settled: %s", delivery, operation.error)
+                    operation.error, operation.answer, operation.finished = None, None, False
+                    self._post_instead(delivery, operation)
+                elif not isinstance(operation, Release):
                     logger.error("%s was not settled and goes back: %s", delivery, operation.error)
                     self._post_instead(delivery, Release(delivery.key, delivery.lease))
                 elif isinstance(operation.error, DatabaseUnavailable):
@@ -208,7 +230,7 @@ class Runner:
         if run is None or delivery.exception is not None:
             self.commit_outcome(delivery, outcome)
             return
-        with run.lock:
+        with run.stepping():
             execution = run.execution
             if execution is None or execution.closed:
                 self.commit_outcome(delivery, outcome)
@@ -263,7 +285,7 @@ class Runner:
     def _run_task(self, workflow: Workflow[Any, Any], delivery: Delivery) -> None:
         assert delivery.run_id is not None
         run = self.cache.get(delivery.run_id)
-        with run.lock:
+        with run.stepping():
             try:
                 outcome = self._take_task(workflow, delivery, run)
             except (DatabaseUnavailable, LeaseLost) as e:
@@ -372,7 +394,9 @@ class Runner:
                 else:
                     advance.events += step.events
                 for command in step.commands:
-                    self._carry_out(command, advance, execution)
+                    refused = self._carry_out(command, advance, execution)
+                    if refused is not None and not execution.closed:
+                        news.append(refused)
                 if execution.closed:
                     break
         except BaseException:
@@ -388,11 +412,17 @@ class Runner:
         if claimer is not None and reserved:
             claimer.unreserve(reserved)
 
-    def _carry_out(self, command: Command, advance: Advance, execution: Execution) -> None:
-        """What a command means for the database."""
+    def _carry_out(self, command: Command, advance: Advance, execution: Execution) -> Event | None:
+        """What a command means for the database; or the event that says that it cannot be carried out."""
         if isinstance(command, ScheduleActivity):
             swap = not any(s.eager for s in advance.sends)
-            advance.sends.append(self._send_activity(command, execution, swap))
+            try:
+                advance.sends.append(self._send_activity(command, execution, swap))
+            except (NotEncodable, PayloadTooLarge, NotPermitted) as e:
+                failure = {**failure_to_json(e, retryable=False), "attempt": 1}
+                return Event(
+                    0, events.ACTIVITY_FAILED, _now_ms(), command.seq, command.name, None, {"failure": failure}
+                )
         elif isinstance(command, StartTimer):
             assert command.seq is not None
             info = execution.info
@@ -417,6 +447,7 @@ class Runner:
             advance.cancels.append(command.seq)
         else:
             advance.close = _CLOSING[type(command)]
+        return None
 
     def _drop(self, seq: int, advance: Advance) -> None:
         """Withdraw a command's message; one that this very step sends is not sent."""
@@ -462,8 +493,7 @@ class Runner:
             self._hand_out(delivery, advance)
             if advance.close is not None:
                 self.cache.forget(str(delivery.run_id))
-                with run.lock:
-                    run.drop()
+                run.give_up()
             elif claimer is not None and len(advance.eager) < len(advance.sends):
                 claimer.wake()
             # The run remembers its latest step, but not what was in it.
@@ -471,8 +501,7 @@ class Runner:
             return
         if advance.error is not None:
             logger.error("a step of run %s failed: %s", delivery.run_id, advance.error)
-        with run.lock:
-            run.drop()
+        run.give_up()
         if advance.answer == "stale" and advance.error is None:
             if not advance.retried:
                 logger.warning("the lease on %s was given to another worker: its step is not recorded", delivery)

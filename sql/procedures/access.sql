@@ -81,6 +81,10 @@ BEGIN
     IF p_items > 10000 THEN
         RAISE EXCEPTION 'a call has at most 10000 items, not %', p_items USING ERRCODE = '54000';
     END IF;
+    IF p_sender IS NULL THEN
+        -- Part of a transaction of the caller's own, whose outcome he finds out by himself.
+        RETURN;
+    END IF;
     INSERT INTO {schema}.sender AS s (sender, login, batch, at)
     VALUES (p_sender, session_user, p_batch, clock_timestamp())
     ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, at = excluded.at

@@ -189,7 +189,10 @@ BEGIN
             v_answer := v_answer || 'missing'::text;
             CONTINUE;
         ELSIF v_status <> 'running' THEN
-            v_answer := v_answer || 'closed'::text;
+            -- What was taken before the end, and is only repeated because its answer was lost, did arrive.
+            v_answer := v_answer || CASE WHEN EXISTS (
+                SELECT 1 FROM {schema}.signal_key k WHERE k.run_id = v_run.run_id AND k.key = p_keys[i])
+                THEN 'duplicate' ELSE 'closed' END;
             CONTINUE;
         END IF;
         IF p_keys[i] IS NOT NULL THEN
@@ -317,7 +320,10 @@ BEGIN
                CASE v_run.status WHEN 'completed' THEN 'ChildCompleted' WHEN 'failed' THEN 'ChildFailed'
                     WHEN 'cancelled' THEN 'ChildCancelled' WHEN 'timed_out' THEN 'ChildTimedOut' ELSE 'ChildTerminated' END,
                v_run.parent_seq, v_run.name, e.payload, e.attributes
-        FROM {schema}.event e WHERE e.run_id = p_run AND e.event_id = v_run.last_event;
+        FROM {schema}.event e
+        WHERE e.run_id = p_run AND e.event_id = v_run.last_event
+          -- A parent that has closed already needs no news.
+          AND EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = v_run.parent_run_id AND r.status = 'running');
         PERFORM {schema}.add_tasks(ARRAY[v_run.parent_run_id]);
     END IF;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;

@@ -39,19 +39,38 @@ BEGIN
 END
 $$;
 
--- "I live."  Answers the workers that share a stream with this one, and their beats: whoever sees one of them unmoved
--- for its whole reclaim_delay (milliseconds) may reclaim what it held.
-CREATE FUNCTION {schema}.heartbeat(p_worker uuid)
+-- "I live, and these are the messages that I hold."  Any other that is leased to this worker goes back: the answer that
+-- handed it out was lost.  Answers the workers that share a stream with this one, and their beats: whoever sees one of
+-- them unmoved for its whole reclaim_delay (milliseconds) may reclaim what it held.
+CREATE FUNCTION {schema}.heartbeat(p_worker uuid, p_holding uuid[])
 RETURNS TABLE (peer bigint, beat bigint, reclaim_delay bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
     v_worker record;
     v_streams int[];
+    v_unnamed uuid[];
+    v_left uuid[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
-    UPDATE {schema}.worker w SET beat = w.beat + 1, beat_at = clock_timestamp()
+    p_holding := ARRAY(SELECT d FROM unnest(p_holding) d WHERE d IS NOT NULL);
+    SELECT ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_holding)) INTO v_unnamed
+    FROM {schema}.worker w WHERE w.worker_id = v_worker.worker_id FOR UPDATE;
+    IF cardinality(v_unnamed) > 0 THEN
+        UPDATE {schema}.message m SET lease_token = NULL, worker_id = NULL, started = false
+        FROM (SELECT q.message_id, q.stream_id FROM {schema}.message q
+              WHERE q.message_id = ANY (v_unnamed) AND q.worker_id = v_worker.worker_id
+              FOR UPDATE SKIP LOCKED) t
+        WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
+        -- What somebody has locked in this moment is left for the next time.
+        v_left := ARRAY(SELECT q.message_id FROM {schema}.message q
+                        WHERE q.message_id = ANY (v_unnamed) AND q.worker_id = v_worker.worker_id);
+    END IF;
+    UPDATE {schema}.worker w
+    SET beat = w.beat + 1, beat_at = clock_timestamp(),
+        held = ARRAY(SELECT h FROM unnest(w.held) h WHERE h = ANY (p_holding)) || v_left
     WHERE w.worker_id = v_worker.worker_id RETURNING w.stream_ids INTO v_streams;
     RETURN QUERY
         SELECT w.worker_id, w.beat, (extract(epoch FROM w.reclaim_delay) * 1000)::bigint
@@ -118,7 +137,7 @@ BEGIN
 END
 $$;
 
--- Internal: free what a worker held and forget it.  Its row is locked by the caller.
+-- Internal: free what a worker held and forget it, once nothing is left.  Its row is locked by the caller.
 CREATE FUNCTION {schema}.take_back(p_worker_id bigint, p_reclaim_count int)
 RETURNS TABLE (reclaimed int, dead int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
@@ -142,7 +161,11 @@ BEGIN
             due_at = CASE WHEN m.started AND m.kind IN ('s', 't', 'w')
                      THEN clock_timestamp() + least(300, power(2, least(m.deaths, 10))) * interval '1 second'
                      ELSE m.due_at END
-        WHERE m.message_id = ANY (v_held) AND m.worker_id = p_worker_id
+        -- What the frozen worker has locked in this moment is left for the next time: nobody waits for it.
+        FROM (SELECT q.message_id, q.stream_id FROM {schema}.message q
+              WHERE q.message_id = ANY (v_held) AND q.worker_id = p_worker_id
+              FOR UPDATE SKIP LOCKED) t
+        WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id
         RETURNING m.message_id, m.stream_id, m.kind, m.deaths)
     SELECT count(*), array_agg(DISTINCT b.stream_id),
            array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'a')),
@@ -166,7 +189,13 @@ BEGIN
         SELECT count(*), array_agg(DISTINCT g.run_id) FILTER (WHERE g.kind = 'a') INTO v_dead, v_runs FROM gone g;
         PERFORM {schema}.add_tasks(v_runs);
     END IF;
-    DELETE FROM {schema}.worker w WHERE w.worker_id = p_worker_id;
+    v_held := ARRAY(SELECT m.message_id FROM {schema}.message m
+                    WHERE m.message_id = ANY (v_held) AND m.worker_id = p_worker_id);
+    IF cardinality(v_held) = 0 THEN
+        DELETE FROM {schema}.worker w WHERE w.worker_id = p_worker_id;
+    ELSE
+        UPDATE {schema}.worker w SET held = v_held WHERE w.worker_id = p_worker_id;
+    END IF;
     IF v_streams IS NOT NULL THEN
         PERFORM {schema}.wake(v_streams);
     END IF;

@@ -14,7 +14,7 @@ from dramatiq.results.backends import StubBackend
 
 import dramatiq_durable as durable
 from dramatiq_durable.group_commit import GroupCommit
-from dramatiq_durable.operations import Ack, Enqueue
+from dramatiq_durable.operations import Ack, Enqueue, Together
 from tests.support import wait_until
 
 from .conftest import Record, Rows
@@ -30,7 +30,14 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
         execute(self, conn, batch)
         seen.append(list(batch))
 
+    unit = GroupCommit._execute_together
+
+    def record_unit(self: GroupCommit, conn: Any, together: Together) -> None:
+        unit(self, conn, together)
+        seen.append(list(together.parts))
+
     monkeypatch.setattr(GroupCommit, "_execute", record)
+    monkeypatch.setattr(GroupCommit, "_execute_together", record_unit)
     return seen
 
 
@@ -124,23 +131,23 @@ def test_a_crash_before_the_commit_takes_ack_and_next_message_together(
 ) -> None:
     """Whatever moment the process dies at, the first message or the second is there."""
     seen = Record()
-    settle = Ack.settle.__func__  # type: ignore[attr-defined]
+    post = broker.commit.post
 
-    def look(cls: type[Ack], items: Any, answer: Any) -> None:
-        # The commit was made, in this very moment: nothing is between the two.
-        seen([m[0] for m in rows.messages()])
-        settle(cls, items, answer)
-
-    monkeypatch.setattr(Ack, "settle", classmethod(look))
-    submit = broker.commit.post
-
-    def post(operation: Any) -> None:
-        if isinstance(operation, Enqueue):
+    def watched(operation: Any) -> None:
+        if isinstance(operation, Together):
             # The hooks have run, the commit was not made.
             seen([m[0] for m in rows.messages()])
-        submit(operation)
+            then = operation.then
 
-    monkeypatch.setattr(broker.commit, "post", post)
+            def committed(done: Any) -> None:
+                # The commit was made, in this very moment: nothing is between the two.
+                seen([m[0] for m in rows.messages()])
+                then(done)
+
+            operation.then = committed
+        post(operation)
+
+    monkeypatch.setattr(broker.commit, "post", watched)
 
     @dramatiq.actor(broker=broker)
     def first() -> int:
@@ -268,3 +275,56 @@ def test_an_actor_that_sends_its_own_message_again_is_run_again(
     assert got.wait(3) == [0, 1, 2]
     broker.join("default", timeout=5000)
     assert len(got.values) == 3
+
+
+def test_what_cannot_be_stored_forbids_the_ack(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
+    """Also when others are in the batch: the next of a pipeline is never lost while its first is acked."""
+    ran = Record()
+
+    @dramatiq.actor(broker=broker)
+    def first() -> int:
+        ran(1)
+        return 1
+
+    @dramatiq.actor(broker=broker, queue_name="other")
+    def refused(n: int) -> None: ...
+
+    @dramatiq.actor(broker=broker)
+    def bystander() -> None:
+        ran(2)
+
+    rows("ALTER TABLE durable.message ADD CONSTRAINT no_such_actor CHECK (actor <> 'refused')")
+    pipeline([first.message(), refused.message()], broker=broker).run()
+    broker.enqueue_many([bystander.message() for _ in range(5)])
+    start_worker(broker)
+    wait_until(lambda: [m[:2] for m in rows.messages()] == [("first", 2)])
+    [(failure,)] = rows("SELECT last_failure FROM durable.message")
+    assert "what follows it could not be stored" in failure
+    rows("ALTER TABLE durable.message DROP CONSTRAINT no_such_actor")
+
+
+def test_a_stale_ack_stores_nothing(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
+    """The message is somebody else's now: what follows it is for him to send."""
+    ended = Record()
+
+    @dramatiq.actor(broker=broker)
+    def first() -> int:
+        rows("UPDATE durable.message SET lease_token = gen_random_uuid() WHERE actor = 'first'")
+        ended(1)
+        return 1
+
+    @dramatiq.actor(broker=broker, queue_name="unread")
+    def second(n: int) -> None: ...
+
+    settled = Record()
+    run = GroupCommit._execute_together
+
+    def watched(self: GroupCommit, conn: Any, unit: Together) -> None:
+        run(self, conn, unit)
+        settled(unit.answer)
+
+    broker.commit._execute_together = watched.__get__(broker.commit)  # type: ignore[method-assign]
+    start_worker(broker, queues={"default"})
+    pipeline([first.message(), second.message()], broker=broker).run()
+    assert settled.wait(1) == [False]
+    assert [m[0] for m in rows.messages()] == ["first"]

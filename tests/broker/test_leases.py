@@ -289,17 +289,17 @@ def test_an_outage_ages_no_lease(broker: durable.DurableBroker, numbers: Any, ca
         membership.register(watcher.conn, [stream], 1)
         reclaimed = []
         m.setattr(broker.procedures, "reclaim", lambda *a: (reclaimed.append(a), (0, 0))[1])
-        membership.beat(watcher.conn)
+        membership.beat(watcher.conn, [])
         clock[0] += 0.9
-        membership.beat(watcher.conn)
+        membership.beat(watcher.conn, [])
         membership.forget_peers()  # the connection was lost
         clock[0] += 0.9
-        membership.beat(watcher.conn)
+        membership.beat(watcher.conn, [])
         clock[0] += 0.9
-        membership.beat(watcher.conn)
+        membership.beat(watcher.conn, [])
         assert reclaimed == []
         clock[0] += 0.2
-        membership.beat(watcher.conn)
+        membership.beat(watcher.conn, [])
         assert len(reclaimed) == 1
 
 

@@ -213,9 +213,13 @@ class Worker:
 
     def __init__(self, session: Session, token: bytes, id: int, streams: list[int]) -> None:
         self.session, self.token, self.id, self.streams = session, token, id, streams
+        #: All that it was ever handed: a superset of what it holds, which is what a heartbeat names.
+        self.named: list[bytes] = []
 
     def over(self, session: Session) -> Worker:
-        return Worker(session, self.token, self.id, self.streams)
+        twin = Worker(session, self.token, self.id, self.streams)
+        twin.named = self.named
+        return twin
 
     def call(self, procedure: str, *arguments: Any) -> Rows:
         return self.session.call(procedure, Uuid(self.token), *arguments)
@@ -242,6 +246,7 @@ class Worker:
     ) -> tuple[list[Claimed], int | None]:
         chosen = list(self.streams if streams is None else streams)
         rows = self.call("claim", Ints(chosen), Ints(limits or [limit] * len(chosen)), limit, Uuids(done), wait)
+        self.named += [row[0] for row in rows[:-1]]
         return [Claimed(*row[:-1]) for row in rows[:-1]], rows[-1][-1]
 
     def one(self) -> Claimed:
@@ -279,9 +284,9 @@ class Worker:
     def fail_task(self, claimed: Claimed, delay: int = 0) -> bool:
         return bool(self.call("fail_task", Uuid(claimed.message_id), Uuid(claimed.lease), "broken", delay)[0][0])
 
-    def heartbeat(self) -> dict[int, int]:
-        """The peers' beats."""
-        return {row[0]: row[1] for row in self.call("heartbeat")}
+    def heartbeat(self, *, holding: Sequence[bytes | None] | None = None) -> dict[int, int]:
+        """Name what the worker holds, by default all that it has; the peers' beats."""
+        return {row[0]: row[1] for row in self.call("heartbeat", Uuids(self.named if holding is None else holding))}
 
     def resync(self, *holding: bytes | None) -> None:
         """Name what the worker holds; it has a new token from then on."""
@@ -298,6 +303,7 @@ class Worker:
         context = Context(self.session.sender, self.session.batches)
         context.worker = Uuid(self.token)
         Advance.settle(steps, self.session.call("advance", *Advance.arguments(steps, context)))
+        self.named += [derived(s.run_id, seq) for s in steps for seq in s.eager]
         return [step.answer for step in steps]
 
 

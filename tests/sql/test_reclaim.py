@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import psycopg
 import pytest
+
+from dramatiq_durable.arrays import Uuid
 
 from .api import Session, Worker, derived, new_id, send_activity, step
 
@@ -204,3 +207,35 @@ def test_ids_of_activities_are_derived(db: Session) -> None:
     assert worker.advance(advance) == ["ok"]
     claimed = worker.one()
     assert (claimed.message_id, claimed.run_id, claimed.seq, claimed.kind) == (derived(run, 7), run, 7, "a")
+
+
+def test_a_heartbeat_names_what_is_held_and_the_rest_goes_back(db: Session) -> None:
+    stream = db.stream()
+    worker, other = db.register(stream), db.register(stream)
+    db.enqueue(stream, b"a", b"b", b"c")
+    a, b, c = worker.claim()
+    worker.heartbeat()
+    assert other.claim() == []
+    worker.heartbeat(holding=[a.message_id, None])
+    again = other.claim()
+    assert {d.message_id for d in again} == {b.message_id, c.message_id}
+    assert worker.ack(a, b) == [2]
+    # Naming what is not its own gives it nothing.
+    worker.heartbeat(holding=[d.message_id for d in again])
+    assert other.ack(*again) == []
+
+
+def test_what_a_frozen_worker_has_locked_is_left_for_the_next_time(connect: Callable[..., Session]) -> None:
+    db, frozen = connect(), connect()
+    stream = db.stream()
+    worker, peer = db.register(stream), db.register(stream)
+    db.enqueue(stream, b"a", b"b")
+    locked, free = worker.claim()
+    db.silence(worker)
+    with frozen.conn.transaction():
+        frozen.sql("SELECT 1 FROM durable.message WHERE message_id = %s FOR UPDATE", Uuid(locked.message_id))
+        assert peer.reclaim(worker) == (1, 0)
+        assert [c.message_id for c in peer.claim()] == [free.message_id]
+    assert peer.reclaim(worker) == (1, 0)
+    assert [c.message_id for c in peer.claim()] == [locked.message_id]
+    assert worker.id not in peer.heartbeat()

@@ -102,7 +102,7 @@ def test_a_task_that_goes_back_in_the_middle_of_a_step_comes_again_whole(
     assert refused
 
 
-def test_an_activity_whose_message_is_too_large_keeps_no_place(
+def test_an_activity_whose_message_is_too_large_fails_and_keeps_no_place(
     broker: durable.DurableBroker, start_worker: Any
 ) -> None:
     @durable.activity(queue_name="q")
@@ -114,7 +114,10 @@ def test_an_activity_whose_message_is_too_large_keeps_no_place(
 
     start_worker()
     run = sends.start()
-    wait_until(lambda: run.describe().task_failure, timeout=20)
+    with pytest.raises(durable.WorkflowFailed) as caught:
+        run.result(timeout=20)
+    assert isinstance(caught.value.__cause__, durable.Failure)
+    assert caught.value.__cause__.type == "PayloadTooLarge"
     claimer = broker.claimer
     assert claimer is not None
     assert claimer._reserved == 0
