@@ -31,7 +31,7 @@ def check_name(name: str, what: str) -> str:
     Raises:
       InvalidName: it is not.
     """
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or "\0" in name:
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not _storable(name):
         shown = repr(name) if len(repr(name)) <= 60 else repr(name)[:60] + "..."
         raise InvalidName(f"{what} is 1 to {MAX_NAME} characters of text without NUL, not {shown}.")
     return name
@@ -53,6 +53,11 @@ def check_call(fn: Callable[..., Any] | None, name: str, args: tuple[Any, ...], 
 @functools.lru_cache(maxsize=1024)
 def _signature(fn: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(fn)
+
+
+def _storable(text: str) -> bool:
+    """Whether Postgres can keep it: no NUL, no half of a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def check_queue_name(name: str) -> str:
