@@ -336,11 +336,13 @@ import dramatiq_durable as durable
 
 broker = durable.DurableBroker(sys.argv[1])
 dramatiq.set_broker(broker)
-got = threading.Event()
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # in one piece: others write there too
 
 @dramatiq.actor
 def take(n):
-    os.write(1, f"ran {n}\\n".encode())  # in one piece: others write there too
+    say("ran", n)
 
 def work():
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
@@ -355,10 +357,10 @@ def child(function):
             function()
             os._exit(0)
         except BaseException as e:
-            print("failed", repr(e), flush=True)
+            say("failed", repr(e))
             os._exit(1)
     _, status = os.waitpid(pid, 0)
-    print("child", status, flush=True)
+    say("child", status)
 
 take.send("parent-1")                       # connections are open
 child(lambda: take.send("child-1"))
@@ -372,7 +374,7 @@ child(lambda: take.send("child-2"))         # and it is not there in the child
 broker.join("default", timeout=10000)
 worker.stop()
 broker.close()
-print("end", flush=True)
+say("end")
 """
 
 
