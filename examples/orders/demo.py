@@ -189,6 +189,10 @@ class Demo:
                 break
             time.sleep(0.1)
         self.took = time.monotonic() - began
+        # The last tasks of runs that have closed are still to be looked at, and found to be of no more use.
+        rest = time.monotonic() + 30
+        while finished and self.watch.waiting() != 0 and time.monotonic() < rest:
+            time.sleep(0.1)
         if not finished:
             self.event(f"The orders have not ended after {GIVE_UP:.0f} s: giving up. The worker's log is {self.log}")
 

@@ -72,11 +72,13 @@ def prove(url: str, orders: Sequence[Order]) -> tuple[list[str], list[str]]:
                 f"charges less refunds are what the shipped orders cost: {expected / 100:,.2f}",
                 [] if booked == expected else [f"the tables, which say {booked / 100:,.2f}"],
             )
-            (left,) = conn.execute("SELECT count(*) FROM durable.message").fetchone() or (-1,)
+            left = conn.execute(
+                "SELECT actor, kind::text, due_at::text, lease_token IS NOT NULL FROM durable.message"
+            ).fetchall()
             (dead,) = conn.execute("SELECT count(*) FROM durable.dead_letter").fetchone() or (-1,)
             check(
                 "no message is left behind, and none is dead",
-                [f"{left} messages and {dead} dead letters"] if left or dead else [],
+                [f"{len(left)} messages ({left[:3]}) and {dead} dead letters"] if left or dead else [],
             )
     finally:
         broker.close()

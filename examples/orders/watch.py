@@ -54,6 +54,11 @@ class Watch:
         found = self.rows(PHASES)
         return Phases(*found[0]) if found else None
 
+    def waiting(self) -> int | None:
+        """How many messages there are; None while the database is away."""
+        found = self.rows("SELECT count(*) FROM durable.message")
+        return found[0][0] if found else None
+
     def workers(self) -> list[tuple[int, int, int]]:
         """Each worker's pid, number, and how many messages it has leased; the busiest first."""
         return [(pid, worker, leased) for pid, worker, leased in self.rows(LEASED) or ()]
