@@ -319,6 +319,7 @@ class GroupCommit:
             unit.settle_parts()
             if unit.error is not None or not unit.answer:
                 raise psycopg.Rollback
+        self._refuse_unreplicated([unit])
 
     def _refuse(self, operation: Operation, error: Exception) -> list[Operation]:
         """What an operation's own failure means: try again where somebody was in its way, else it has its error."""
@@ -383,6 +384,9 @@ class GroupCommit:
                     raise
         for kind, items, cursor in calls:
             kind.settle(items, cursor.fetchall())
+        self._refuse_unreplicated(batch)
+
+    def _refuse_unreplicated(self, batch: Sequence[Operation]) -> None:
         if self._unreplicated is not None:
             # Committed here, and maybe nowhere else: never acknowledged.
             text, self._unreplicated = self._unreplicated, None

@@ -58,6 +58,7 @@ class Membership:
             int(self.reclaim_delay * 1000),
             self.reclaim_count,
         )
+        logger.info("registered as worker %d", self.worker_id)
         self._peers.clear()
         self._next_beat = time.monotonic() + self.interval
         return self.token

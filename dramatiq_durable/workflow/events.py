@@ -53,25 +53,6 @@ INPUT_TYPES: Final = frozenset(
 )
 """Events that are applied to a run."""
 
-COMMAND_TYPES: Final = frozenset(
-    {
-        ACTIVITY_SCHEDULED,
-        ACTIVITY_CANCELLED,
-        ACTIVITY_CANCEL_REQUESTED,
-        TIMER_STARTED,
-        TIMER_CANCELLED,
-        CHILD_STARTED,
-        CHILD_CANCEL_REQUESTED,
-        WORKFLOW_COMPLETED,
-        WORKFLOW_FAILED,
-        WORKFLOW_CANCELLED,
-    }
-)
-"""Events that record a command: compared, one by one, on replay."""
-
-CLOSING_TYPES: Final = frozenset({WORKFLOW_COMPLETED, WORKFLOW_FAILED, WORKFLOW_CANCELLED})
-"""Commands that end the run; nothing comes after one."""
-
 
 class Event(NamedTuple):
     """One event of a run's history.  A tuple, because a busy worker makes tens of thousands a second.

@@ -171,20 +171,16 @@ class Runner:
     def _noticed(self, delivery: Delivery) -> Callable[[Any], None]:
         def then(operation: Operation) -> None:
             if operation.error is not None and not isinstance(operation.error, LeaseLost):
-                if isinstance(operation, Together):
+                if isinstance(operation.error, DatabaseUnavailable):
+                    # Somebody's lock was in the way: what is done is done, it only has to be recorded.
+                    logger.warning("%s waits to be settled: %s", delivery, operation.error)
+                    self._post_instead(delivery, replace(operation))
+                elif isinstance(operation, Together):
                     logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
                     text = f"what follows it could not be stored: {_text(operation.error)}"
                     self._post_instead(delivery, Reschedule(delivery.key, delivery.lease, 30_000, None, text))
-                elif isinstance(operation.error, DatabaseUnavailable) and not isinstance(operation, Release):
-                    # Somebody's lock was in the way: what is done is done, it only has to be recorded.
-                    logger.warning("%s waits to be settled: %s", delivery, operation.error)
-                    operation.error, operation.answer, operation.finished = None, None, False
-                    self._post_instead(delivery, operation)
                 elif not isinstance(operation, Release):
                     logger.error("%s was not settled and goes back: %s", delivery, operation.error)
-                    self._post_instead(delivery, Release(delivery.key, delivery.lease))
-                elif isinstance(operation.error, DatabaseUnavailable):
-                    # Nobody else can free it while this worker lives.
                     self._post_instead(delivery, Release(delivery.key, delivery.lease))
                 else:
                     logger.error("%s could not go back: %s", delivery, operation.error)

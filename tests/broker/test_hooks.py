@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import dramatiq
+import psycopg
 import pytest
 from dramatiq import group, pipeline
 from dramatiq.middleware import Callbacks, Middleware
@@ -328,3 +329,33 @@ def test_a_stale_ack_stores_nothing(broker: durable.DurableBroker, start_worker:
     pipeline([first.message(), second.message()], broker=broker).run()
     assert settled.wait(1) == [False]
     assert [m[0] for m in rows.messages()] == ["first"]
+
+
+def test_a_lock_in_the_way_does_not_run_the_actor_again(
+    broker: durable.DurableBroker, start_worker: Any, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is done is done: only its record waits, and what follows it with it."""
+    begun, go = threading.Event(), threading.Event()
+    ran, got = Record(), Record()
+
+    @dramatiq.actor(broker=broker)
+    def first() -> int:
+        ran(1)
+        begun.set()
+        go.wait(20)
+        return 1
+
+    @dramatiq.actor(broker=broker, queue_name="other")
+    def second(n: int) -> None:
+        got(n)
+
+    start_worker(broker)
+    pipeline([first.message(), second.message()], broker=broker).run()
+    assert begun.wait(10)
+    with psycopg.connect(database_url) as conn:
+        conn.execute("LOCK TABLE durable.sender IN EXCLUSIVE MODE")
+        go.set()
+        wait_until(lambda: "waits to be settled" in caplog.text)
+    assert got.wait(1, timeout=20) == [1]
+    broker.join("default", timeout=10_000)
+    assert ran.values == [1]
