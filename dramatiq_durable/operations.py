@@ -87,7 +87,7 @@ class Operation:
 class Enqueue(Operation):
     """Store a message.  Answers 1: stored; 0: it was there already."""
 
-    procedure = "enqueue"
+    procedure = "enqueue_messages"
     parameters = 8
     rank = 20
     numbered = True

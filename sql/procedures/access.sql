@@ -104,3 +104,16 @@ BEGIN
     SELECT p.checksum INTO schema_version.checksum FROM {schema}.procedures p;
 END
 $$;
+
+-- What tells this namespace from any other; and whether the caller's login has grants in it.  Never fails: it is asked on
+-- connections whose open transaction belongs to somebody else.
+CREATE FUNCTION {schema}.namespace_identity(OUT id uuid, OUT granted boolean)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    SELECT i.id INTO namespace_identity.id FROM {schema}.identity i;
+    namespace_identity.granted := EXISTS (
+        SELECT 1 FROM {schema}.login l
+        WHERE l.login = session_user AND (l.expires_at IS NULL OR l.expires_at > clock_timestamp()));
+END
+$$;

@@ -38,7 +38,7 @@ $$;
 -- Store messages.  Answers 1: stored; 0: the stream has a live message with this id already; -1: not permitted.
 -- Ids of version 8 are the database's own: it derives them from a run, and nobody may take them beforehand.
 -- Messages of one call keep their order: each is due a microsecond after the one before it.
-CREATE FUNCTION {schema}.enqueue(
+CREATE FUNCTION {schema}.enqueue_messages(
     p_sender uuid, p_batch bigint,
     p_streams int[], p_messages uuid[], p_actors text[], p_priorities int[], p_delays bigint[], p_payloads bytea[])
 RETURNS int[]

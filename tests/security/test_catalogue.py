@@ -12,7 +12,8 @@ from tests.sql.api import Session
 #: What a scoped worker may call.  A procedure that is added here has to be attacked in this directory.
 # fmt: off
 WORKER = {
-    "schema_version", "open_streams", "enqueue", "batch_outcome", "claim", "ack", "reschedule", "release", "bury",
+    "schema_version", "namespace_identity", "open_streams", "enqueue_messages", "batch_outcome", "claim", "ack",
+    "reschedule", "release", "bury",
     "mark_started", "register_worker", "consume_streams", "unregister_worker", "heartbeat", "resync", "reclaim",
     "start_runs", "post", "terminate_run", "get_run", "get_history", "await_run", "run_of_lease", "history_of_lease",
     "complete_activities", "fail_task", "advance",

@@ -43,8 +43,9 @@ class Side:
         lease = Uuid(task.message_id), Uuid(task.lease)
         return {
             "schema_version": lambda: session.call("schema_version"),
+            "namespace_identity": lambda: session.call("namespace_identity"),
             "open_streams": lambda: session.value("SELECT count(*) FROM durable.open_streams('{}')"),
-            "enqueue": lambda: session.enqueue(self.stream, b"x"),
+            "enqueue_messages": lambda: session.enqueue(self.stream, b"x"),
             "batch_outcome": lambda: session.call("batch_outcome", *session.batch()),
             "start_runs": lambda: session.start(self.stream, f"new-{new_id().hex()}"),
             "post": lambda: session.post(run),

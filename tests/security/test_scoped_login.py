@@ -202,7 +202,7 @@ def test_a_sessions_settings_change_nothing(scene: Scene, setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "procedure", ["open_streams", "enqueue", "register_worker", "consume_streams", "claim", "start_runs"]
+    "procedure", ["open_streams", "enqueue_messages", "register_worker", "consume_streams", "claim", "start_runs"]
 )
 def test_a_foreign_and_a_missing_stream_look_the_same(scene: Scene, procedure: str) -> None:
     attacker = scene.attacker
@@ -210,7 +210,7 @@ def test_a_foreign_and_a_missing_stream_look_the_same(scene: Scene, procedure: s
     missing = 2**31 - 1
     calls: dict[str, Callable[[int], Any]] = {
         "open_streams": lambda s: attacker.stream("theirs" if s == scene.theirs else "nothing"),
-        "enqueue": lambda s: attacker.enqueue(s, b"x"),
+        "enqueue_messages": lambda s: attacker.enqueue(s, b"x"),
         "register_worker": lambda s: attacker.register(s),
         "consume_streams": lambda s: worker.call("consume_streams", Ints([s])),
         "claim": lambda s: worker.look(streams=[s]),

@@ -101,7 +101,7 @@ class Session:
         every: Callable[[Any], list[Any]] = lambda v: [v] * n if isinstance(v, int) else list(v)  # noqa: E731
         return list(
             self.call(
-                "enqueue",
+                "enqueue_messages",
                 *self.batch(),
                 Ints(every(stream)),
                 Uuids(ids or [new_id() for _ in payloads]),

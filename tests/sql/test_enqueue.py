@@ -99,7 +99,7 @@ def test_arrays_of_different_lengths_store_nothing(db: Session) -> None:
     stream = db.stream()
     with pytest.raises(psycopg.errors.NotNullViolation):
         db.call(
-            "enqueue",
+            "enqueue_messages",
             *db.batch(),
             Ints([stream, stream]),
             Uuids([new_id()]),
