@@ -1,5 +1,9 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
+from .abort import (
+    aabort,
+    abort,
+)
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -9,6 +13,7 @@ from .broker import (
     DurableBroker,
 )
 from .errors import (
+    Abort,
     ActivityCancelled,
     ActivityFailed,
     ChildWorkflowFailed,
@@ -70,6 +75,7 @@ from .workflow.replay import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Abort",
     "Activity",
     "ActivityCancelled",
     "ActivityFailed",
@@ -106,6 +112,8 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowTerminated",
     "WorkflowTimedOut",
+    "aabort",
+    "abort",
     "activity",
     "activity_info",
     "activity_stub",

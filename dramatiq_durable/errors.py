@@ -167,6 +167,13 @@ class ForbiddenInWorkflow(DurableError):
     """Workflow code did what cannot be replayed: I/O, a thread, a blocking call, ``actor.send()``."""
 
 
+class Abort(Interrupt):
+    """Raised inside a running actor whose message was aborted; the message is not retried."""
+
+    def __init__(self, message: str = "the message was aborted") -> None:
+        super().__init__(message)
+
+
 class ActivityCancelled(Interrupt):
     """Raised inside a running activity that was cancelled."""
 

@@ -13,11 +13,14 @@ GRANT EXECUTE ON FUNCTION
     {schema}.claim, {schema}.ack, {schema}.reschedule, {schema}.release, {schema}.bury, {schema}.mark_started,
     {schema}.register_worker, {schema}.consume_streams, {schema}.unregister_worker, {schema}.heartbeat, {schema}.resync, {schema}.reclaim,
     {schema}.start_runs, {schema}.post, {schema}.terminate_run, {schema}.get_run, {schema}.get_history, {schema}.await_run,
-    {schema}.run_of_lease, {schema}.history_of_lease, {schema}.complete_activities, {schema}.fail_task, {schema}.advance
+    {schema}.run_of_lease, {schema}.history_of_lease, {schema}.complete_activities, {schema}.fail_task, {schema}.advance,
+    {schema}.abort_message, {schema}.report_running
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).
 GRANT EXECUTE ON FUNCTION
     {schema}.grant_login, {schema}.stream_counts, {schema}.stream_size, {schema}.purge_streams, {schema}.list_workers,
-    {schema}.list_runs, {schema}.list_dead_letters
+    {schema}.list_runs,
+    {schema}.pause_stream, {schema}.peek_messages, {schema}.worker_messages, {schema}.count_waiting, {schema}.purge_messages,
+    {schema}.list_dead_letters, {schema}.count_dead_letters, {schema}.redrive_dead_letters, {schema}.drop_dead_letters
 TO {admin};

@@ -11,6 +11,7 @@ import click
 COMMANDS = {
     "check": "check:command",
     "dead-letter": "dead_letter:group",
+    "message": "message:group",
     "migrate": "migrate:command",
     "role": "role:group",
     "stream": "stream:group",
