@@ -123,11 +123,13 @@ $$;
 
 -- Internal: the numbers of dead letters, newest or oldest first, above p_above and up to p_upto.  NULL filters match
 -- all; p_letters and p_messages together name some.  p_text: anywhere in the failure, capitals or not.
+-- The settings are not those of its callers, who know what they look for.
 CREATE FUNCTION {schema}.match_dead_letters(
     p_letters bigint[], p_messages uuid[], p_stream text, p_actor text, p_reason text, p_after timestamptz, p_before timestamptz,
     p_text text, p_above bigint, p_upto bigint, p_limit int, p_newest boolean)
 RETURNS SETOF bigint
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+SET enable_seqscan = on SET enable_bitmapscan = on
 AS $$
 DECLARE
     v_stream int;
@@ -167,7 +169,8 @@ CREATE FUNCTION {schema}.list_dead_letters(
 RETURNS TABLE (
     dead_letter_id bigint, message_id uuid, stream text, actor text, reason text, failure text, attempt int, deaths smallint,
     priority int, kind text, unique_key text, group_id uuid, enqueued_at timestamptz, died_at timestamptz, payload bytea)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
     RETURN QUERY
@@ -186,6 +189,7 @@ CREATE FUNCTION {schema}.count_dead_letters(
     p_text text, p_limit int)
 RETURNS TABLE (stream text, actor text, reason text, letters bigint, last bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
     RETURN QUERY
@@ -207,6 +211,7 @@ CREATE FUNCTION {schema}.redrive_dead_letters(
     p_text text, p_above bigint, p_upto bigint, p_limit int)
 RETURNS TABLE (matched int, redriven int, last bigint, kept bigint[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_matched bigint[];
@@ -253,6 +258,7 @@ CREATE FUNCTION {schema}.drop_dead_letters(
     p_text text, p_above bigint, p_upto bigint, p_limit int)
 RETURNS TABLE (matched int, dropped int, last bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_matched bigint[];
