@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 class PostgresBackend(ResultBackend):
     """Keeps results in the namespace of a broker.
 
-    What an actor returns under a `DurableBroker` on the same namespace is stored in the same commit as the ack: a result
-    is there exactly when its message is done.  Waiting costs a process one listening connection, however many threads
-    wait.
+    What an actor returns under a `DurableBroker` on the same namespace is stored in the same commit as the ack, so that
+    a result is there exactly when its message is done.  Waiting costs a process one listening connection, however many
+    of its threads wait.
 
     Parameters:
       broker(DurableBroker | str | None): whose namespace: a broker, or a database's URL; by default Dramatiq's global
