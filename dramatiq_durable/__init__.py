@@ -1,5 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
+from . import rate_limits, results
 from .abort import (
     aabort,
     abort,
@@ -24,6 +25,7 @@ from .errors import (
     InvalidDefinition,
     InvalidName,
     LeaseLost,
+    MessageExists,
     Nondeterminism,
     NotConfigured,
     NotEncodable,
@@ -93,6 +95,7 @@ __all__ = [
     "InvalidDefinition",
     "InvalidName",
     "LeaseLost",
+    "MessageExists",
     "Nondeterminism",
     "NotConfigured",
     "NotEncodable",
@@ -123,6 +126,8 @@ __all__ = [
     "logger",
     "now",
     "random",
+    "rate_limits",
+    "results",
     "sleep",
     "transaction",
     "uuid4",
