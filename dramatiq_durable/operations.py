@@ -307,7 +307,7 @@ class MarkStarted(LeaseOperation):
     @classmethod
     def settle(cls, items: Sequence[Any], rows: Rows) -> None:
         LeaseOperation.settle(items, rows)
-        for item, position in zip(items, range(1, len(items) + 1), strict=True):
+        for position, item in enumerate(items, 1):
             item.aborted = position in rows[0][1]
             item.anew = position in rows[0][2]
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dramatiq import Message
+from dramatiq import JSONEncoder, Message
 
 from .output import plain
 
@@ -14,10 +14,11 @@ from .output import plain
 SHOWN = 160
 
 
-def decode(payload: bytes) -> dict[str, Any]:
-    """``args``, ``kwargs`` and ``options`` (as this process's encoder reads them), or ``bytes``."""
+def decode(payload: bytes, kind: str) -> dict[str, Any]:
+    """``args``, ``kwargs`` and ``options`` (as this process's encoder reads them), or ``bytes``.  What SQL wrote (kind
+    ``j``) is JSON, whatever the encoder."""
     try:
-        message: Message[Any] = Message.decode(payload)
+        message: Message[Any] = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
         return {"args": list(message.args), "kwargs": message.kwargs, "options": message.options}
     except Exception:  # whatever an encoder raises
         return {"bytes": payload.decode("utf-8", "backslashreplace")}

@@ -54,7 +54,7 @@ def peek(target: Target, stream: str, state: str | None, actor: str | None, limi
     rows = target.rows("peek_messages", stream, state, actor, limit)
     now = datetime.now(UTC)
     for row in rows:
-        row |= decode(row.pop("payload")) if row["kind"] not in ("s", "t", "w") else {}
+        row |= decode(row.pop("payload"), row["kind"]) if row["kind"] not in ("s", "t", "w") else {}
         if not as_json:
             _for_people(row, now)
     columns = [
