@@ -33,6 +33,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(QUESTIONS), help=f"of {', '.join(QUESTIONS)}")
     parser.add_argument("--peers", default="all", help=f"of {', '.join(p.name for p in PEERS)}; all; none")
     parser.add_argument("--url", help="a Postgres of one's own, as its superuser; by default an embedded one")
+    parser.add_argument(
+        "--flush-delay",
+        type=int,
+        default=0,
+        help="µs that the embedded server waits before each flush: a slower disk",
+    )
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     for option in fields(Options):
         kind = type(option.default)
@@ -61,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
             peers.append(peer)
     options = Options(**{option.name: getattr(found, option.name) for option in fields(Options)})
     with tempfile.TemporaryDirectory(prefix="dramatiq-durable-bench-") as folder:
-        services = Services(Path(folder), found.url)
+        services = Services(Path(folder), found.url, flush_delay=found.flush_delay)
         bench = Bench(options, services, report, peers)
         try:
             for name in QUESTIONS:

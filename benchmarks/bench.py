@@ -10,14 +10,12 @@ from typing import Any
 
 from dramatiq import Message
 
-from benchmarks.contenders import OURS, STUB, Contender
+from benchmarks.contenders import STUB, Contender
 from benchmarks.counters import Counters
 from benchmarks.processes import ContenderFailed, Player, Workers
 from benchmarks.report import Report, Table
 from benchmarks.services import Services
-
-#: The bytes of a message as Dramatiq's encoder makes it.
-PAYLOAD = 190
+from benchmarks.systems.base import PAYLOAD
 
 
 @dataclass(frozen=True)

@@ -44,17 +44,20 @@ class Services:
     Parameters:
       folder(Path): where data may be kept.
       url(str | None): a Postgres of one's own, as its superuser; None: an embedded one.
+      flush_delay(int): microseconds that the embedded one waits before each flush, as if its disk were slower.
     """
 
-    def __init__(self, folder: Path, url: str | None) -> None:
+    def __init__(self, folder: Path, url: str | None, *, flush_delay: int = 0) -> None:
         self.folder = folder
         self._given = url
+        self._flush_delay = flush_delay
         self._databases: list[str] = []
         self._others: dict[str, str] = {}
         self._closers = contextlib.ExitStack()
         if url is None:
             folder.chmod(0o755)  # the server's user passes through
-            server = embedded.acquire(folder / "postgres", settings=SETTINGS)
+            delay = {"commit_delay": str(flush_delay), "commit_siblings": "0"} if flush_delay else {}
+            server = embedded.acquire(folder / "postgres", settings={**SETTINGS, **delay})
             self._closers.callback(server.release, wait=30)
             self._admin_url = server.url
             self.pgbench: str | None = os.fspath(server.binaries / "pgbench")
@@ -80,7 +83,7 @@ class Services:
         return self._others[service]
 
     def flush_seconds(self) -> float | None:
-        """How long the embedded server's disk takes to flush one page, in the middle; None: it is not ours."""
+        """How long the embedded server takes to flush a page, in the middle; None: the server is not ours."""
         if self._given is not None:
             return None
         times = []
@@ -92,7 +95,7 @@ class Services:
                 began = time.perf_counter()
                 os.fsync(file.fileno())
                 times.append(time.perf_counter() - began)
-        return statistics.median(times)
+        return statistics.median(times) + self._flush_delay / 1e6
 
     def close(self) -> None:
         self._closers.close()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks.bench import PAYLOAD, Bench
+from benchmarks.bench import Bench
 from benchmarks.contenders import OURS
 from benchmarks.counters import Counted
 from benchmarks.report import Table, Target, at_most
+from benchmarks.systems.base import PAYLOAD
 
 
 def measure(bench: Bench) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.bench import PAYLOAD, Bench, median_ratio
+from benchmarks.bench import Bench, median_ratio
 from benchmarks.contenders import INSERT, OURS, STUB, Contender
 from benchmarks.processes import ContenderFailed
 from benchmarks.report import Table, at_least
 from benchmarks.systems.bare_insert import TABLE
+from benchmarks.systems.base import PAYLOAD
 
 #: Clients of pgbench.
 CLIENTS = (1, 8, 16)
@@ -63,7 +64,7 @@ def measure(bench: Bench) -> None:
             table.add(f"ours, one by one ÷ {contender.label}", ratio, None, per_s=middle[contender.name], **bulk)
     if (flush := bench.services.flush_seconds()) is not None:
         table.notes.append(
-            f"Flushing the log takes {flush * 1e6:.0f} µs on this disk: the slower it is, the nearer all of Postgres is."
+            f"A flush of the log takes {flush * 1e6:.0f} µs here; where it takes longer, it is more of all times."
         )
     bench.report.show(table)
 

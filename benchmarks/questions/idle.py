@@ -43,7 +43,7 @@ def watch(bench: Bench, streams: int) -> Load:
     database = f"benchmark_{OURS.name}_{question}"
     bench.counters.watch_statements(database)
     with bench.working(OURS, question, environment={"BENCHMARK_STREAMS": str(streams)}) as workers:
-        time.sleep(2)
+        time.sleep(min(2, bench.options.watch))  # it has settled
         return _minute(bench, workers, database)
 
 
@@ -61,7 +61,6 @@ def _minute(bench: Bench, workers: Workers, database: str) -> Load:
     elapsed = time.monotonic() - began
     statements = counters.calls(database)[0] - calls if counters.statements else 0
     cpu = worker.ask("report")["cpu"] - cpu
-    worker.ask("stop")
     (first, base), (last, count) = told[1 if len(told) > 2 else 0], told[-1]
     rate = (count - base) / (last - first) if last > first else 0.0
     return Load(rate * 60, statements / elapsed * 60, cpu / elapsed * 60)

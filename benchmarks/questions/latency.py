@@ -36,16 +36,14 @@ def measure(bench: Bench) -> None:
 def probe(bench: Bench, contender: Contender, spaced: int, after: int) -> tuple[list[float], list[float]]:
     """Milliseconds from send to start: of messages that come now and then, and of those that come after idleness."""
     sender = bench.sender(contender, "latency")
-    found = []
-    for n, gap in ((spaced, GAP), (after, bench.options.idle)):
-        with bench.working(contender, "latency") as workers:
-            # The first ones find connections unmade and statements unprepared.
-            sender.ask("probe", n=5, gap=GAP, size=bench.size)
-            workers.wait_for(5)
-            known = len(workers.players[0].ask("report")["late"])
+    with bench.working(contender, "latency") as workers:
+        worker = workers.players[0]
+
+        def late(n: int, gap: float) -> list[float]:
+            known = worker.ask("progress")
             sender.ask("probe", n=n, gap=gap, size=bench.size)
             workers.wait_for(known + n)
-            late = workers.players[0].ask("report")["late"][known:]
-            workers.players[0].ask("stop")
-        found.append(sorted(nanoseconds / 1e6 for nanoseconds in late))
-    return found[0], found[1]
+            return sorted(nanoseconds / 1e6 for nanoseconds in worker.ask("report")["late"][known:])
+
+        late(5, GAP)  # the first find connections unmade and statements unprepared
+        return late(spaced, GAP), late(after, bench.options.idle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from benchmarks.systems.base import System
+from benchmarks.systems.base import PAYLOAD, System
 
 #: The least that a queue's table has: an order, a stream, a time, and the message.
 TABLE = """
@@ -26,6 +26,5 @@ class Contender(System):
         self.conn.execute(TABLE)
 
     def send(self, text: str) -> None:
-        # What Dramatiq puts around the text has about the size of this.
-        payload = b"{" * 165 + text.encode()
+        payload = text.encode().ljust(PAYLOAD)  # what Dramatiq puts around the text
         self.conn.execute("INSERT INTO queue (stream, payload) VALUES (1, %b)", (payload,), prepare=True)

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any
 
+#: The bytes of a message as Dramatiq's encoder makes it.
+PAYLOAD = 190
+
 #: When each message was started, in nanoseconds of the machine's monotonic clock, which all processes share.
 started: list[int] = []
 
