@@ -28,7 +28,9 @@ class DramatiqSystem(System):
         self.actors[0].send(text)
 
     def start(self, threads: int) -> None:
-        self.worker = dramatiq.Worker(self.broker, worker_threads=threads)
+        # Dramatiq's default; it is also how long its threads take to end.
+        timeout = int(option("WORKER_TIMEOUT", "1000"))
+        self.worker = dramatiq.Worker(self.broker, worker_threads=threads, worker_timeout=timeout)
         self.worker.start()
 
     def stop(self) -> None:
