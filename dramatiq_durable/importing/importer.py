@@ -98,8 +98,7 @@ class Report:
 
     Attributes:
       queue(str): its name, which is the stream's.
-      found, delayed, dead(int): how many messages its source had: all that waited, the delayed ones among them, and dead
-        letters.
+      found, delayed, dead(int): how many its source had: all that waited, the delayed ones of these, and dead letters.
       in_flight(int | None): how many were in the hands of the source's workers; None where the source cannot tell.
       readers(int): how many workers were reading it.
       moved, already_there(int): messages that are here now: stored by this import, or before.
@@ -165,25 +164,28 @@ class Importer:
           progress: called after each batch.
 
         Raises:
-          NotPermitted: the login is no administrator.
+          psycopg.errors.InsufficientPrivilege: the login is no administrator.
           ImportFailed: the source went away.  What was moved is moved; run it again for the rest.
         """
         stream_id = self.broker.stream_id(check_name(report.queue, "a queue's name"))
         journal = _Journal(self.broker, self.source.identity(), stream_id)
-        places: list[Place] = ["ready", "delayed", *(["dead"] if self.dead_letters else [])]  # type: ignore[list-item]
-        for place in places:
-            with self.source.open(report.queue, place) as box:
-                while found := box.take(self.batch):
-                    self._move(report, place, box, found, journal)
-                    progress(report)
-            journal.complete(dead=place == "dead")
+        groups: list[tuple[Place, ...]] = (
+            [("ready", "delayed"), ("dead",)] if self.dead_letters else [("ready", "delayed")]
+        )
+        for places in groups:
+            for place in places:
+                with self.source.open(report.queue, place) as box:
+                    while found := box.take(self.batch):
+                        self._move(report, place, box, found, journal)
+                        progress(report)
+            journal.complete(dead="dead" in places)
 
     def _move(self, report: Report, place: Place, box: Box, found: list[Found], journal: _Journal) -> None:
         entries: list[Entry] = []
         left: list[Found] = []
         for one in found:
             try:
-                entries.append(self._entry(one, report.queue, place))
+                entries.append(self._entry(one, place))
             except Exception as e:
                 # Whatever an encoder raises, or a message of another format: its neighbours are moved.
                 left.append(one)
@@ -202,7 +204,7 @@ class Importer:
                 report.moved += stored
                 report.already_there += len(part) - stored
 
-    def _entry(self, found: Found, queue: str, place: Place) -> Entry:
+    def _entry(self, found: Found, place: Place) -> Entry:
         """All that is stored of a message.  Raises for what is none, in whatever way."""
         if found.payload is None:
             raise LookupError("the source has its id, and has lost its data")

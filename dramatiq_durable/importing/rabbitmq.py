@@ -1,6 +1,7 @@
 """Dramatiq's RabbitmqBroker, as a source.
 
-It keeps a queue under its name, the delayed messages under the name with ``.DQ``, the dead letters under ``.XQ``.  We consume as a worker would, and ack what is stored here: what we have not acked when we die, RabbitMQ delivers again.
+It keeps a queue under its name, the delayed messages under the name with ``.DQ``, the dead letters under ``.XQ``.  We
+consume as a worker would, and ack what is stored here: what we have not acked when we die, RabbitMQ delivers again.
 """
 
 from __future__ import annotations

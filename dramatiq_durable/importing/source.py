@@ -32,8 +32,13 @@ class Found:
 
 @dataclass(slots=True)
 class Counts:
-    """How many messages a queue has at its source; ``in_flight`` (in the hands of workers) is None where nobody can tell,
-    and ``readers`` is how many workers are known to read the queue."""
+    """How many messages a queue has at its source.
+
+    Attributes:
+      ready, delayed, dead(int): in each of its places.
+      in_flight(int | None): in the hands of workers; None where nobody can tell.
+      readers(int): how many workers are known to read it.
+    """
 
     ready: int = 0
     delayed: int = 0
@@ -46,8 +51,10 @@ class Box(AbstractContextManager["Box"], Protocol):
     """One place of one queue.  What was taken and not settled when it is closed, and what was left, is put back."""
 
     def take(self, limit: int) -> list[Found]:
-        """The next messages; none means that it is empty.  While they are in our hands nobody else gets them, and when we
-        die they are found again by the next import."""
+        """The next messages; none means that it is empty.
+
+        While they are in our hands nobody else gets them, and when we die the next import finds them again.
+        """
 
     def settle(self, moved: Sequence[Found], left: Sequence[Found]) -> None:
         """Some were stored here: they are gone from the source when this returns.  Some cannot be: they stay there."""

@@ -57,7 +57,7 @@ BEGIN
     live AS (
         INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, attempt, actor, payload)
         SELECT g.message_id, p_stream, g.priority,
-               greatest(v_now, least(to_timestamp(g.due / 1000.0), v_now + interval '3650 days')) + g.n * interval '1 microsecond',
+               greatest(v_now, to_timestamp(g.due / 1000.0)) + g.n * interval '1 microsecond',
                least(to_timestamp(g.sent / 1000.0), v_now), g.attempt, g.actor, g.payload
         FROM given g WHERE g.died IS NULL
         ON CONFLICT (message_id, stream_id) DO NOTHING
