@@ -96,12 +96,23 @@ class RedisSource:
             raise NotConfigured(f"the URL of Redis cannot be read: {e}") from e
         except self._redis.RedisError as e:
             raise self._translated(e) from e
-        with self.errors():
-            alike = [client for client in self.client.client_list() if client["name"] == OURSELVES]
-            if len(alike) > 1:
+        self._scripts = {text: self.client.register_script(text) for text in (_TAKE, _ADOPT, _REMOVE, _BACK)}
+        try:
+            with self.errors():
+                self._be_alone()
+                self._look_around()
+        except BaseException:
+            self.close()
+            raise
+
+    def _be_alone(self) -> None:
+        """Two imports at once would have what was fetched in common."""
+        # One that was killed this very moment is still being noticed.
+        patience = time.monotonic() + 2
+        while sum(client["name"] == OURSELVES for client in self.client.client_list()) > 1:
+            if time.monotonic() > patience:
                 raise ImportFailed("another import is reading from this Redis: wait for its end")
-            self._scripts = {text: self.client.register_script(text) for text in (_TAKE, _ADOPT, _REMOVE, _BACK)}
-            self._look_around()
+            time.sleep(0.05)
 
     def _look_around(self) -> None:
         """Find the queues, and the sets of ids that workers have fetched: the only look at all of the keys."""

@@ -475,7 +475,8 @@ def test_two_imports_from_one_redis_are_refused(redis: Old, attempt: Any) -> Non
     assert done.exit_code == 1
     assert "another import is reading from this Redis" in done.output
     first.close()
-    assert attempt(*redis.arguments()).exit_code == 0
+    done = attempt(*redis.arguments())
+    assert done.exit_code == 0, done.output
 
 
 def test_a_wrong_password_is_explained(old: Old, attempt: Any) -> None:
