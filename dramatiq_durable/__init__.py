@@ -1,5 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
+from . import rate_limits, results
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -20,6 +21,7 @@ from .errors import (
     InvalidDefinition,
     InvalidName,
     LeaseLost,
+    MessageExists,
     Nondeterminism,
     NotConfigured,
     NotEncodable,
@@ -89,6 +91,7 @@ __all__ = [
     "InvalidDefinition",
     "InvalidName",
     "LeaseLost",
+    "MessageExists",
     "Nondeterminism",
     "NotConfigured",
     "NotEncodable",
@@ -117,6 +120,8 @@ __all__ = [
     "logger",
     "now",
     "random",
+    "rate_limits",
+    "results",
     "sleep",
     "transaction",
     "uuid4",
