@@ -164,6 +164,11 @@ def remarks(report: Report, title: str) -> Iterator[str]:
             f"{report.queue}: {report.undecodable} message(s) cannot be decoded and stay in {title}. "
             f"If they have another encoder, --import the module that sets it. {'; '.join(report.problems)}"
         )
+    if report.members:
+        yield (
+            f"{report.queue}: {report.members} message(s) belong to groups with callbacks, which are counted by the limiter "
+            "back end that they were sent with: let GroupCallbacks keep it until they are done"
+        )
     if report.dead > report.dead_moved:
         stay = report.dead - report.dead_moved
         yield f"{report.queue}: {stay} dead letter(s) stay in {title}: --dead-letters moves them"

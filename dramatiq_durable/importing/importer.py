@@ -104,6 +104,7 @@ class Report:
       moved, already_there(int): messages that are here now: stored by this import, or before.
       dead_moved(int): dead letters that are here now.
       undecodable(int): messages and dead letters that stay where they are.
+      members(int): how many of the messages belong to groups whose callbacks count on the old limiter back end.
       problems(list): why, for some of these.
     """
 
@@ -117,6 +118,7 @@ class Report:
     already_there: int = 0
     dead_moved: int = 0
     undecodable: int = 0
+    members: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -185,12 +187,15 @@ class Importer:
         left: list[Found] = []
         for one in found:
             try:
-                entries.append(self._entry(one, place))
+                entry, member = self._entry(one, place)
             except Exception as e:
                 # Whatever an encoder raises, or a message of another format: its neighbours are moved.
                 left.append(one)
                 if len(report.problems) < MAX_PROBLEMS:
                     report.problems.append(_why(e))
+            else:
+                entries.append(entry)
+                report.members += member and place != "dead"
         report.undecodable += len(left)
         if left:
             box.settle([], left)
@@ -204,8 +209,8 @@ class Importer:
                 report.moved += stored
                 report.already_there += len(part) - stored
 
-    def _entry(self, found: Found, place: Place) -> Entry:
-        """All that is stored of a message.  Raises for what is none, in whatever way."""
+    def _entry(self, found: Found, place: Place) -> tuple[Entry, bool]:
+        """All that is stored of a message, and whether it belongs to a group.  Raises for what is none, in whatever way."""
         if found.payload is None:
             raise LookupError("the source has its id, and has lost its data")
         if len(found.payload) > MAX_PAYLOAD:
@@ -216,7 +221,7 @@ class Importer:
         now = int(time.time() * 1000)
         eta, retries = options.get("eta"), options.get("retries")
         trace = options.get("traceback")
-        return Entry(
+        entry = Entry(
             found,
             _kind(dead) + blake2b(message.message_id.encode(), digest_size=_MARK - 1).digest(),
             key_of(message.message_id),
@@ -229,6 +234,7 @@ class Importer:
             trace.replace("\0", "") if isinstance(trace, str) else None,
             found.payload,
         )
+        return entry, "group_completion_uuid" in options
 
     def _priority(self, actor_name: str, own: Any) -> int:
         """As our streams have it: the lower goes first."""

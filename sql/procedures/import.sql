@@ -3,7 +3,7 @@
 -- A batch is stored here, then removed there, then the next one is stored.  The journal names what was stored and may not
 -- be removed yet; it changes in the transaction that stores.  Whoever goes on after a crash reads it first: what he is
 -- given again and finds in the journal is here already, even where a worker has finished with it meanwhile.
--- A journal is one row among the results, 16 bytes for each message, and expires like them.
+-- A journal is one row among the results, where only administrators write and read, and expires like them.
 
 -- What may still be at its source although it is stored: the marks, 16 bytes each.
 CREATE FUNCTION {schema}.import_journal(p_source uuid, p_stream int)
@@ -13,7 +13,7 @@ AS $$
 BEGIN
     PERFORM {schema}.require_admin();
     RETURN (SELECT r.value FROM {schema}.result r
-            WHERE r.key = 'dramatiq_durable.import:' || p_source AND r.stream_id = p_stream);
+            WHERE r.key = 'dramatiq_durable.import:' || p_source || ':' || p_stream AND r.stream_id = 0);
 END
 $$;
 
@@ -31,7 +31,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
-    v_key text := 'dramatiq_durable.import:' || p_source;
+    v_key text := 'dramatiq_durable.import:' || p_source || ':' || p_stream;
     v_gone bytea[];
     v_journal bytea;
     v_stored uuid[];
@@ -39,16 +39,16 @@ BEGIN
     PERFORM {schema}.require_admin();
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
     v_gone := ARRAY(SELECT substr(p_removed, 1 + 16 * n, 16) FROM generate_series(0, length(p_removed) / 16 - 1) n);
-    SELECT r.value INTO v_journal FROM {schema}.result r WHERE r.key = v_key AND r.stream_id = p_stream FOR UPDATE;
+    SELECT r.value INTO v_journal FROM {schema}.result r WHERE r.key = v_key AND r.stream_id = 0 FOR UPDATE;
     SELECT string_agg(m.mark, '' ORDER BY m.n) INTO v_journal
     FROM (SELECT substr(v_journal, 1 + 16 * n, 16) AS mark, n FROM generate_series(0, length(v_journal) / 16 - 1) n) m
     WHERE NOT m.mark = ANY (v_gone);
     v_journal := coalesce(v_journal, '') || p_marks;
     IF v_journal = '' THEN
-        DELETE FROM {schema}.result r WHERE r.key = v_key AND r.stream_id = p_stream;
+        DELETE FROM {schema}.result r WHERE r.key = v_key AND r.stream_id = 0;
     ELSE
         INSERT INTO {schema}.result AS r (key, stream_id, expires_at, value)
-        VALUES (v_key, p_stream, v_now + interval '7 days', v_journal)
+        VALUES (v_key, 0, v_now + interval '7 days', v_journal)
         ON CONFLICT (key, stream_id) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at;
     END IF;
     WITH given AS MATERIALIZED (
