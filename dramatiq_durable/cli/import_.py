@@ -86,6 +86,21 @@ def rabbitmq(target: Target, /, url: str, **given: Any) -> None:
     run(target, lambda: RabbitmqSource(url), **given)
 
 
+@group.command("postgres")
+@click.argument("url")
+@click.option(
+    "--schema", metavar="NAME", default="dramatiq", show_default=True, help="The schema of the PostgresBroker."
+)
+@click.option("--prefix", metavar="TEXT", default="", help="The prefix of the PostgresBroker's tables.")
+@options
+@click.pass_obj
+def postgres(target: Target, /, url: str, schema: str, prefix: str, **given: Any) -> None:
+    """From dramatiq-pg's or dramatiq-postgres's tables at URL, like postgresql://user:password@localhost/database"""
+    from ..importing.postgres import PostgresSource
+
+    run(target, lambda: PostgresSource(url, schema, prefix), **given)
+
+
 def run(
     target: Target,
     connect: Callable[[], Source],
@@ -159,6 +174,8 @@ def remarks(report: Report, title: str) -> Iterator[str]:
             f"{report.queue}: {report.readers} worker(s) of {title} read it, or did a minute ago. "
             "What they hold is left to them: stop them, and import again"
         )
+    elif report.in_flight:
+        yield f"{report.queue}: {report.in_flight} message(s) are marked as taken by a worker, and are left to it"
     if report.undecodable:
         yield (
             f"{report.queue}: {report.undecodable} message(s) cannot be decoded and stay in {title}. "
@@ -166,8 +183,8 @@ def remarks(report: Report, title: str) -> Iterator[str]:
         )
     if report.members:
         yield (
-            f"{report.queue}: {report.members} message(s) belong to groups with callbacks, which are counted by the limiter "
-            "back end that they were sent with: let GroupCallbacks keep it until they are done"
+            f"{report.queue}: {report.members} message(s) belong to groups with callbacks, which are counted by the "
+            "limiter back end that they were sent with: let GroupCallbacks keep it until they are done"
         )
     if report.dead > report.dead_moved:
         stay = report.dead - report.dead_moved

@@ -21,10 +21,7 @@ from ..broker import MAX_DELAY, DurableBroker
 from ..delivery import MAX_PAYLOAD, key_of
 from ..operations import Operation, Rows
 from ..workflow.options import check_name
-from .source import Box, Found, Place, Source
-
-#: The most bytes of payloads that are stored in one transaction, but for its last message.
-MAX_BYTES = 32 * 1024 * 1024
+from .source import MAX_BYTES, Box, Found, Place, Source
 
 _MARK = 16
 
@@ -210,7 +207,7 @@ class Importer:
                 report.already_there += len(part) - stored
 
     def _entry(self, found: Found, place: Place) -> tuple[Entry, bool]:
-        """All that is stored of a message, and whether it belongs to a group.  Raises for what is none, in whatever way."""
+        """All that is stored of a message, and whether it is of a group.  Raises for what is none, in whatever way."""
         if found.payload is None:
             raise LookupError("the source has its id, and has lost its data")
         if len(found.payload) > MAX_PAYLOAD:

@@ -11,6 +11,9 @@ from uuid import UUID
 
 from ..errors import NotConfigured
 
+#: The most bytes of payloads that are stored in one transaction, but for its last message.
+MAX_BYTES = 32 * 1024 * 1024
+
 #: Where a queue's messages are: ready to be taken, delayed until later, or dead letters.
 Place = Literal["ready", "delayed", "dead"]
 
