@@ -37,6 +37,9 @@ from .errors import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
+from .using import (
+    using,
+)
 from .workflow.client import (
     Description,
     HistoryEvent,
@@ -117,6 +120,7 @@ __all__ = [
     "random",
     "sleep",
     "transaction",
+    "using",
     "uuid4",
     "uuid7",
     "wait_condition",

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
+from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import Interrupt, SkipMessage
 
@@ -179,7 +180,7 @@ class DurableBroker(Broker):
     # --- sending ----------------------------------------------------------------------------------------
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Store a message; when this returns, it is committed.
+        """Store a message; when this returns, it is committed (inside `using`: it is part of the caller's transaction).
 
         Called for the message that is being processed (as the Retries middleware does), it asks for a retry: the same
         row is rescheduled, in one commit with the end of this attempt.  What a hook sends while a message is
@@ -351,7 +352,8 @@ class DurableBroker(Broker):
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
             else:
-                message = Message.decode(payload)
+                # What SQL wrote is JSON, whatever encoder is set here.
+                message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
                 message.options.pop("eta", None)
                 if not isinstance(message.actor_name, str):
@@ -383,7 +385,7 @@ class DurableBroker(Broker):
             delivery = args[0]
             if isinstance(delivery, Delivery):
                 current_delivery.set(delivery)
-                if delivery.reclaimed and delivery.kind in ("m", "a"):
+                if delivery.reclaimed and delivery.kind not in TASK_KINDS:
                     self._record_start(delivery)
         elif signal == "worker_boot":
             self._check_database()

@@ -75,7 +75,7 @@ BEGIN
                                 WHERE u.message_id = t.message_id AND u.stream_id = t.stream_id) THEN 1 ELSE 0 END
             FROM unnest(p_messages, p_streams) WITH ORDINALITY t (message_id, stream_id, n) ORDER BY t.n);
     END IF;
-    PERFORM {schema}.wake(v_may);
+    PERFORM {schema}.wake(v_may, p_sender IS NULL);
     RETURN v_answer;
 END
 $$;
@@ -230,6 +230,7 @@ END
 $$;
 
 -- The messages are to be tried again: the same rows, with a new payload, due after p_delays milliseconds.
+-- A new payload was made by the worker's encoder: it is no longer SQL's JSON.
 -- Answers the positions whose lease is no longer the live one.
 CREATE FUNCTION {schema}.reschedule(
     p_worker uuid, p_messages uuid[], p_leases uuid[], p_delays bigint[], p_payloads bytea[], p_failures text[])
@@ -248,7 +249,8 @@ BEGIN
         SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
             due_at = v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'
                      + t.n * interval '1 microsecond',
-            payload = coalesce(t.payload, m.payload), last_failure = t.failure
+            payload = coalesce(t.payload, m.payload), last_failure = t.failure,
+            kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures)
              WITH ORDINALITY t (message_id, lease, delay, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
@@ -302,12 +304,12 @@ BEGIN
         USING unnest(p_messages, p_leases, p_payloads, p_failures)
               WITH ORDINALITY t (message_id, lease, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-          AND m.kind = 'm'
+          AND m.kind IN ('m', 'j')
         RETURNING t.n, m.*, t.payload AS new_payload, t.failure),
     buried AS (
-        INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)
+        INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind)
         SELECT d.message_id, d.stream_id, d.priority, d.enqueued_at, d.attempt, d.deaths, d.actor, 'rejected', d.failure,
-               coalesce(d.new_payload, d.payload)
+               coalesce(d.new_payload, d.payload), CASE WHEN d.new_payload IS NULL THEN d.kind ELSE 'm' END
         FROM done d)
     SELECT array_agg(d.n) INTO v_done FROM done d;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
