@@ -32,10 +32,10 @@ class using:  # noqa: N801 - used like a function
     """Send in a transaction of your own: ``with using(connection):``, or ``async with`` where it is awaited.
 
     Inside of the block ``send``, ``send_with_options``, ``broker.enqueue``, ``broker.enqueue_many``, the ``run`` of
-    groups and pipelines, the start of workflows, and their handles' ``signal``, ``cancel`` and ``terminate`` are part of
-    the connection's transaction: they commit with it, or vanish with it (or with the savepoint they were done in).  The
-    block itself neither begins nor ends a transaction.  Blocks may be nested: the innermost counts.  It holds for the
-    thread, or the task, that is in the block, and for the tasks that were begun there.
+    groups and pipelines, the start of workflows, and their handles' ``signal``, ``cancel`` and ``terminate`` are part
+    of the connection's transaction: they commit with it, or vanish with it (or with the savepoint they were done in).
+    The block itself neither begins nor ends a transaction.  Blocks may be nested: the innermost counts.  It holds for
+    the thread, or the task, that is in the block, and for the tasks that were begun there.
 
     On a connection that blocks, each is done at once.  On one that is awaited, a plain ``send`` cannot be: it is done
     when the block ends, in order, and so the transaction must not end before; what has an awaited twin (``await
