@@ -225,10 +225,10 @@ _CATALOGUE = """
     SELECT CAST(pg_catalog.json_build_array(
         pg_catalog.current_database(), session_user,
         (SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE') FROM pg_catalog.pg_namespace n
-         WHERE n.nspname = CAST({} AS name)),
+         WHERE n.nspname = CAST({} AS text)),
         (SELECT pg_catalog.bool_or(pg_catalog.has_function_privilege(p.oid, 'EXECUTE')) FROM pg_catalog.pg_proc p
          JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-         WHERE n.nspname = CAST({} AS name) AND p.proname = 'namespace_identity')) AS text)
+         WHERE n.nspname = CAST({} AS text) AND p.proname = 'namespace_identity')) AS text)
 """
 
 
@@ -311,7 +311,8 @@ def _call(namespace: str, kind: type[Operation], items: Sequence[Operation]) -> 
             marks.append("NULL")
             continue
         text, type_ = literal(argument)
-        marks.append(f"CAST({{}} AS {type_})")
+        # A parameter is a text; a driver that asks the server what it is (as asyncpg does) must hear that.
+        marks.append(f"CAST(CAST({{}} AS text) AS {type_})")
         parameters.append(text)
     call = f'"{namespace}".{kind.procedure}({", ".join(marks)})'
     return Call(f"SELECT CAST(pg_catalog.json_agg(r) AS text) FROM {call} r", parameters)
