@@ -1,5 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
+from . import rate_limits, results
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -19,6 +20,7 @@ from .errors import (
     InvalidDefinition,
     InvalidName,
     LeaseLost,
+    MessageExists,
     Nondeterminism,
     NotConfigured,
     NotEncodable,
@@ -90,6 +92,7 @@ __all__ = [
     "InvalidDefinition",
     "InvalidName",
     "LeaseLost",
+    "MessageExists",
     "Nondeterminism",
     "NotConfigured",
     "NotEncodable",
@@ -118,6 +121,8 @@ __all__ = [
     "logger",
     "now",
     "random",
+    "rate_limits",
+    "results",
     "sleep",
     "transaction",
     "using",

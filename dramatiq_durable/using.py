@@ -322,4 +322,5 @@ def _row(row: Any) -> tuple[Any, ...]:
     """A row of a procedure, as our own connections read it."""
     if not isinstance(row, dict):
         return (row,)
-    return tuple(UUID(v).bytes if name == "run_id" and v is not None else v for name, v in row.items())
+    ids = ("run_id", "message_id")
+    return tuple(UUID(v).bytes if name in ids and v is not None else v for name, v in row.items())

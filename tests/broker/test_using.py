@@ -233,6 +233,17 @@ def test_many_at_once_are_one_call(
     assert order == [-1, *range(1000), *range(1001)]
 
 
+def test_unique_keys_and_groups(caller: Caller, broker: durable.DurableBroker, actor: Any, rows: Rows) -> None:
+    first = actor.send_with_options(args=("first",), unique_key="k")
+    with caller.transaction(), durable.using(caller.connection):
+        assert actor.send_with_options(args=("second",), unique_key="k").message_id == first.message_id
+        with pytest.raises(durable.MessageExists):
+            actor.send_with_options(args=("third",), unique_key="k", unique_conflict="fail")
+        actor.send_with_options(args=("other",), unique_key="l")
+        actor.send_with_options(args=("replaced",), unique_key="l", unique_conflict="replace")
+    assert sent(rows) == ["first", "replaced"]
+
+
 # --- blocks, threads, actors ---------------------------------------------------------------------------------
 
 
