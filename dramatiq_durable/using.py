@@ -90,12 +90,12 @@ class using:  # noqa: N801 - used like a function
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         assert isinstance(self._ride, _AsyncRide)
-        self._leave()
         try:
+            self._leave()
             # Also after an exception: whoever catches it, and commits, has sent what he sent.
             if exc is None or isinstance(exc, Exception):
                 await self._ride.flush()
-        except DurableError as e:
+        except Exception as e:
             if exc is None:
                 raise
             exc.add_note(f"What was sent in the using() block was not stored: {e}")

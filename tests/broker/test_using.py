@@ -11,10 +11,12 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq import group, pipeline
+from dramatiq.middleware import GroupCallbacks
 
 import dramatiq_durable as durable
 from dramatiq_durable import carriers
 from dramatiq_durable.delivery import Delivery
+from dramatiq_durable.rate_limits import PostgresBackend
 from dramatiq_durable.settings import Settings
 from tests.support import wait_until
 from tests.support.callers import BLOCKING, Caller
@@ -242,6 +244,24 @@ def test_unique_keys_and_groups(caller: Caller, broker: durable.DurableBroker, a
         actor.send_with_options(args=("other",), unique_key="l")
         actor.send_with_options(args=("replaced",), unique_key="l", unique_conflict="replace")
     assert sent(rows) == ["first", "replaced"]
+
+
+def test_a_group_and_its_callback(
+    caller: Caller, broker: durable.DurableBroker, actor: Any, rows: Rows, start_worker: Any
+) -> None:
+    broker.add_middleware(GroupCallbacks(PostgresBackend(broker=broker)))
+    members = group([actor.message("one"), actor.message("two")], broker=broker)
+    members.add_completion_callback(actor.message("both"))
+    with suppress(UndoError), caller.transaction(), durable.using(caller.connection):
+        members.run()
+        raise UndoError
+    assert rows.count() == 0
+    with caller.transaction(), durable.using(caller.connection):
+        members.run()
+    start_worker(broker)
+    rows.drained()
+    got = actor.options["got"].values
+    assert (sorted(got[:2]), got[2:]) == (["one", "two"], ["both"])
 
 
 # --- blocks, threads, actors ---------------------------------------------------------------------------------

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 import pytest
+
+from dramatiq_durable.database import Database
+from dramatiq_durable.roles import grant_login
+from tests.support import ROOT
+from tests.support.postgres import Cluster
+from tests.support.scratch import scratch
 
 from .api import Session, Worker, in_background
 
@@ -221,18 +228,35 @@ def test_where_there_is_no_worker_nobody_is_woken(db: Session, connect: Callable
 # --- triggers and grants -------------------------------------------------------------------------------------
 
 
-def test_a_trigger(db: Session) -> None:
-    db.sql("CREATE TABLE public.orders (id int PRIMARY KEY, email text)")
-    db.sql(
-        "CREATE FUNCTION public.order_placed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " PERFORM durable.enqueue('emails', 'confirm', jsonb_build_array(NEW.id, NEW.email)); RETURN NEW; END $$"
-    )
-    db.sql("CREATE TRIGGER placed AFTER INSERT ON public.orders FOR EACH ROW EXECUTE FUNCTION public.order_placed()")
-    db.sql("INSERT INTO public.orders VALUES (1, 'kim@example.com'), (2, NULL)")
-    with pytest.raises(psycopg.errors.UniqueViolation):
-        db.sql("INSERT INTO public.orders VALUES (3, 'x'), (1, 'y')")
+def test_the_trigger_of_the_documentation(db: Session) -> None:
+    (trigger,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "transactional.md").read_text(), re.DOTALL)
+    db.conn.execute(trigger)
+    db.sql("INSERT INTO orders (email) VALUES ('kim@example.com'), ('lee@example.com')")
+    with pytest.raises(psycopg.errors.NotNullViolation):
+        db.sql("INSERT INTO orders (email) VALUES ('undone@example.com'), (NULL)")
     claimed = db.register(db.stream("emails")).claim()
-    assert [json.loads(c.payload)["args"] for c in claimed] == [[1, "kim@example.com"], [2, None]]
+    assert [json.loads(c.payload)["args"] for c in claimed] == [[1, "kim@example.com"], [2, "lee@example.com"]]
+
+
+def test_a_login_of_an_application_sends_through_its_trigger(cluster: Cluster) -> None:
+    (trigger,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "transactional.md").read_text(), re.DOTALL)
+    with scratch(cluster, cluster.template()) as shop:
+        login, url = shop.login()
+        shop.execute(trigger)
+        shop.execute(f"GRANT INSERT ON orders TO {login}")
+        insert = "INSERT INTO orders (email) VALUES ('kim@example.com')"
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            shop.execute(insert, url=url)
+        database = Database(lambda: shop.url)
+        grant_login(database, login, produce=["another"])
+        with pytest.raises(psycopg.Error) as refused:
+            shop.execute(insert, url=url)
+        assert refused.value.sqlstate == "DD001"
+        grant_login(database, login, produce=["emails"])
+        shop.execute(insert, url=url)
+        database.close()
+        assert shop.execute("SELECT actor FROM durable.message") == [("confirm",)]
+        assert shop.execute("SELECT count(*) FROM orders") == [(1,)]
 
 
 # --- workflows -----------------------------------------------------------------------------------------------
