@@ -40,6 +40,9 @@ from .errors import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
+from .using import (
+    using,
+)
 from .workflow.client import (
     Description,
     HistoryEvent,
@@ -124,6 +127,7 @@ __all__ = [
     "results",
     "sleep",
     "transaction",
+    "using",
     "uuid4",
     "uuid7",
     "wait_condition",

@@ -73,7 +73,7 @@ DECLARE
     v_count bigint;
 BEGIN
     PERFORM {schema}.require_admin();
-    DELETE FROM {schema}.message m WHERE m.stream_id = ANY (p_streams) AND m.kind = 'm' AND m.lease_token IS NULL;
+    DELETE FROM {schema}.message m WHERE m.stream_id = ANY (p_streams) AND m.kind IN ('m', 'j') AND m.lease_token IS NULL;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
 END

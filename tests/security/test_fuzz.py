@@ -24,6 +24,9 @@ SEED = "DRAMATIQ_DURABLE_TEST_SEED"
 #: How many calls a procedure gets.
 CALLS = 150
 
+#: What else would nearly always be refused for one argument, whatever the others are.
+USUAL = {"p_stream": "mine", "p_args": '["\U0001f600"]', "p_kwargs": '{"a": {"b": -0.0}}', "p_options": "{}"}
+
 #: What a caller who passes nonsense may be told: data and integrity errors, limits, and our own refusals.
 TOLD = ("22", "23", "54", "DD")
 
@@ -116,6 +119,10 @@ def scalar(kind: str, scene: Scene, rng: random.Random) -> str:
         return rng.choice(["", "\\x00", "\\x" + "ff" * 1000])
     if kind == "boolean":
         return rng.choice(["t", "f"])
+    if kind == "jsonb":
+        return rng.choice(["[]", "{}", "null", "1", '"x"', "[[[[]]]]", "[1e400]", '{"eta": "x", "": null}', "{"])
+    if kind == "interval":
+        return rng.choice(["0", "1 second", "-1 day", "11 years", "1e9 years", "infinity", "1 month -40 days"])
     raise AssertionError(f"a type that the fuzzer does not know: {kind}")
 
 
@@ -145,6 +152,8 @@ def array(kind: str, scene: Scene, rng: random.Random) -> str | None:
 def nonsense(kind: str, scene: Scene, rng: random.Random, name: str) -> str | None:
     if name == "p_worker" and rng.random() < 0.95:
         return hexed(scene.worker.token)
+    if name in USUAL and rng.random() < 0.8:
+        return USUAL[name]
     if kind.endswith("[]"):
         return array(kind.removesuffix("[]"), scene, rng)
     return None if rng.random() < 0.15 else scalar(kind, scene, rng)

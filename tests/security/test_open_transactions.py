@@ -24,8 +24,9 @@ LOCK_TIMEOUT, MARGIN = 2.0, 4.0
 class Side:
     """A login with a stream of its own, a worker, a message, an activity and a task that are leased to it."""
 
-    def __init__(self, session: Session, stream: int, workflow_id: str) -> None:
-        self.session, self.stream = session, stream
+    def __init__(self, session: Session, db: Session, name: str, workflow_id: str) -> None:
+        self.session, self.name = session, name
+        self.stream = stream = db.stream(name)
         self.worker = session.register(stream)
         _, self.run = session.start(stream, workflow_id)
         advance = step(self.worker.one(), 1, ("ActivityScheduled", 1, "a"))
@@ -48,6 +49,8 @@ class Side:
             "open_streams": lambda: session.value("SELECT count(*) FROM durable.open_streams('{}')"),
             "enqueue_messages": lambda: session.enqueue(self.stream, b"x"),
             "batch_outcome": lambda: session.call("batch_outcome", *session.batch()),
+            "enqueue": lambda: session.value("SELECT durable.enqueue(%s, 'a')", self.name),
+            "start_workflow": lambda: session.value("SELECT durable.start_workflow(%s, 'w')", self.name),
             "start_runs": lambda: session.start(self.stream, f"new-{new_id().hex()}"),
             "post": lambda: session.post(run),
             "get_run": lambda: session.call("get_run", Uuid(run), None),
@@ -96,7 +99,7 @@ def sides(db: Session, grant: Grant) -> tuple[Side, Side]:
     """The holder, and a login of another stream."""
     holder = grant(consume=("mine",), produce=("mine",))
     other = grant(consume=("theirs",), produce=("theirs",))
-    return Side(holder, db.stream("mine"), "w"), Side(other, db.stream("theirs"), "w")
+    return Side(holder, db, "mine", "w"), Side(other, db, "theirs", "w")
 
 
 def test_all_at_once_hold_up_no_other_stream(sides: tuple[Side, Side], db: Session) -> None:
@@ -123,7 +126,7 @@ def test_all_at_once_hold_up_no_other_stream(sides: tuple[Side, Side], db: Sessi
 def test_each_holds_up_its_own_stream_no_longer_than_the_lock_timeout(
     db: Session, connect: Callable[..., Session], grant: Grant, name: str
 ) -> None:
-    holder = Side(grant(consume=("mine",), produce=("mine",)), db.stream("mine"), "w")
+    holder = Side(grant(consume=("mine",), produce=("mine",)), db, "mine", "w")
     colleague = grant(consume=("mine",), produce=("mine",))
     worker = colleague.register(holder.stream)
     holder.session.begin()
