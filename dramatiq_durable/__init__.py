@@ -1,5 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
+from . import schedules
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -18,6 +19,7 @@ from .errors import (
     ForbiddenInWorkflow,
     InvalidDefinition,
     InvalidName,
+    InvalidSchedule,
     LeaseLost,
     Nondeterminism,
     NotConfigured,
@@ -27,6 +29,8 @@ from .errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     RunawayWorkflow,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaOutOfDate,
     Timeout,
     WorkflowAlreadyStarted,
@@ -86,6 +90,7 @@ __all__ = [
     "Info",
     "InvalidDefinition",
     "InvalidName",
+    "InvalidSchedule",
     "LeaseLost",
     "Nondeterminism",
     "NotConfigured",
@@ -95,6 +100,8 @@ __all__ = [
     "OutcomeUnknown",
     "PayloadTooLarge",
     "RunawayWorkflow",
+    "ScheduleExists",
+    "ScheduleNotFound",
     "SchemaOutOfDate",
     "Timeout",
     "Workflow",
@@ -115,6 +122,7 @@ __all__ = [
     "logger",
     "now",
     "random",
+    "schedules",
     "sleep",
     "transaction",
     "uuid4",

@@ -55,6 +55,8 @@ class Operation:
     parameters: ClassVar[int]
     rank: ClassVar[int]
     numbered: ClassVar[bool] = False
+    #: Whether its procedure takes one item a call.
+    single: ClassVar[bool] = False
 
     answer: Any = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
@@ -212,6 +214,7 @@ class Terminate(Operation):
     parameters = 5
     rank = 23
     numbered = True
+    single = True
 
     run_id: bytes | None
     workflow_id: str | None
@@ -356,6 +359,7 @@ class FailTask(LeaseOperation):
     procedure = "fail_task"
     parameters = 5
     rank = 16
+    single = True
 
     failure: str
     delay: int
@@ -534,6 +538,7 @@ class Claim(Operation):
     procedure = "claim"
     parameters = 6
     rank = 40
+    single = True
 
     streams: list[int]
     limits: list[int]
@@ -556,10 +561,6 @@ class Claim(Operation):
     def settle_committed(cls, items: Sequence[Claim]) -> bool:
         items[0].answer = ([], None)
         return True
-
-
-#: Operations whose procedure takes one item a call.
-SINGLE = (Terminate, FailTask, Claim)
 
 
 def statement(namespace: str, operation: type[Operation]) -> bytes:

@@ -99,6 +99,10 @@ class Procedures:
         status = self._call(conn, "await_run", Uuid(run_id), Uuid(channel))[0][0]
         return None if status is None else str(status)
 
+    def list_schedules(self, conn: Connection, name: str | None = None) -> Rows:
+        """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
+        return self._call(conn, "list_schedules", name)
+
     def stream_size(self, conn: Connection, stream_id: int) -> int:
         """How many messages a stream has, delayed and leased ones included."""
         return int(self._call(conn, "stream_size", stream_id)[0][0])

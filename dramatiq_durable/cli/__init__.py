@@ -13,6 +13,7 @@ COMMANDS = {
     "dead-letter": "dead_letter:group",
     "migrate": "migrate:command",
     "role": "role:group",
+    "schedule": "schedule:group",
     "stream": "stream:group",
     "worker": "worker:group",
     "workflow": "workflow:group",

@@ -17,6 +17,7 @@ WORKER = {
     "mark_started", "register_worker", "consume_streams", "unregister_worker", "heartbeat", "resync", "reclaim",
     "start_runs", "post", "terminate_run", "get_run", "get_history", "await_run", "run_of_lease", "history_of_lease",
     "complete_activities", "fail_task", "advance",
+    "save_schedule", "control_schedule", "fire_by_hand", "list_schedules", "schedules_of_leases", "fire_schedules",
 }
 # fmt: on
 
