@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
-
 from .errors import InvalidSchedule
 
 #: The fields of an expression, the first of which may be left out, and what they may be.
@@ -41,6 +39,8 @@ class Cron:
     """
 
     def __init__(self, expression: str, zone: str = "UTC") -> None:
+        from cronsim import CronSim
+
         self.zone = find_zone(zone)
         fields = _split(expression)
         # Seconds are added here: they would take away the care for daylight saving, and a step for each of them.
@@ -51,6 +51,8 @@ class Cron:
 
     def after(self, at: datetime) -> Iterator[datetime]:
         """The due times that are later than a time, in order, in UTC; whole seconds."""
+        from cronsim import CronSim, CronSimError
+
         at = max(at.astimezone(UTC), EPOCH)
         last = at
         try:
@@ -86,6 +88,8 @@ def find_zone(name: str) -> tzinfo:
 
 def _split(expression: str) -> list[str]:
     """The six fields of an expression.  Raises InvalidSchedule, which says where it is wrong."""
+    from cronsim import CronSim
+
     right = (
         "a right one is '*/15 9-17 * * MON-FRI': minute, hour, day of month, month, day of week; a sixth field in "
         "front has the seconds."
