@@ -208,7 +208,7 @@ BEGIN
 END
 $$;
 
--- Fire the caller's schedule by hand: once now (no p_due: the run's workflow id has its run id), or for due times of the
+-- Fire the caller's schedule by hand: now (p_due is NULL: the run's workflow id has its run id), or for due times of the
 -- past.  Answers per position whether it was fired; what is live already is not fired again.
 -- What it fires now counts for the overlap policy, what it fires for the past does not.
 CREATE FUNCTION {schema}.fire_by_hand(
@@ -239,8 +239,8 @@ BEGIN
     FOR i IN 1 .. coalesce(cardinality(p_ids), 0) LOOP
         v_new := {schema}.fire_one(
             v_schedule,
-            coalesce({schema}.due_workflow_id(v_schedule.name, to_timestamp(least(p_due[i], 253402300799000) / 1000.0)),
-                     v_schedule.name || ':' || p_ids[i]),
+            CASE WHEN p_due[i] IS NULL THEN v_schedule.name || ':' || p_ids[i]
+                 ELSE {schema}.due_workflow_id(v_schedule.name, to_timestamp(least(p_due[i], 253402300799000) / 1000.0)) END,
             p_ids[i], p_payloads[i], v_now + i * interval '1 microsecond');
         v_answer := v_answer || v_new;
         IF v_new AND p_due[i] IS NULL THEN
