@@ -36,15 +36,20 @@ RETRY = 60_000
 def take_tick(commit: GroupCommit, key: bytes, lease: bytes) -> None:
     """Deal with a tick: look its schedule up, and fire what is due."""
 
-    def then(looked_up: LookUpSchedule) -> None:
-        if looked_up.error is not None:
-            # No longer named by a heartbeat, it is handed out again.
-            logger.warning("a schedule could not be looked up, trying again: %s", looked_up.error)
-        elif looked_up.answer is not None:
-            commit.post(_fire(key, lease, *looked_up.answer))
+    def go_on(looked_up: LookUpSchedule) -> None:
+        warn(looked_up)
+        if looked_up.error is None and looked_up.answer is not None:
+            operation = _fire(key, lease, *looked_up.answer)
+            operation.then = warn
+            commit.post(operation)
+
+    def warn(operation: Operation) -> None:
+        if operation.error is not None:
+            # The heartbeat no longer names the tick: it is handed out again.
+            logger.warning("a schedule could not be fired, trying again: %s", operation.error)
 
     operation = LookUpSchedule(key, lease)
-    operation.then = then
+    operation.then = go_on
     commit.post(operation)
 
 
