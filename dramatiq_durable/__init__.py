@@ -1,6 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
-from . import schedules
+from . import rate_limits, results, schedules
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -21,6 +21,7 @@ from .errors import (
     InvalidName,
     InvalidSchedule,
     LeaseLost,
+    MessageExists,
     Nondeterminism,
     NotConfigured,
     NotEncodable,
@@ -92,6 +93,7 @@ __all__ = [
     "InvalidName",
     "InvalidSchedule",
     "LeaseLost",
+    "MessageExists",
     "Nondeterminism",
     "NotConfigured",
     "NotEncodable",
@@ -122,6 +124,8 @@ __all__ = [
     "logger",
     "now",
     "random",
+    "rate_limits",
+    "results",
     "schedules",
     "sleep",
     "transaction",
