@@ -407,7 +407,7 @@ class DurableBroker(Broker):
     def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
         """A claimed row as a delivery.  None for a schedule's tick, which is dealt with without an actor, and for what
         cannot be decoded, which goes to the dead letters."""
-        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload, _ = row
+        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
         if kind == TICK:
             take_tick(self.commit, key, lease)
             return None
