@@ -26,9 +26,10 @@ from dramatiq.results import Results
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import TASK_KINDS, Delivery, current_delivery, encode_message, key_of
+from .delivery import TASK_KINDS, TICK, Delivery, current_delivery, encode_message, key_of
 from .durations import parse_duration
 from .errors import DatabaseUnavailable, ForbiddenInWorkflow
+from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Enqueue, EnqueueKeyed, MarkStarted
@@ -397,8 +398,12 @@ class DurableBroker(Broker):
         return self._claimer
 
     def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
-        """A claimed row as a delivery.  What cannot be decoded goes to the dead letters: None."""
+        """A claimed row as a delivery.  None for a schedule's tick, which is dealt with without an actor, and for what
+        cannot be decoded, which goes to the dead letters."""
         key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
+        if kind == TICK:
+            take_tick(self.commit, key, lease)
+            return None
         queue_name = self._stream_names[stream_id]
         message: Message[Any]
         try:

@@ -20,6 +20,9 @@ MAX_PAYLOAD = 16 * 1024 * 1024
 #: Kinds of messages that carry a run forward; they have no payload of their own.
 TASK_KINDS = ("s", "t", "w")
 
+#: The kind of a schedule's tick: no message for an actor, it says that something is due.
+TICK = "c"
+
 
 class Delivery(MessageProxy):
     """A message that this process has leased.

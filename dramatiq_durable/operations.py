@@ -66,6 +66,8 @@ class Operation:
     numbered: ClassVar[bool] = False
     #: Whether it is done in the caller's own transaction where there is one (`using`).
     rides: ClassVar[bool] = False
+    #: Whether its procedure takes one item a call.
+    single: ClassVar[bool] = False
 
     answer: Any = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
@@ -275,7 +277,7 @@ class Terminate(Operation):
     procedure = "terminate_run"
     parameters = 5
     rank = 23
-    numbered = rides = True
+    numbered = rides = single = True
 
     run_id: bytes | None
     workflow_id: str | None
@@ -431,6 +433,7 @@ class FailTask(LeaseOperation):
     procedure = "fail_task"
     parameters = 5
     rank = 16
+    single = True
 
     failure: str
     delay: int
@@ -681,6 +684,7 @@ class Claim(Operation):
     procedure = "claim"
     parameters = 8
     rank = 40
+    single = True
 
     streams: list[int]
     limits: list[int]
@@ -715,10 +719,6 @@ class Claim(Operation):
     def settle_committed(cls, items: Sequence[Claim]) -> bool:
         items[0].answer = ([], None)
         return True
-
-
-#: Operations whose procedure takes one item a call.
-SINGLE = (Terminate, FailTask, Claim)
 
 
 def statement(namespace: str, operation: type[Operation]) -> bytes:

@@ -103,6 +103,10 @@ class Procedures:
         status = self._call(conn, "await_run", Uuid(run_id), Uuid(channel))[0][0]
         return None if status is None else str(status)
 
+    def list_schedules(self, conn: Connection, name: str | None = None) -> Rows:
+        """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
+        return self._call(conn, "list_schedules", name)
+
     def get_results(
         self, conn: Connection, keys: Sequence[str], channel: bytes | None = None, wait: int = 0
     ) -> dict[str, bytes]:
