@@ -20,7 +20,7 @@ from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
 from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import Interrupt, SkipMessage
+from dramatiq.middleware import Interrupt, Retries, SkipMessage
 from dramatiq.results import Results
 
 from .claimer import Claimer
@@ -28,7 +28,7 @@ from .consumer import DurableConsumer
 from .database import Database, translate
 from .delivery import TASK_KINDS, TICK, Delivery, current_delivery, encode_message, key_of
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, ForbiddenInWorkflow
+from .errors import Abort, DatabaseUnavailable, ForbiddenInWorkflow
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -354,11 +354,16 @@ class DurableBroker(Broker):
                 self.commit,
                 Membership(self.procedures, self.reclaim_delay, self.reclaim_count),
                 self.deliver,
+                self._listen_for_worker,
                 poll_interval=self.settings.poll_interval,
                 threads=threads,
             )
             self._claimer.start()
         return self._claimer
+
+    def _listen_for_worker(self, worker_id: int) -> None:
+        if self._claimer is not None:
+            self.listen(f"{self.namespace}:w{worker_id}", self._claimer.look_after)
 
     def _ensure_listener(self) -> Listener:
         self._after_fork()
@@ -443,8 +448,12 @@ class DurableBroker(Broker):
             delivery = args[0]
             if isinstance(delivery, Delivery):
                 current_delivery.set(delivery)
-                if delivery.reclaimed and delivery.kind not in TASK_KINDS:
-                    self._record_start(delivery)
+                if delivery.kind not in TASK_KINDS:
+                    if delivery.reclaimed:
+                        self._record_start(delivery)
+                    super().emit_before(signal, *args, **kwargs)
+                    delivery.calling = True
+                    return
         elif signal == "worker_boot":
             self._check_database()
             with self._lock:
@@ -474,12 +483,19 @@ class DurableBroker(Broker):
         delivery.exception = exception
         if exception is not None and delivery.transaction is not None:
             delivery.transaction.roll_back()
+        delivery.calling = False
+        aborted = delivery.interruption is not None and exception is not None
+        if aborted:
+            delivery.fail()
         # Whatever was decided by an earlier run of these hooks, which an interrupt cut short, is decided anew.
         delivery.retry = delivery.again
         delivery.left = None
         delivery.hooks = True
         try:
             for middleware in reversed(self.middleware):
+                if aborted and isinstance(middleware, Retries):
+                    # What was aborted is not tried again, however it ended.
+                    continue
                 try:
                     middleware.after_process_message(self, delivery, result=result, exception=exception)
                 except Interrupt as e:
@@ -516,17 +532,23 @@ class DurableBroker(Broker):
             logger.warning("the database is away, waiting for it: %s", e)
 
     def _record_start(self, delivery: Delivery) -> None:
-        if not self.commit.submit(MarkStarted(delivery.key, delivery.lease)):
+        start = MarkStarted(delivery.key, delivery.lease)
+        if not self.commit.submit(start):
             delivery.settled = True
             if self._claimer is not None:
                 self._claimer.finished(delivery)
             raise SkipMessage("it was handed to another worker before it began here")
+        if start.aborted:
+            delivery.interrupt(Abort)
+        if start.anew:
+            delivery.options.pop("retries", None)
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
         actor = super().get_actor(actor_name)
         delivery = current_delivery.get()
-        if delivery is not None and delivery.kind == "a" and not delivery.hooks and delivery.actor_name == actor_name:
-            return _ActivityCall(actor, delivery)  # type: ignore[return-value]
+        if delivery is not None and delivery.calling and delivery.actor_name == actor_name:
+            delivery.calling = False
+            return _Call(actor, delivery)  # type: ignore[return-value]
         return actor
 
     # --- queues as a whole ----------------------------------------------------------------------------------
@@ -619,15 +641,27 @@ def _hooks_of(delivery: Delivery) -> Iterator[None]:
         delivery.hooks = False
 
 
-class _ActivityCall:
-    """An activity's actor, for one delivery: keeps the result from Dramatiq, which would warn that nobody stores it."""
+class _Call:
+    """An actor, for one delivery, which can be interrupted while it runs and neither before nor after.
+
+    The result of an activity is kept from Dramatiq, which would warn that nobody stores it.
+    """
 
     def __init__(self, actor: Actor[Any, Any], delivery: Delivery) -> None:
         self._actor = actor
         self._delivery = delivery
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self._delivery.result = self._actor(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        delivery = self._delivery
+        try:
+            delivery.begin()
+            result = self._actor(*args, **kwargs)
+        finally:
+            delivery.end()
+        if delivery.kind != "a":
+            return result
+        delivery.result = result
+        return None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._actor, name)

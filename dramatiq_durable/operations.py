@@ -337,11 +337,26 @@ class LeaseOperation(Operation):
 
 @dataclass(slots=True, eq=False)
 class MarkStarted(LeaseOperation):
-    """The actor of a reclaimed delivery is about to begin."""
+    """The actor of a reclaimed delivery is about to begin.  Also tells whether it is to be ``aborted`` instead, and
+    whether it counts its retries ``anew``."""
 
     procedure = "mark_started"
     parameters = 3
     rank = 10
+
+    aborted: bool = field(default=False, init=False)
+    anew: bool = field(default=False, init=False)
+
+    @classmethod
+    def settle(cls, items: Sequence[Any], rows: Rows) -> None:
+        LeaseOperation.settle(items, rows)
+        for position, item in enumerate(items, 1):
+            item.aborted = position in rows[0][1]
+            item.anew = position in rows[0][2]
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Any]) -> bool:
+        return False
 
 
 @dataclass(slots=True, eq=False)
