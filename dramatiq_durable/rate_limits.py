@@ -20,8 +20,8 @@ from .workflow.replay import current
 if TYPE_CHECKING:
     from .broker import DurableBroker
 
-#: The most characters of a key.
-MAX_KEY = 1000
+#: The most bytes of a key.
+MAX_KEY = 900
 
 
 class PostgresBackend(RateLimiterBackend):
@@ -77,12 +77,12 @@ class PostgresBackend(RateLimiterBackend):
 
     def wait(self, key: str, timeout: int | None) -> bool:
         """Wait until a key is notified, for so many milliseconds (None: for ever); answers whether it was."""
-        _check(key)
+        _check(key.removesuffix("@events"))
         return Watch.of(self.place.broker).wait(_event(key), None if timeout is None else timeout / 1000) is not None
 
     def wait_notify(self, key: str, ttl: int) -> None:
         """Wake all who wait on a key, and those who come to wait on it while it lives."""
-        _check(key)
+        _check(key.removesuffix("@events"))
         self.place.call(lambda procedures, conn: procedures.store_result(conn, _event(key), b"1", ttl))
 
     def _change(self, key: str, amount: int, minimum: int | None, maximum: int | None, ttl: int) -> bool:
@@ -97,8 +97,8 @@ def _event(key: str) -> str:
 
 
 def _check(key: str) -> None:
-    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY - 10 or "\0" in key:
-        raise ValueError(f"a limiter's key is a text of 1 to {MAX_KEY - 10} characters without NUL, not {key!r:.60}")
+    if not isinstance(key, str) or not 1 <= len(key.encode()) <= MAX_KEY or "\0" in key:
+        raise ValueError(f"a limiter's key is a text of 1 to {MAX_KEY} bytes without NUL, not {key!r:.60}")
     if current() is not None:
         raise ForbiddenInWorkflow(
             "inside a workflow you cannot use limiters and barriers: it could not be replayed. Use them in an activity"

@@ -71,6 +71,30 @@ class Record:
         return self.values
 
 
+def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Run on a thread; the answer waits for its end, and returns or raises what it did."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as e:
+            outcome.append((None, e))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def join() -> Any:
+        thread.join(30)
+        assert not thread.is_alive()
+        value, error = outcome[0]
+        if error is not None:
+            raise error
+        return value
+
+    return join
+
+
 @pytest.fixture
 def rows(database_url: str) -> Iterator[Rows]:
     rows = Rows(database_url)
