@@ -19,7 +19,7 @@ from dramatiq.results.result import wrap_exception
 from .delivery import MAX_PAYLOAD, current_delivery
 from .errors import ForbiddenInWorkflow, NotEncodable, PayloadTooLarge
 from .operations import Result
-from .place import Place
+from .place import Place, time_to_live
 from .watch import Watch
 from .workflow.replay import current
 
@@ -98,7 +98,7 @@ class PostgresBackend(ResultBackend):
         return self.encoder.decode(found[message_key]) if found else Missing
 
     def _store(self, message_key: str, result: Any, ttl: int) -> None:
-        ttl = int(ttl)
+        ttl = time_to_live(ttl)
         delivery = current_delivery.get()
         if delivery is None or not self.place.shared_with(delivery.broker):
             self.place.call(

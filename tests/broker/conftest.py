@@ -71,6 +71,27 @@ class Record:
         return self.values
 
 
+def at_once(count: int, function: Callable[[int], Any]) -> list[Any]:
+    """Call the function on as many threads at the same moment; answers what each returned or raised."""
+    answers: list[Any] = [None] * count
+    barrier = threading.Barrier(count)
+
+    def run(n: int) -> None:
+        barrier.wait()
+        try:
+            answers[n] = function(n)
+        except Exception as e:
+            answers[n] = e
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    return answers
+
+
 def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
     """Run on a thread; the answer waits for its end, and returns or raises what it did."""
     outcome: list[Any] = []
