@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
@@ -216,6 +216,10 @@ class DurableBroker(Broker):
                     delivery.again = delay or 0
             else:
                 operation = self.operation(message, delay)
+                if delivery is not None and operation.message_id == delivery.key:
+                    # A copy of the message that is being processed, or the same one again in a pipeline: the row of
+                    # this id is there until the end.
+                    operation.message_id = uuid4().bytes
                 if delivery is not None and delivery.hooks:
                     delivery.leaving().sends.append(operation)
                 else:
