@@ -21,8 +21,10 @@ BEGIN
         IF p_conflict = 'replace' THEN
             DELETE FROM {schema}.message m
             WHERE m.stream_id = p_stream AND m.unique_key = p_key AND m.lease_token IS NULL AND m.message_id <> p_message;
+            -- Not one that another call has stored since: its turn to be replaced is the next.
             UPDATE {schema}.message m SET unique_key = NULL
-            WHERE m.stream_id = p_stream AND m.unique_key = p_key AND m.message_id <> p_message;
+            WHERE m.stream_id = p_stream AND m.unique_key = p_key AND m.lease_token IS NOT NULL
+              AND m.message_id <> p_message;
         END IF;
         IF p_conflict IS DISTINCT FROM 'look' THEN
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, group_id, unique_key)
