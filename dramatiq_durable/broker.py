@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
@@ -211,13 +211,17 @@ class DurableBroker(Broker):
         try:
             delay = self._check_send(message, delay)
             self.emit_before("enqueue", message, delay)
-            if isinstance(message, Delivery) and message is delivery:
+            if isinstance(message, Delivery) and message is delivery and not delivery.settled:
                 if delivery.hooks:
                     delivery.retry = delay or 0
                 else:
                     delivery.again = delay or 0
             else:
                 operation = self.operation(message, delay)
+                if delivery is not None and operation.message_id == delivery.key:
+                    # A copy of the message that is being processed, or the same one again in a pipeline: the row of
+                    # this id is there until the end.
+                    operation.message_id = uuid4().bytes
                 if delivery is not None and delivery.hooks:
                     delivery.leaving().sends.append(operation)
                 else:
@@ -310,13 +314,19 @@ class DurableBroker(Broker):
     def count_member(self, delivery: Delivery) -> None:
         """A member of a group has succeeded: its ack counts it, and sends the callbacks if it is the last."""
         left = delivery.leaving()
-        if not left.member:
-            left.member = True
+        if left.member:
+            return
+        try:
             for fields in delivery.options.get("group_completion_callbacks") or ():
                 callback: Message[Any] = Message(**fields)
                 delay = self._check_send(callback, None)
                 self.emit_before("enqueue", callback, delay)
                 left.callbacks.append(self.operation(callback, delay))
+            left.member = True
+        except Exception as e:
+            # Counted without its callbacks, it might be the last one, and nobody would send them.
+            delivery.broken = e
+            raise
 
     # --- receiving --------------------------------------------------------------------------------------
 
@@ -469,8 +479,7 @@ class DurableBroker(Broker):
             self._after_process(args[0], **kwargs)
             return
         if signal == "skip_message" and isinstance(args[0], Delivery):
-            with _hooks_of(args[0]):
-                super().emit_after(signal, *args, **kwargs)
+            self._after_skip(args[0])
             return
         super().emit_after(signal, *args, **kwargs)
         if signal == "worker_shutdown":
@@ -507,17 +516,31 @@ class DurableBroker(Broker):
         finally:
             delivery.hooks = False
 
+    def _after_skip(self, delivery: Delivery) -> None:
+        with _hooks_of(delivery):
+            for middleware in reversed(self.middleware):
+                if delivery.settled and isinstance(middleware, Results):
+                    # It was lost before it began: its result is for the worker that has it now.
+                    continue
+                try:
+                    middleware.after_skip_message(self, delivery)
+                except Exception:
+                    logger.critical("Unexpected failure in after_skip_message of %r.", middleware, exc_info=True)
+
     def keep_failure(self, delivery: Delivery) -> None:
         """Have a failure stored as its message's result before the nack, so that it commits with it.
 
         Dramatiq's Results does it after the nack; the back end ignores that.
         """
         for middleware in self.middleware:
-            if isinstance(middleware, Results) and isinstance(middleware.backend, PostgresBackend):
+            backend = middleware.backend if isinstance(middleware, Results) else None
+            if isinstance(backend, PostgresBackend) and backend.place.shared_with(self):
                 token = current_delivery.set(delivery)
                 try:
                     with _hooks_of(delivery):
                         middleware.after_nack(self, delivery)
+                except Interrupt as e:
+                    delivery.broken = e
                 except Exception:
                     logger.exception("the failure of %r is not stored as its result", delivery)
                 finally:

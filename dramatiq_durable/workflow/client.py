@@ -324,7 +324,7 @@ class Waiters:
         self.channel = uuid.uuid4().bytes
         self._events: dict[str, list[threading.Event]] = {}
         self._lock = threading.Lock()
-        broker.listen(f"{broker.namespace}:c{uuid.UUID(bytes=self.channel)}", self._notified)
+        broker.listen(f"durable:c{uuid.UUID(bytes=self.channel)}", self._notified)
 
     @classmethod
     def of(cls, broker: DurableBroker) -> Waiters:
