@@ -11,13 +11,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
-from dramatiq.errors import QueueJoinTimeout, QueueNotFound
+from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import Interrupt, SkipMessage
 
 from .claimer import Claimer
@@ -30,6 +29,7 @@ from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Enqueue, MarkStarted
 from .procedures import Procedures
+from .queues import Queues
 from .settings import Settings, check_url
 from .wakeup import Listener
 from .workflow.options import check_name
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 MAX_DELAY = 315_360_000_000
 
 
-class DurableBroker(Broker):
+class DurableBroker(Queues, Broker):
     """A Dramatiq broker that keeps its queues in Postgres.
 
     The constructor does no I/O: the broker connects at first use, also after a fork.
@@ -59,6 +59,8 @@ class DurableBroker(Broker):
       reclaim_delay: how long a silent worker is given before its messages are handed to others: seconds, a timedelta
         or a text like "30s".
       reclaim_count(int): a message under which so many workers died is poison, and is dead-lettered.
+      fail_fast_default(bool): for tests that run a worker in their own process: `join` raises what a message failed
+        with, as it does with Dramatiq's StubBroker.
 
     Raises:
       NotConfigured: the URL or a setting is malformed.
@@ -72,6 +74,7 @@ class DurableBroker(Broker):
         middleware: list[Middleware] | None = None,
         reclaim_delay: Any = None,
         reclaim_count: int = 3,
+        fail_fast_default: bool = False,
         settings: Settings | None = None,
     ) -> None:
         super().__init__(middleware=middleware)
@@ -87,7 +90,10 @@ class DurableBroker(Broker):
         self.database = Database(self._conninfo, self.namespace, prepared=self.settings.prepared_statements)
         self.commit = GroupCommit(self.database)
         self.procedures = Procedures(self.namespace)
-        self.queues: dict[str, str] = {}
+        self.fail_fast_default = fail_fast_default
+        self.failures = {}
+        self.watched = []
+        self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
         self.runner = Runner(self)
         self._embedded: Any = None
@@ -449,51 +455,7 @@ class DurableBroker(Broker):
             return _ActivityCall(actor, delivery)  # type: ignore[return-value]
         return actor
 
-    # --- queues as a whole ----------------------------------------------------------------------------------
-
-    def flush(self, queue_name: str) -> None:
-        """Drop the messages that wait on a queue; what is being processed, and what belongs to a run, stays.
-
-        Raises:
-          QueueNotFound: the queue was never declared.
-        """
-        self._flush([queue_name])
-
-    def flush_all(self) -> None:
-        """Drop the messages that wait on any declared queue."""
-        self._flush(list(self.queues))
-
-    def _flush(self, names: list[str]) -> None:
-        for name in names:
-            if name not in self.queues:
-                raise QueueNotFound(name)
-        if names:
-            ids = [self.stream_id(name) for name in names]
-            with self.database.connection() as conn:
-                self.procedures.purge_streams(conn, ids)
-
-    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
-        """Wait until a queue has no message left, delayed ones included.
-
-        Parameters:
-          queue_name(str): the queue.
-          timeout(int | None): milliseconds to wait at the most.
-
-        Raises:
-          QueueNotFound: the queue was never declared.
-          QueueJoinTimeout: the timeout ran out.
-        """
-        if queue_name not in self.queues:
-            raise QueueNotFound(queue_name)
-        stream_id = self.stream_id(queue_name)
-        deadline = None if timeout is None else monotonic() + timeout / 1000
-        while True:
-            with self.database.connection() as conn:
-                if not self.procedures.stream_size(conn, stream_id):
-                    return
-            if deadline is not None and monotonic() >= deadline:
-                raise QueueJoinTimeout(f"timed out after {timeout} milliseconds")
-            sleep(0.02)
+    # --- the end ----------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Commit what waits, give back what is held, and close all connections."""
