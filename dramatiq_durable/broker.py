@@ -300,7 +300,7 @@ class DurableBroker(Queues, Broker):
             raise QueueNotFound(queue_name)
         stream_id = self.stream_id(queue_name)
         with self._lock:
-            claimer = self._ensure_claimer(0)
+            claimer = self._ensure_claimer()
             consumer = DurableConsumer(self, claimer, queue_name, stream_id, max(1, prefetch), timeout)
             claimer.consumers[stream_id] = consumer
             self._ensure_listener().listen(f"{self.namespace}:s{stream_id}", self._wake_claimer)
@@ -311,7 +311,7 @@ class DurableBroker(Queues, Broker):
         if self._claimer is not None:
             self._claimer.wake()
 
-    def _ensure_claimer(self, threads: int) -> Claimer:
+    def _ensure_claimer(self) -> Claimer:
         self._after_fork()
         if self._claimer is None:
             self._claimer = Claimer(
@@ -319,7 +319,6 @@ class DurableBroker(Queues, Broker):
                 Membership(self.procedures, self.reclaim_delay, self.reclaim_count),
                 self.deliver,
                 poll_interval=self.settings.poll_interval,
-                threads=threads,
             )
             self._claimer.start()
         return self._claimer
@@ -394,9 +393,7 @@ class DurableBroker(Queues, Broker):
         elif signal == "worker_boot":
             self._check_database()
             with self._lock:
-                claimer = self._ensure_claimer(args[0].worker_threads)
-                claimer.threads = args[0].worker_threads
-                claimer.worker = args[0]
+                self._ensure_claimer().serve(args[0])
         elif signal == "worker_shutdown" and self._claimer is not None:
             self._claimer.drain()
         super().emit_before(signal, *args, **kwargs)

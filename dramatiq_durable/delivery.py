@@ -74,6 +74,11 @@ class Delivery(MessageProxy):
         self.hooks = False
         self.transaction: Any = None
 
+    def clear_exception(self) -> None:
+        """Dramatiq is done with it: what it failed with, and all that its traceback holds, may go."""
+        super().clear_exception()
+        self.exception = self.broken = None
+
 
 #: The delivery that the current thread (or the event loop's task of an async actor) is processing.
 current_delivery: ContextVar[Delivery | None] = ContextVar("current_delivery", default=None)
