@@ -216,6 +216,8 @@ class DurableBroker(Queues, Broker):
                 if delivery is not None and delivery.hooks:
                     delivery.followers.append(operation)
                 else:
+                    if self._claimer is not None:
+                        self._claimer.expect(operation.stream_id)
                     self.commit.submit(operation)
         except Exception as e:
             if delivery is not None and delivery.hooks:

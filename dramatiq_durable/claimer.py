@@ -107,6 +107,12 @@ class Claimer(threading.Thread):
         self._more = {True, False}
         self._event.set()
 
+    def expect(self, stream_id: int) -> None:
+        """The next batch brings a message to this stream: where it is consumed here, the same batch claims it."""
+        consumer = self.consumers.get(stream_id)
+        if consumer is not None:
+            self._more.add(consumer.of_runs)
+
     def urge(self) -> None:
         """Somebody waits for a commit."""
         self._event.set()

@@ -165,6 +165,10 @@ class Runner:
             # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
             self.broker.commit.post(outcome)
             return
+        for follower in delivery.followers:
+            claimer.expect(follower.stream_id)
+        if isinstance(outcome, Reschedule):
+            claimer.expect(delivery.stream_id)
         claimer.post(outcome)
         claimer.finished(delivery)
 
