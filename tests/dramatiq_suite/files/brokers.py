@@ -1,7 +1,7 @@
 """Our broker under the names, and with the parameters, of Dramatiq's own ones.
 
-This is the suite's ``tests/__init__.py``: pytest and the workers that the suite starts import it before any test, so that
-modules which make a broker of Dramatiq's make one of ours.
+This is the suite's ``tests/__init__.py``: pytest, and the workers that the suite starts, import it before any test, so
+that modules which make a broker of Dramatiq's make one of ours.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 import dramatiq_durable as durable
+
 from . import URL, StubBroker
 from .inapplicable import INAPPLICABLE
 
