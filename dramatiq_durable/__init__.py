@@ -1,5 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
+from . import rate_limits, results
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -19,6 +20,7 @@ from .errors import (
     InvalidDefinition,
     InvalidName,
     LeaseLost,
+    MessageExists,
     Nondeterminism,
     NotConfigured,
     NotEncodable,
@@ -87,6 +89,7 @@ __all__ = [
     "InvalidDefinition",
     "InvalidName",
     "LeaseLost",
+    "MessageExists",
     "Nondeterminism",
     "NotConfigured",
     "NotEncodable",
@@ -115,6 +118,8 @@ __all__ = [
     "logger",
     "now",
     "random",
+    "rate_limits",
+    "results",
     "sleep",
     "transaction",
     "uuid4",

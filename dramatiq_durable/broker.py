@@ -10,26 +10,29 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
 from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import Interrupt, SkipMessage
+from dramatiq.results import Results
 
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
 from .delivery import TASK_KINDS, Delivery, current_delivery, encode_message, key_of
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, ForbiddenInWorkflow
+from .errors import DatabaseUnavailable, ForbiddenInWorkflow, MessageExists
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import Enqueue, MarkStarted
+from .operations import Enqueue, EnqueueKeyed, MarkStarted
 from .procedures import Procedures
 from .queues import Queues
+from .results import PostgresBackend
 from .settings import Settings, check_url
 from .wakeup import Listener
 from .workflow.options import check_name
@@ -42,8 +45,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: The longest delay, in milliseconds: ten years.
 MAX_DELAY = 315_360_000_000
+
+#: What may become of a second message with a unique key.
+UNIQUE_CONFLICTS = ("skip", "fail", "replace")
 
 
 class DurableBroker(Queues, Broker):
@@ -103,6 +111,7 @@ class DurableBroker(Queues, Broker):
         self._listener: Listener | None = None
         #: Where this process's clients wait for runs to close.
         self.waiters: Waiters | None = None
+        self._shared: dict[str, Any] = {}
         self._pid = os.getpid()
         self._lock = threading.RLock()
 
@@ -214,11 +223,12 @@ class DurableBroker(Queues, Broker):
             else:
                 operation = self.operation(message, delay)
                 if delivery is not None and delivery.hooks:
-                    delivery.followers.append(operation)
+                    delivery.leaving().sends.append(operation)
                 else:
                     if self._claimer is not None:
                         self._claimer.expect(operation.stream_id)
                     self.commit.submit(operation)
+                    message = self._stored(message, operation)
         except Exception as e:
             if delivery is not None and delivery.hooks:
                 # What a hook sends belongs to the message: if it cannot be stored, neither can the ack.
@@ -265,9 +275,10 @@ class DurableBroker(Queues, Broker):
         for operation in operations:
             if operation.error is not None:
                 raise operation.error
-        for message in messages:
+        stored = [self._stored(m, o) for m, o in zip(messages, operations, strict=True)]
+        for message in stored:
             self.emit_after("enqueue", message, delay)
-        return list(messages)
+        return stored
 
     def operation(self, message: Message[Any] | Delivery, delay: int | None = None) -> Enqueue:
         """A message as the operation that stores it; raises as `enqueue`."""
@@ -275,7 +286,7 @@ class DurableBroker(Queues, Broker):
         if priority is None:
             actor = self.actors.get(message.actor_name)
             priority = actor.priority if actor is not None else 0
-        return Enqueue(
+        plain = (
             self.stream_id(message.queue_name),
             key_of(message.message_id),
             check_name(message.actor_name, "an actor's name"),
@@ -283,6 +294,43 @@ class DurableBroker(Queues, Broker):
             delay or 0,
             encode_message(message),
         )
+        unique_key, group = message.options.get("unique_key"), message.options.get("group_completion_uuid")
+        if unique_key is None and group is None:
+            return Enqueue(*plain)
+        if unique_key is not None:
+            check_name(unique_key, "a unique key")
+        conflict = message.options.get("unique_conflict", "skip")
+        if conflict not in UNIQUE_CONFLICTS:
+            raise ValueError(f"unique_conflict is one of {', '.join(UNIQUE_CONFLICTS)}, not {conflict!r}")
+        return EnqueueKeyed(*plain, None if group is None else key_of(str(group)), unique_key, conflict)
+
+    def _stored(self, message: Message[Any], operation: Enqueue) -> Message[Any]:
+        """The message that is there now: this one, or the live one that has its unique key."""
+        if operation.unique_key is None or operation.answer is None:
+            return message
+        status, found = operation.answer
+        if status or found == operation.message_id:
+            return message
+        live = str(UUID(bytes=found))
+        if operation.conflict == "fail":
+            raise MessageExists(
+                f"the stream {message.queue_name!r} has a live message with the unique key {operation.unique_key!r}: "
+                f"{live}. Send again once it is done, or say what is to become of the second: "
+                "unique_conflict='skip' or 'replace'",
+                live,
+            )
+        return message.copy(message_id=live)
+
+    def count_member(self, delivery: Delivery) -> None:
+        """A member of a group has succeeded: its ack counts it, and sends the callbacks if it is the last."""
+        left = delivery.leaving()
+        if not left.member:
+            left.member = True
+            for fields in delivery.options.get("group_completion_callbacks") or ():
+                callback: Message[Any] = Message(**fields)
+                delay = self._check_send(callback, None)
+                self.emit_before("enqueue", callback, delay)
+                left.callbacks.append(self.operation(callback, delay))
 
     # --- receiving --------------------------------------------------------------------------------------
 
@@ -344,6 +392,19 @@ class DurableBroker(Queues, Broker):
             return psycopg.connect(self.settings.listen_url, autocommit=True)
         return self.database.connect()
 
+    def shared(self, name: str, make: Callable[[], T]) -> T:
+        """What this process has one of; a forked child makes its own."""
+        self._after_fork()
+        with self._lock:
+            if name not in self._shared:
+                self._shared[name] = make()
+            return cast(T, self._shared[name])
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """Where it keeps its messages: brokers with the same place share them."""
+        return self._url or str(self.settings.embedded_dir), self.namespace
+
     @property
     def claimer(self) -> Claimer | None:
         """The thread that claims for this process, while it is a worker."""
@@ -404,6 +465,10 @@ class DurableBroker(Queues, Broker):
         if signal == "process_message" and isinstance(args[0], Delivery):
             self._after_process(args[0], **kwargs)
             return
+        if signal == "skip_message" and isinstance(args[0], Delivery):
+            with _hooks_of(args[0]):
+                super().emit_after(signal, *args, **kwargs)
+            return
         super().emit_after(signal, *args, **kwargs)
         if signal == "worker_shutdown":
             self._stop_claimer()
@@ -417,7 +482,7 @@ class DurableBroker(Queues, Broker):
             delivery.transaction.roll_back()
         # Whatever was decided by an earlier run of these hooks, which an interrupt cut short, is decided anew.
         delivery.retry = delivery.again
-        delivery.followers.clear()
+        delivery.left = None
         delivery.hooks = True
         try:
             for middleware in reversed(self.middleware):
@@ -431,6 +496,22 @@ class DurableBroker(Queues, Broker):
                     logger.critical("Unexpected failure in after_process_message of %r.", middleware, exc_info=True)
         finally:
             delivery.hooks = False
+
+    def keep_failure(self, delivery: Delivery) -> None:
+        """Have a failure stored as its message's result before the nack, so that it commits with it.
+
+        Dramatiq's Results does it after the nack; the back end ignores that.
+        """
+        for middleware in self.middleware:
+            if isinstance(middleware, Results) and isinstance(middleware.backend, PostgresBackend):
+                token = current_delivery.set(delivery)
+                try:
+                    with _hooks_of(delivery):
+                        middleware.after_nack(self, delivery)
+                except Exception:
+                    logger.exception("the failure of %r is not stored as its result", delivery)
+                finally:
+                    current_delivery.reset(token)
 
     def _check_database(self) -> None:
         """A worker that can never work says so at once; one that is early waits for its database."""
@@ -463,6 +544,7 @@ class DurableBroker(Queues, Broker):
         self._stop_claimer()
         listener, self._listener = self._listener, None
         self.waiters = None
+        self._shared.clear()
         if listener is not None:
             listener.stop()
         self.commit.close()
@@ -486,6 +568,17 @@ class DurableBroker(Queues, Broker):
             self._claimer = None
             self._listener = None
             self.waiters = None
+            self._shared.clear()
+
+
+@contextmanager
+def _hooks_of(delivery: Delivery) -> Iterator[None]:
+    """While its hooks run, what they write belongs to the message."""
+    delivery.hooks = True
+    try:
+        yield
+    finally:
+        delivery.hooks = False
 
 
 class _ActivityCall:

@@ -59,7 +59,9 @@ class DurableConsumer(Consumer):
     def nack(self, message: MessageProxy) -> None:
         """The message failed for good: it goes to the dead letters, or its run gets to know."""
         assert isinstance(message, Delivery)
-        self.broker.note_failure(message)
+        if not message.settled:
+            self.broker.keep_failure(message)
+            self.broker.note_failure(message)
         self.broker.runner.settle(message, failed=True)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:

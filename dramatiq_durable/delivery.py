@@ -12,7 +12,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.message import get_encoder
 
 from .errors import NotEncodable, PayloadTooLarge
-from .operations import Enqueue
+from .operations import Leave
 
 #: The most bytes of a message.
 MAX_PAYLOAD = 16 * 1024 * 1024
@@ -34,7 +34,8 @@ class Delivery(MessageProxy):
       result, exception: what came of the actor.
       again(int | None): milliseconds after which the actor itself wants it again.
       retry(int | None): milliseconds after which the retries middleware wants it again.
-      followers(list): messages that hooks sent while it was post-processed; they are stored with its ack.
+      left(Leave | None): what it leaves behind, as its hooks decided; it is stored with its end.
+      hooks(bool): its hooks are running: what they write belongs to it.
       broken(BaseException | None): a hook failed in a way that forbids the ack.
       settled(bool): it was answered for; nothing more may be done under its lease.
       transaction: the open `transaction()` of its actor, if it has one.
@@ -68,7 +69,7 @@ class Delivery(MessageProxy):
         self.exception: BaseException | None = None
         self.again: int | None = None
         self.retry: int | None = None
-        self.followers: list[Enqueue] = []
+        self.left: Leave | None = None
         self.broken: BaseException | None = None
         self.settled = False
         self.hooks = False
@@ -78,6 +79,12 @@ class Delivery(MessageProxy):
         """Dramatiq is done with it: what it failed with, and all that its traceback holds, may go."""
         super().clear_exception()
         self.exception = self.broken = None
+
+    def leaving(self) -> Leave:
+        """What it leaves behind, to add to."""
+        if self.left is None:
+            self.left = Leave(self.key, self.lease)
+        return self.left
 
 
 #: The delivery that the current thread (or the event loop's task of an async actor) is processing.

@@ -167,6 +167,18 @@ class ForbiddenInWorkflow(DurableError):
     """Workflow code did what cannot be replayed: I/O, a thread, a blocking call, ``actor.send()``."""
 
 
+class MessageExists(DurableError):
+    """A live message has the unique key, and the second was not to be skipped.
+
+    Attributes:
+      message_id(str): the live one's.
+    """
+
+    def __init__(self, text: str, message_id: str) -> None:
+        super().__init__(text)
+        self.message_id = message_id
+
+
 class ActivityCancelled(Interrupt):
     """Raised inside a running activity that was cancelled."""
 

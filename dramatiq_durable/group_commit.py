@@ -27,7 +27,7 @@ import psycopg
 
 from .database import Connection, Database, is_connection_lost, translate
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
-from .operations import SINGLE, Context, LeaseOperation, Operation, Together, statement
+from .operations import SINGLE, Context, LeaseOperation, Operation, Together, parts_of, statement
 from .procedures import Procedures
 
 logger = logging.getLogger(__name__)
@@ -143,9 +143,7 @@ class GroupCommit:
     def leased_messages(self) -> list[bytes]:
         """The messages of deliveries that are answered for here and not committed yet."""
         doubtful = self._doubtful[0] if self._doubtful else []
-        known: list[Operation] = []
-        for operation in (*self._batch, *doubtful, *list(self._waiting)):
-            known.extend(operation.parts if isinstance(operation, Together) else [operation])
+        known = parts_of((*self._batch, *doubtful, *list(self._waiting)))
         return [o.message_id for o in known if isinstance(o, LeaseOperation)]
 
     @property
@@ -272,15 +270,8 @@ class GroupCommit:
     def _run(self, conn: Connection, batch: list[Operation], give_up: Callable[[], bool]) -> list[Operation]:
         """Run a batch; answers what has to be run again.  Raises what makes the connection unusable."""
         self.context.last_batch = 0
-        units = [operation for operation in batch if isinstance(operation, Together)]
-        if units and len(batch) > 1:
-            self._one_by_one(units, give_up)
-            return [operation for operation in batch if not isinstance(operation, Together)]
         try:
-            if units:
-                self._execute_together(conn, units[0])
-            else:
-                self._execute(conn, batch)
+            self._execute(conn, batch)
         except Exception as e:
             if isinstance(e, psycopg.Error) and is_connection_lost(e, conn):
                 return self._recover(batch, self.context.last_batch, give_up)
@@ -307,19 +298,6 @@ class GroupCommit:
             again: list[Operation] = [operation]
             while again:
                 again = self._run(self._connection(), again, give_up)
-
-    def _execute_together(self, conn: Connection, unit: Together) -> None:
-        """A transaction of its own for operations that stand or fall together."""
-        self.batches += 1
-        with conn.transaction():
-            for kind, items in by_kind(unit.parts):
-                cursor = conn.cursor(binary=True)
-                cursor.execute(self._statement(kind), kind.arguments(items, self.context))
-                kind.settle(items, cursor.fetchall())
-            unit.settle_parts()
-            if unit.error is not None or not unit.answer:
-                raise psycopg.Rollback
-        self._refuse_unreplicated([unit])
 
     def _refuse(self, operation: Operation, error: Exception) -> list[Operation]:
         """What an operation's own failure means: try again where somebody was in its way, else it has its error."""
@@ -363,7 +341,7 @@ class GroupCommit:
 
     def _execute(self, conn: Connection, batch: list[Operation]) -> None:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
-        groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in by_kind(batch)]
+        groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in by_kind(parts_of(batch))]
         self.batches += 1
         if len(groups) == 1:
             kind, items, arguments = groups[0]
@@ -384,6 +362,9 @@ class GroupCommit:
                     raise
         for kind, items, cursor in calls:
             kind.settle(items, cursor.fetchall())
+        for operation in batch:
+            if isinstance(operation, Together):
+                operation.settle_parts()
         self._refuse_unreplicated(batch)
 
     def _refuse_unreplicated(self, batch: Sequence[Operation]) -> None:

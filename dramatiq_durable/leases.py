@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 import time
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from .database import Connection
 from .procedures import Procedures
 
 logger = logging.getLogger(__name__)
+
+#: How often a worker forgets what has expired in the namespace, in seconds.
+SWEEP = 60.0
 
 
 @dataclass(slots=True)
@@ -46,6 +50,8 @@ class Membership:
         self.worker_id = 0
         self._peers: dict[int, _Sight] = {}
         self._next_beat = 0.0
+        # Many workers that start together do not sweep together.
+        self._next_sweep = time.monotonic() + random.uniform(0.1, 1) * SWEEP
 
     def register(self, conn: Connection, streams: list[int], threads: int) -> bytes:
         """Register (again); answers the token that later calls have to show."""
@@ -92,3 +98,6 @@ class Membership:
                     )
             seen[peer] = sight
         self._peers = seen
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP
+            self.procedures.sweep(conn, self.token)

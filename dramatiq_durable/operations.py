@@ -98,6 +98,11 @@ class Enqueue(Operation):
     priority: int
     delay: int
     payload: bytes
+    #: The group whose completion it counts for.
+    group: bytes | None = None
+    #: At most one live message of its stream has this key; what becomes of a second: skip, fail or replace.
+    unique_key: str | None = None
+    conflict: str = "skip"
 
     @classmethod
     def arguments(cls, items: Sequence[Enqueue], context: Context) -> list[Any]:
@@ -124,6 +129,35 @@ class Enqueue(Operation):
         for item in items:
             item.answer = 1
         return True
+
+
+@dataclass(slots=True, eq=False)
+class EnqueueKeyed(Enqueue):
+    """Store a message with a unique key, or of a group.  Answers (1: stored or 0: not, the id that is there)."""
+
+    procedure = "enqueue_keyed"
+    parameters = 11
+
+    @classmethod
+    def arguments(cls, items: Sequence[Enqueue], context: Context) -> list[Any]:
+        return [
+            *Enqueue.arguments(items, context),
+            Uuids([i.group for i in items]),
+            Texts([i.unique_key for i in items]),
+            Texts([i.conflict for i in items]),
+        ]
+
+    @classmethod
+    def settle(cls, items: Sequence[Enqueue], rows: Rows) -> None:
+        for item, (status, message_id) in zip(items, rows, strict=True):
+            item.answer = (status, message_id)
+            if status < 0:
+                item.error = NotPermitted("no such stream or workflow, or this login may not use it")
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Enqueue]) -> bool:
+        # Which id is there is not known: called again, it says so, and stores nothing twice.
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -504,16 +538,79 @@ def to_json(value: dict[str, Any] | None) -> str | None:
 
 
 @dataclass(slots=True, eq=False)
+class Result:
+    """A result to keep for ``ttl`` milliseconds."""
+
+    key: str
+    value: bytes
+    ttl: int
+
+
+@dataclass(slots=True, eq=False)
+class Leave(LeaseOperation):
+    """What a message leaves behind; committed with what ends it, before it, under the same lease."""
+
+    procedure = "leave"
+    parameters = 19
+    rank = 9
+
+    results: list[Result] = field(default_factory=list)
+    sends: list[Enqueue] = field(default_factory=list)
+    #: It has succeeded as a member of its group; the last one's callbacks are sent.
+    member: bool = False
+    callbacks: list[Enqueue] = field(default_factory=list)
+
+    @classmethod
+    def arguments(cls, items: Sequence[Leave], context: Context) -> list[Any]:
+        results = [(n, r) for n, item in enumerate(items, 1) for r in item.results]
+        sends = [(n, False, s) for n, item in enumerate(items, 1) for s in item.sends]
+        sends += [(n, True, s) for n, item in enumerate(items, 1) for s in item.callbacks]
+        return [
+            *LeaseOperation.arguments(items, context),
+            Bools([i.member for i in items]),
+            Ints([n for n, _ in results]),
+            Texts([r.key for _, r in results]),
+            Blobs([r.value for _, r in results]),
+            Longs([r.ttl for _, r in results]),
+            Ints([n for n, _, _ in sends]),
+            Bools([last for _, last, _ in sends]),
+            Ints([s.stream_id for _, _, s in sends]),
+            Uuids([s.message_id for _, _, s in sends]),
+            Texts([s.actor for _, _, s in sends]),
+            Ints([s.priority for _, _, s in sends]),
+            Longs([s.delay for _, _, s in sends]),
+            Blobs([s.payload for _, _, s in sends]),
+            Uuids([s.group for _, _, s in sends]),
+            Texts([s.unique_key for _, _, s in sends]),
+            Texts([s.conflict for _, _, s in sends]),
+        ]
+
+    @classmethod
+    def settle(cls, items: Sequence[Leave], rows: Rows) -> None:
+        for item, status in zip(items, rows[0][0], strict=True):
+            item.answer = status == 1
+            item.error = None
+            if status < 0:
+                item.error = NotPermitted(
+                    "a hook sends to a stream that does not exist, or that this login may not use"
+                )
+
+
+@dataclass(slots=True, eq=False)
 class Together(Operation):
-    """Operations that are committed together or not at all, in a transaction of their own: the end of a message, and
-    what its hooks sent.  Answers whether the lease was the live one; if it was not, nothing is stored."""
+    """The end of a message and what it leaves behind: committed together or not at all, because the second finds the
+    lease gone where the first was refused.  Answers whether the lease was the live one."""
 
     procedure = ""
     parameters = 0
     rank = 50
-    numbered = True
 
     parts: list[Operation]
+
+    def settle_parts(self) -> None:
+        """Take the answers of the parts: the first error is the error of all."""
+        self.error = next((part.error for part in self.parts if part.error is not None), None)
+        self.answer = all(part.answer is not False for part in self.parts)
 
     @classmethod
     def settle_committed(cls, items: Sequence[Together]) -> bool:
@@ -521,10 +618,16 @@ class Together(Operation):
             item.answer = True
         return True
 
-    def settle_parts(self) -> None:
-        """Take the answers of the parts: the first error is the error of all."""
-        self.error = next((part.error for part in self.parts if part.error is not None), None)
-        self.answer = all(part.answer is not False for part in self.parts if isinstance(part, LeaseOperation))
+
+def parts_of(operations: Sequence[Operation]) -> list[Operation]:
+    """Operations, with those that go together one by one."""
+    found: list[Operation] = []
+    for operation in operations:
+        if isinstance(operation, Together):
+            found.extend(operation.parts)
+        else:
+            found.append(operation)
+    return found
 
 
 @dataclass(slots=True, eq=False)

@@ -99,6 +99,37 @@ class Procedures:
         status = self._call(conn, "await_run", Uuid(run_id), Uuid(channel))[0][0]
         return None if status is None else str(status)
 
+    def get_results(
+        self, conn: Connection, keys: Sequence[str], channel: bytes | None = None, wait: int = 0
+    ) -> dict[str, bytes]:
+        """Those of these results that are there; a channel is notified of others for ``wait`` milliseconds."""
+        listening = None if channel is None else Uuid(channel)
+        return dict(self._call(conn, "get_results", Texts(keys), listening, wait))
+
+    def store_result(self, conn: Connection, key: str, value: bytes, ttl: int) -> None:
+        """Keep a result, outside of any delivery, for ``ttl`` milliseconds."""
+        self._call(conn, "store_result", key, value, ttl)
+
+    def sweep(self, conn: Connection, worker: bytes) -> int:
+        """Forget what has expired; answers how many rows."""
+        return int(self._call(conn, "sweep", Uuid(worker))[0][0])
+
+    def limiter_add(self, conn: Connection, key: str, value: int, ttl: int) -> bool:
+        """Set a limiter's key that is not there; answers whether it did."""
+        return bool(self._call(conn, "limiter_add", key, value, ttl)[0][0])
+
+    def limiter_change(
+        self, conn: Connection, key: str, amount: int, minimum: int | None, maximum: int | None, ttl: int
+    ) -> bool:
+        """Add to a limiter's key within bounds; answers whether it did."""
+        return bool(self._call(conn, "limiter_change", key, amount, minimum, maximum, ttl)[0][0])
+
+    def limiter_change_sum(
+        self, conn: Connection, anchor: str, key: str, keys: Sequence[str], amount: int, maximum: int, ttl: int
+    ) -> bool:
+        """Add to a limiter's key unless the sum of some would exceed a maximum; answers whether it did."""
+        return bool(self._call(conn, "limiter_change_sum", anchor, key, Texts(keys), amount, maximum, ttl)[0][0])
+
     def stream_size(self, conn: Connection, stream_id: int) -> int:
         """How many messages a stream has, delayed and leased ones included."""
         return int(self._call(conn, "stream_size", stream_id)[0][0])

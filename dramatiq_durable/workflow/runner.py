@@ -111,13 +111,13 @@ class Runner:
         outcome = self._outcome(delivery, failed)
         if delivery.broken is not None:
             # It will be run again, and has its effect then; what its hooks sent is sent then, too.
-            delivery.followers.clear()
+            delivery.left = None
             if delivery.transaction is not None:
                 delivery.transaction.roll_back()
                 delivery.transaction = None
         if delivery.transaction is not None:
             self._commit_transaction(delivery, outcome)
-        elif delivery.kind == "a" and isinstance(outcome, CompleteActivity) and not delivery.followers:
+        elif delivery.kind == "a" and isinstance(outcome, CompleteActivity) and delivery.left is None:
             self._advance_activity(delivery, outcome)
         else:
             self.commit_outcome(delivery, outcome)
@@ -157,18 +157,18 @@ class Runner:
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
-        if delivery.followers:
-            outcome = Together([*delivery.followers, outcome])
+        coming = [delivery.stream_id] if isinstance(outcome, Reschedule) else []
+        if delivery.left is not None:
+            coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
+            outcome = Together([delivery.left, outcome])
         outcome.then = outcome.then or self._noticed(delivery)
         claimer = self.broker.claimer
         if claimer is None:
             # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
             self.broker.commit.post(outcome)
             return
-        for follower in delivery.followers:
-            claimer.expect(follower.stream_id)
-        if isinstance(outcome, Reschedule):
-            claimer.expect(delivery.stream_id)
+        for stream_id in coming:
+            claimer.expect(stream_id)
         claimer.post(outcome)
         claimer.finished(delivery)
 
@@ -179,6 +179,9 @@ class Runner:
                     # Somebody's lock was in the way: what is done is done, it only has to be recorded.
                     logger.warning("%s waits to be settled: %s", delivery, operation.error)
                     self._post_instead(delivery, replace(operation))
+                elif isinstance(operation, Together) and isinstance(operation.error, NotPermitted):
+                    # It went back by itself, in the same transaction.
+                    logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
                 elif isinstance(operation, Together):
                     logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
                     text = f"what follows it could not be stored: {_text(operation.error)}"
@@ -210,10 +213,10 @@ class Runner:
         transaction, delivery.transaction = delivery.transaction, None
         claimer = self.broker.claimer
         try:
-            recorded = transaction.commit([*delivery.followers, outcome])
+            recorded = transaction.commit([outcome] if delivery.left is None else [delivery.left, outcome])
         except Exception as e:
             logger.error("the transaction of %s was not committed, it will be run again: %s", delivery, e)
-            delivery.followers.clear()
+            delivery.left = None
             self.commit_outcome(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, _text(e)))
             return
         if not recorded:

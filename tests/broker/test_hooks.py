@@ -15,7 +15,7 @@ from dramatiq.results.backends import StubBackend
 
 import dramatiq_durable as durable
 from dramatiq_durable.group_commit import GroupCommit
-from dramatiq_durable.operations import Ack, Enqueue, Together
+from dramatiq_durable.operations import Ack, Leave, Together, parts_of
 from tests.support import wait_until
 
 from .conftest import Record, Rows
@@ -31,21 +31,15 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
         execute(self, conn, batch)
         seen.append(list(batch))
 
-    unit = GroupCommit._execute_together
-
-    def record_unit(self: GroupCommit, conn: Any, together: Together) -> None:
-        unit(self, conn, together)
-        seen.append(list(together.parts))
-
     monkeypatch.setattr(GroupCommit, "_execute", record)
-    monkeypatch.setattr(GroupCommit, "_execute_together", record_unit)
     return seen
 
 
 def together(batches: list[list[Any]], actor: str) -> bool:
     """Whether the message to this actor was stored in one commit with an ack."""
-    [batch] = [b for b in batches if any(isinstance(o, Enqueue) and o.actor == actor for o in b)]
-    return any(isinstance(o, Ack) for o in batch)
+    units = [parts_of([o]) for batch in batches for o in batch]
+    [unit] = [u for u in units if any(isinstance(o, Leave) and [s.actor for s in o.sends] == [actor] for o in u)]
+    return any(isinstance(o, Ack) for o in unit)
 
 
 def test_a_pipeline_passes_results_on(
@@ -318,13 +312,15 @@ def test_a_stale_ack_stores_nothing(broker: durable.DurableBroker, start_worker:
     def second(n: int) -> None: ...
 
     settled = Record()
-    run = GroupCommit._execute_together
+    run = GroupCommit._execute
 
-    def watched(self: GroupCommit, conn: Any, unit: Together) -> None:
-        run(self, conn, unit)
-        settled(unit.answer)
+    def watched(self: GroupCommit, conn: Any, batch: list[Any]) -> None:
+        run(self, conn, batch)
+        for unit in batch:
+            if isinstance(unit, Together):
+                settled(unit.answer)
 
-    broker.commit._execute_together = watched.__get__(broker.commit)  # type: ignore[method-assign]
+    broker.commit._execute = watched.__get__(broker.commit)  # type: ignore[method-assign]
     start_worker(broker, queues={"default"})
     pipeline([first.message(), second.message()], broker=broker).run()
     assert settled.wait(1) == [False]
@@ -353,7 +349,7 @@ def test_a_lock_in_the_way_does_not_run_the_actor_again(
     pipeline([first.message(), second.message()], broker=broker).run()
     assert begun.wait(10)
     with psycopg.connect(database_url) as conn:
-        conn.execute("LOCK TABLE durable.sender IN EXCLUSIVE MODE")
+        conn.execute("LOCK TABLE durable.message IN EXCLUSIVE MODE")
         go.set()
         wait_until(lambda: "waits to be settled" in caplog.text)
     assert got.wait(1, timeout=20) == [1]

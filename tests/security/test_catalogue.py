@@ -16,7 +16,8 @@ WORKER = {
     "reschedule", "release", "bury",
     "mark_started", "register_worker", "consume_streams", "unregister_worker", "heartbeat", "resync", "reclaim",
     "start_runs", "post", "terminate_run", "get_run", "get_history", "await_run", "run_of_lease", "history_of_lease",
-    "complete_activities", "fail_task", "advance",
+    "complete_activities", "fail_task", "advance", "enqueue_keyed", "leave", "store_result", "get_results", "sweep",
+    "limiter_add", "limiter_change", "limiter_change_sum",
 }
 # fmt: on
 

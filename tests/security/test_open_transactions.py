@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Ints, Uuid
+from dramatiq_durable.arrays import Ints, Texts, Uuid
+from dramatiq_durable.operations import Enqueue, Result
 from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
 
 from .conftest import Grant
@@ -68,6 +69,20 @@ class Side:
             "ack": lambda: worker.ack(*worker.claim(1)),
             "fail_task": lambda: worker.fail_task(task),
             "terminate_run": lambda: session.terminate(run),
+            "enqueue_keyed": lambda: session.enqueue_keyed(self.stream, "key", "replace"),
+            "leave": lambda: worker.leave(
+                *worker.claim(1),
+                results=[Result("key", b"1", 1000)],
+                sends=[Enqueue(self.stream, new_id(), "a", 0, 0, b"")],
+            ),
+            "store_result": lambda: session.call("store_result", "key", b"1", 1000),
+            "get_results": lambda: session.call("get_results", Texts(["key"]), Uuid(new_id()), 1000),
+            "limiter_add": lambda: session.call("limiter_add", "key", 1, 1000),
+            "limiter_change": lambda: session.call("limiter_change", "key", 1, None, None, 1000),
+            "limiter_change_sum": lambda: session.call(
+                "limiter_change_sum", "key@", "key@1", Texts(["key@1"]), 1, 9, 9
+            ),
+            "sweep": lambda: worker.call("sweep"),
             "resync": lambda: worker.resync(),
             "unregister_worker": lambda: worker.call("unregister_worker"),
         }

@@ -13,7 +13,7 @@ import psycopg
 
 from dramatiq_durable import arrays
 from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
-from dramatiq_durable.operations import Advance, Child, Context, Send
+from dramatiq_durable.operations import Advance, Child, Context, Enqueue, EnqueueKeyed, Leave, Result, Send
 from dramatiq_durable.workflow.events import Event, command_id
 from tests.support import wait_until
 
@@ -111,6 +111,22 @@ class Session:
                 Blobs(payloads),
             )[0][0]
         )
+
+    def enqueue_keyed(
+        self,
+        stream: int,
+        key: str | None,
+        conflict: str = "skip",
+        *,
+        id: bytes | None = None,
+        group: bytes | None = None,
+        delay: int = 0,
+    ) -> tuple[int, bytes]:
+        """Store a message with a unique key; (1, its id), or (0, that of the one that is there)."""
+        message = EnqueueKeyed(stream, id or new_id(), "actor", 0, delay, b"x", group, key, conflict)
+        context = Context(self.sender, self.batches)
+        row = self.call("enqueue_keyed", *EnqueueKeyed.arguments([message], context))[0]
+        return row[0], row[1]
 
     def start(
         self,
@@ -276,6 +292,25 @@ class Worker:
     def bury(self, *claimed: Claimed, payload: bytes | None = None) -> list[int]:
         n = len(claimed)
         return self.settle("bury", claimed, Blobs([payload] * n), Texts(["no"] * n))
+
+    def leave(
+        self,
+        *claimed: Claimed,
+        results: Sequence[Result] = (),
+        sends: Sequence[Enqueue] = (),
+        member: bool = False,
+        callbacks: Sequence[Enqueue] = (),
+    ) -> list[int]:
+        """What each of them leaves behind; their statuses."""
+        leaves = []
+        for c in claimed:
+            leave = Leave(c.message_id, c.lease)
+            leave.results, leave.sends, leave.member = list(results), list(sends), member
+            leave.callbacks = list(callbacks)
+            leaves.append(leave)
+        context = Context(self.session.sender, self.session.batches)
+        context.worker = Uuid(self.token)
+        return list(self.session.call("leave", *Leave.arguments(leaves, context))[0][0])
 
     def complete(self, *claimed: Claimed, type: str = "ActivityCompleted", payload: bytes = b"2") -> list[int]:
         n = len(claimed)

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 import dramatiq_durable as durable
+from dramatiq_durable import rate_limits, results
 
 from . import URL, StubBroker
 from .inapplicable import INAPPLICABLE
@@ -85,24 +86,26 @@ def redis_worker(redis_broker: durable.DurableBroker) -> Iterator[dramatiq.Worke
 
 
 @pytest.fixture
-def result_backend(empty_database: None) -> Iterator[Any]:
-    results = pytest.importorskip("dramatiq_durable.results")
-    backend = results.PostgresBackend(URL)
-    yield backend
-    backend.close()
+def place(empty_database: None) -> Iterator[durable.DurableBroker]:
+    """What the back ends keep their connections in: another broker than the one under test."""
+    broker = durable.DurableBroker(URL, middleware=[])
+    yield broker
+    broker.close()
 
 
 @pytest.fixture
-def redis_result_backend(result_backend: Any) -> Any:
+def result_backend(place: durable.DurableBroker) -> results.PostgresBackend:
+    return results.PostgresBackend(place)
+
+
+@pytest.fixture
+def redis_result_backend(result_backend: results.PostgresBackend) -> results.PostgresBackend:
     return result_backend
 
 
 @pytest.fixture
-def rate_limiter_backend(empty_database: None) -> Iterator[Any]:
-    rate_limits = pytest.importorskip("dramatiq_durable.rate_limits")
-    backend = rate_limits.PostgresBackend(URL)
-    yield backend
-    backend.close()
+def rate_limiter_backend(place: durable.DurableBroker) -> rate_limits.PostgresBackend:
+    return rate_limits.PostgresBackend(place)
 
 
 @pytest.fixture

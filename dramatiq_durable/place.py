@@ -1,0 +1,65 @@
+"""Where a back end keeps its rows: the namespace of a broker, of a URL, or of Dramatiq's global broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import dramatiq
+import psycopg
+
+from .database import Connection, translate
+from .errors import NotConfigured
+from .procedures import Procedures
+
+if TYPE_CHECKING:
+    from .broker import DurableBroker
+
+T = TypeVar("T")
+
+
+class Place:
+    """A namespace, as a back end was given it.  Does no I/O before the first call.
+
+    Parameters:
+      broker(DurableBroker | str | None): a broker, a database's URL, or None for Dramatiq's global broker when it is
+        used.
+    """
+
+    def __init__(self, broker: DurableBroker | str | None) -> None:
+        if isinstance(broker, str):
+            from .broker import DurableBroker
+
+            broker = DurableBroker(broker, middleware=[])
+        self._broker = broker
+
+    @property
+    def broker(self) -> DurableBroker:
+        """Raises NotConfigured when there is none, or it is none of ours."""
+        from .broker import DurableBroker
+
+        broker: Any = self._broker if self._broker is not None else dramatiq.get_broker()
+        if not isinstance(broker, DurableBroker):
+            raise NotConfigured(
+                f"the back end needs a DurableBroker or a database's URL, and has a {type(broker).__name__}: "
+                "PostgresBackend(broker), or PostgresBackend('postgresql://user:password@host/database')"
+            )
+        return broker
+
+    def shared_with(self, other: Any) -> bool:
+        """Whether a delivery's broker keeps its messages in the same place."""
+        broker = self.broker
+        return other is broker or bool(other.place == broker.place)
+
+    def call(self, function: Callable[[Procedures, Connection], T]) -> T:
+        """Call procedures on a connection of one's own, each in a transaction of its own.
+
+        Raises:
+          DatabaseUnavailable, NotPermitted, SchemaOutOfDate: as for every use of a namespace.
+        """
+        broker = self.broker
+        try:
+            with broker.database.connection() as conn:
+                return function(broker.procedures, conn)
+        except psycopg.Error as e:
+            raise translate(e) from e

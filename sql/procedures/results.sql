@@ -1,0 +1,222 @@
+-- What messages leave behind: results, what their hooks sent, the count of their group; and who waits for a result.
+
+-- What these messages leave behind, under their leases.  Called in one transaction with what ends them (ack, reschedule,
+-- bury, complete_activities), before it: they stand or fall together, also when the lease is gone.
+--
+-- p_member[i]: message i has succeeded as a member of its group: it is counted, once, because its row ends with it.
+-- The other arrays name their message by position: results (time to live in milliseconds), and messages to send; of the
+-- last member of a group those with p_send_last too: the completion's callbacks.
+--
+-- Answers per message 1: stored; 0: its lease is gone; -1: it may not send what it wants to.  The message then goes back,
+-- to be tried again in 30 seconds, and whatever was to end it finds its lease gone.
+CREATE FUNCTION {schema}.leave(
+    p_worker uuid, p_messages uuid[], p_leases uuid[], p_member boolean[],
+    p_result_of int[], p_result_key text[], p_result_value bytea[], p_result_ttl bigint[],
+    p_send_of int[], p_send_last boolean[], p_send_stream int[], p_send_message uuid[], p_send_actor text[],
+    p_send_priority int[], p_send_delay bigint[], p_send_payload bytea[], p_send_group uuid[], p_send_key text[],
+    p_send_conflict text[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_answer int[] := array_fill(0, ARRAY[cardinality(p_messages)]);
+    v_stream int[] := array_fill(0, ARRAY[cardinality(p_messages)]);
+    v_group uuid[] := array_fill(NULL::uuid, ARRAY[cardinality(p_messages)]);
+    v_may int[];
+    v_last int[] := '{}';
+    v_left bigint;
+    v_row record;
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    FOR v_row IN
+        SELECT t.n, m.stream_id, m.group_id
+        FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
+        JOIN {schema}.message m ON m.message_id = t.message_id AND m.lease_token = t.lease
+                               AND m.worker_id = v_worker.worker_id
+        ORDER BY t.n
+        FOR UPDATE OF m
+    LOOP
+        v_answer[v_row.n] := 1;
+        v_stream[v_row.n] := v_row.stream_id;
+        v_group[v_row.n] := v_row.group_id;
+    END LOOP;
+
+    IF cardinality(p_send_of) > 0 THEN
+        v_may := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_send_stream, 'p');
+        FOR v_row IN
+            SELECT DISTINCT s.of FROM unnest(p_send_of, p_send_stream, p_send_message) s (of, stream_id, message_id)
+            WHERE v_answer[s.of] = 1
+              AND ((s.stream_id = ANY (v_may)) IS NOT TRUE OR substr(s.message_id::text, 15, 1) = '8')
+        LOOP
+            v_answer[v_row.of] := -1;
+            UPDATE {schema}.message m
+            SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
+                due_at = clock_timestamp() + interval '30 seconds',
+                last_failure = 'what follows it could not be stored: no such stream, or its worker may not send to it'
+            WHERE m.message_id = p_messages[v_row.of] AND m.lease_token = p_leases[v_row.of];
+        END LOOP;
+    END IF;
+
+    IF cardinality(p_result_of) > 0 THEN
+        PERFORM {schema}.keep_results(
+            array_agg(r.key ORDER BY r.n), array_agg(v_stream[r.of] ORDER BY r.n), array_agg(r.value ORDER BY r.n),
+            array_agg(r.ttl ORDER BY r.n))
+        FROM unnest(p_result_of, p_result_key, p_result_value, p_result_ttl) WITH ORDINALITY r (of, key, value, ttl, n)
+        WHERE v_answer[r.of] = 1
+        HAVING count(*) > 0;
+    END IF;
+
+    -- Groups in one order, so that no two transactions wait for each other.  A barrier that has expired still counts.
+    FOR v_row IN
+        SELECT v_group[t.n] AS id, min(t.n)::int AS first, count(*) AS members
+        FROM unnest(p_member) WITH ORDINALITY t (member, n)
+        WHERE t.member AND v_answer[t.n] = 1 AND v_group[t.n] IS NOT NULL
+        GROUP BY v_group[t.n] ORDER BY v_group[t.n]
+    LOOP
+        UPDATE {schema}.limiter l SET value = l.value - v_row.members
+        WHERE l.key = v_row.id::text AND l.value > 0
+          AND l.space = (SELECT min(o.space) FROM {schema}.limiter o WHERE o.key = v_row.id::text)
+        RETURNING l.value INTO v_left;
+        IF FOUND AND v_left <= 0 THEN
+            v_last := v_last || v_row.first;
+        END IF;
+    END LOOP;
+
+    IF cardinality(p_send_of) > 0 THEN
+        INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, group_id)
+        SELECT s.message_id, s.stream_id, s.priority,
+               clock_timestamp() + least(greatest(s.delay, 0), 315360000000) * interval '1 millisecond'
+                   + s.n * interval '1 microsecond',
+               clock_timestamp(), s.actor, s.payload, s.group_id
+        FROM unnest(p_send_of, p_send_last, p_send_stream, p_send_message, p_send_actor, p_send_priority, p_send_delay,
+                    p_send_payload, p_send_group, p_send_key)
+             WITH ORDINALITY s (of, last, stream_id, message_id, actor, priority, delay, payload, group_id, key, n)
+        WHERE v_answer[s.of] = 1 AND (NOT s.last OR s.of = ANY (v_last)) AND s.key IS NULL
+        ON CONFLICT (message_id, stream_id) DO NOTHING;
+        FOR v_row IN
+            SELECT * FROM unnest(p_send_of, p_send_last, p_send_stream, p_send_message, p_send_actor, p_send_priority,
+                                 p_send_delay, p_send_payload, p_send_group, p_send_key, p_send_conflict)
+                WITH ORDINALITY s (of, last, stream_id, message_id, actor, priority, delay, payload, group_id, key, conflict, n)
+            WHERE v_answer[s.of] = 1 AND (NOT s.last OR s.of = ANY (v_last)) AND s.key IS NOT NULL ORDER BY s.n
+        LOOP
+            PERFORM {schema}.store_keyed(v_row.stream_id, v_row.message_id, v_row.actor, v_row.priority, v_row.delay,
+                                         v_row.payload, v_row.group_id, v_row.key, v_row.conflict);
+        END LOOP;
+        PERFORM {schema}.wake(ARRAY(
+            SELECT DISTINCT s.stream_id FROM unnest(p_send_of, p_send_last, p_send_stream) s (of, last, stream_id)
+            WHERE v_answer[s.of] = 1 AND (NOT s.last OR s.of = ANY (v_last))));
+    END IF;
+    RETURN v_answer;
+END
+$$;
+
+-- Internal: keep results (time to live in milliseconds), and wake who waits for them.
+CREATE FUNCTION {schema}.keep_results(p_keys text[], p_streams int[], p_values bytea[], p_ttls bigint[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_channel uuid;
+BEGIN
+    INSERT INTO {schema}.result AS r (key, stream_id, expires_at, value)
+    -- One statement cannot change a row twice: of two results with one key the later counts.
+    SELECT DISTINCT ON (t.key, t.stream_id) t.key, t.stream_id,
+           v_now + least(greatest(t.ttl, 0), 315360000000) * interval '1 millisecond', t.value
+    FROM unnest(p_keys, p_streams, p_values, p_ttls) WITH ORDINALITY t (key, stream_id, value, ttl, n)
+    ORDER BY t.key, t.stream_id, t.n DESC
+    ON CONFLICT (key, stream_id) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at;
+    FOR v_channel IN
+        SELECT DISTINCT w.channel FROM {schema}.result_waiter w WHERE w.key = ANY (p_keys) AND w.until > v_now
+    LOOP
+        IF pg_notification_queue_usage() < 0.25 THEN
+            PERFORM pg_notify('{namespace}:c' || v_channel, '');
+        END IF;
+    END LOOP;
+END
+$$;
+
+-- Keep a result outside of any delivery.  It lies with no stream: an administrator's may be read by administrators,
+-- any other principal's by itself.
+CREATE FUNCTION {schema}.store_result(p_key text, p_value bytea, p_ttl bigint)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_space int := {schema}.space();
+BEGIN
+    PERFORM {schema}.keep_results(ARRAY[p_key], ARRAY[-v_space], ARRAY[p_value], ARRAY[p_ttl]);
+END
+$$;
+
+-- Those of these results that are there and not expired, of streams that the caller may use.
+-- p_channel: where NULL, that is all; else the channel is notified when one of the others comes, within p_wait milliseconds.
+-- What was being stored while the wish was being committed is found by asking again.
+CREATE FUNCTION {schema}.get_results(p_keys text[], p_channel uuid, p_wait bigint)
+RETURNS TABLE (key text, value bytea)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_caller record;
+    v_until timestamptz := clock_timestamp() + least(greatest(p_wait, 0), 3600000) * interval '1 millisecond';
+BEGIN
+    IF cardinality(p_keys) > 10000 THEN
+        RAISE EXCEPTION 'a call has at most 10000 items, not %', cardinality(p_keys) USING ERRCODE = '54000';
+    END IF;
+    SELECT * INTO v_caller FROM {schema}.caller();
+    IF p_channel IS NOT NULL THEN
+        INSERT INTO {schema}.result_waiter AS w (key, channel, until)
+        SELECT DISTINCT k, p_channel, v_until FROM unnest(p_keys) k ORDER BY 1
+        ON CONFLICT (key, channel) DO UPDATE SET until = excluded.until;
+    END IF;
+    RETURN QUERY
+        SELECT DISTINCT ON (r.key) r.key, r.value FROM {schema}.result r
+        WHERE r.key = ANY (p_keys) AND r.expires_at > clock_timestamp()
+          AND (v_caller.is_admin OR r.stream_id = -v_caller.principal_id OR EXISTS (
+              SELECT 1 FROM {schema}.stream_grant g
+              WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id AND (g.consume OR g.produce)))
+        ORDER BY r.key, r.expires_at DESC;
+END
+$$;
+
+-- Forget what has expired, a bounded number of rows of each kind; nobody is waited for.  Answers how many rows.
+CREATE FUNCTION {schema}.sweep(p_worker uuid)
+RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+AS $$
+DECLARE
+    v_now timestamptz := clock_timestamp();
+    v_rows bigint;
+    v_all bigint := 0;
+BEGIN
+    PERFORM {schema}.authenticate(p_worker);
+    DELETE FROM {schema}.result r WHERE r.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM {schema}.result o WHERE o.expires_at < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    v_all := v_all + v_rows;
+    DELETE FROM {schema}.result_waiter w WHERE w.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM {schema}.result_waiter o WHERE o.until < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    v_all := v_all + v_rows;
+    DELETE FROM {schema}.waiter w WHERE w.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM {schema}.waiter o WHERE o.until < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    v_all := v_all + v_rows;
+    -- A group may take longer than its barrier lives: its count is kept for a week more.
+    DELETE FROM {schema}.limiter l WHERE l.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM {schema}.limiter o WHERE o.expires_at < v_now - CASE WHEN o.key LIKE '%@%' THEN interval '1 hour' ELSE interval '7 days' END
+        LIMIT 5000 FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    v_all := v_all + v_rows;
+    -- A sender asks about its last batch within minutes, if ever.
+    DELETE FROM {schema}.sender s WHERE s.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM {schema}.sender o WHERE o.at < v_now - interval '7 days' LIMIT 5000 FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    RETURN v_all + v_rows;
+END
+$$;
