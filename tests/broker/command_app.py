@@ -55,6 +55,11 @@ def quick(text: str) -> None:
     say(f"quick {text} in {os.getpid()}")
 
 
+@dramatiq.actor
+def passes_on(text: str) -> None:
+    quick.send(text)
+
+
 @dramatiq.actor(max_retries=1, min_backoff=1, max_backoff=1)
 def fail() -> None:
     raise RuntimeError("as told")
