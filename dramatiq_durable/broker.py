@@ -214,8 +214,11 @@ class DurableBroker(Queues, Broker):
         delivery = current_delivery.get()
         try:
             delay = self._check_send(message, delay)
+            again = isinstance(message, Delivery) and message is delivery
+            if delay is not None and not again:
+                message = _with_eta(message, delay)
             self.emit_before("enqueue", message, delay)
-            if isinstance(message, Delivery) and message is delivery:
+            if delivery is not None and again:
                 if delivery.hooks:
                     delivery.retry = delay or 0
                 else:
@@ -235,9 +238,7 @@ class DurableBroker(Queues, Broker):
                 delivery.broken = e
             raise
         self.emit_after("enqueue", message, delay)
-        if delay is not None:
-            message = message.copy(options={"eta": current_millis() + delay})
-        return message
+        return _with_eta(message, delay) if again and delay is not None else message
 
     def _check_send(self, message: Message[Any] | Delivery, delay: Any) -> int | None:
         """The delay in whole milliseconds, if this message may be sent with it; raises as `enqueue`."""
@@ -267,25 +268,27 @@ class DurableBroker(Queues, Broker):
           as `enqueue`; nothing is stored when a message cannot be encoded.
         """
         delays = [self._check_send(m, delay) for m in messages]
+        messages = [m if d is None else _with_eta(m, d) for m, d in zip(messages, delays, strict=True)]
+        for message, due in zip(messages, delays, strict=True):
+            self.emit_before("enqueue", message, due)
         operations = [self.operation(m, d) for m, d in zip(messages, delays, strict=True)]
-        for message in messages:
-            self.emit_before("enqueue", message, delay)
         if operations:
             self.commit.submit_many(operations)
         for operation in operations:
             if operation.error is not None:
                 raise operation.error
         stored = [self._stored(m, o) for m, o in zip(messages, operations, strict=True)]
-        for message in stored:
-            self.emit_after("enqueue", message, delay)
+        for message, due in zip(stored, delays, strict=True):
+            self.emit_after("enqueue", message, due)
         return stored
 
     def operation(self, message: Message[Any] | Delivery, delay: int | None = None) -> Enqueue:
         """A message as the operation that stores it; raises as `enqueue`."""
-        priority = message.options.get("broker_priority")
-        if priority is None:
-            actor = self.actors.get(message.actor_name)
-            priority = actor.priority if actor is not None else 0
+        actor = self.actors.get(message.actor_name)
+        priority = actor.priority if actor is not None else 0
+        if urgency := message.options.get("broker_priority"):
+            # It comes from RabbitMQ, where the highest is the first.
+            priority = -urgency
         plain = (
             self.stream_id(message.queue_name),
             key_of(message.message_id),
@@ -569,6 +572,11 @@ class DurableBroker(Queues, Broker):
             self._listener = None
             self.waiters = None
             self._shared.clear()
+
+
+def _with_eta(message: Message[Any], delay: int) -> Message[Any]:
+    """A message that says when it is due, as Dramatiq's brokers make it."""
+    return message.copy(options={"eta": current_millis() + delay})
 
 
 @contextmanager

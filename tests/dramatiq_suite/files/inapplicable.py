@@ -53,13 +53,6 @@ _GROUPS = [
         ],
     ),
     (
-        "test_rabbitmq.py",
-        "has RabbitMQ's priorities, where the higher comes first",
-        [
-            "test_rabbitmq_broker_can_enqueue_messages_with_priority",
-        ],
-    ),
-    (
         "test_redis.py",
         "looks into Redis's keys",
         [
