@@ -214,31 +214,43 @@ class DurableBroker(Queues, Broker):
         delivery = current_delivery.get()
         try:
             delay = self._check_send(message, delay)
-            again = isinstance(message, Delivery) and message is delivery
-            if delay is not None and not again:
+            if isinstance(message, Delivery) and message is delivery:
+                return self._ask_again(delivery, delay)
+            if delay is not None:
                 message = _with_eta(message, delay)
             self.emit_before("enqueue", message, delay)
-            if delivery is not None and again:
-                if delivery.hooks:
-                    delivery.retry = delay or 0
-                else:
-                    delivery.again = delay or 0
+            operation = self.operation(message, delay)
+            if delivery is not None and delivery.hooks:
+                delivery.leaving().sends.append(operation)
             else:
-                operation = self.operation(message, delay)
-                if delivery is not None and delivery.hooks:
-                    delivery.leaving().sends.append(operation)
-                else:
-                    if self._claimer is not None:
-                        self._claimer.expect(operation.stream_id)
-                    self.commit.submit(operation)
-                    message = self._stored(message, operation)
+                if self._claimer is not None:
+                    self._claimer.expect(operation.stream_id)
+                self.commit.submit(operation)
+                message = self._stored(message, operation)
         except Exception as e:
             if delivery is not None and delivery.hooks:
                 # What a hook sends belongs to the message: if it cannot be stored, neither can the ack.
                 delivery.broken = e
             raise
         self.emit_after("enqueue", message, delay)
-        return _with_eta(message, delay) if again and delay is not None else message
+        return message
+
+    def _ask_again(self, delivery: Delivery, delay: int | None) -> Message[Any]:
+        """The message that is being processed is to come again."""
+        # Hooks see a message, as with Dramatiq's brokers, not its delivery; what they change of it comes again, too.
+        message: Message[Any] = delivery._message
+        if delay is not None:
+            message.options["eta"] = current_millis() + delay
+        try:
+            self.emit_before("enqueue", message, delay)
+            if delivery.hooks:
+                delivery.retry = delay or 0
+            else:
+                delivery.again = delay or 0
+            self.emit_after("enqueue", message, delay)
+            return message.copy()
+        finally:
+            message.options.pop("eta", None)
 
     def _check_send(self, message: Message[Any] | Delivery, delay: Any) -> int | None:
         """The delay in whole milliseconds, if this message may be sent with it; raises as `enqueue`."""
@@ -487,10 +499,11 @@ class DurableBroker(Queues, Broker):
         delivery.retry = delivery.again
         delivery.left = None
         delivery.hooks = True
+        outcome: dict[str, Any] = {"result": result} if exception is None else {"exception": exception}
         try:
             for middleware in reversed(self.middleware):
                 try:
-                    middleware.after_process_message(self, delivery, result=result, exception=exception)
+                    middleware.after_process_message(self, delivery, **outcome)
                 except Interrupt as e:
                     # A time limit or shutdown that comes this late must not end the thread with the message in hand.
                     delivery.broken = e
