@@ -1,6 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
-from . import rate_limits, results
+from . import rate_limits, results, schedules
 from .abort import (
     aabort,
     abort,
@@ -22,8 +22,10 @@ from .errors import (
     DurableError,
     Failure,
     ForbiddenInWorkflow,
+    ImportFailed,
     InvalidDefinition,
     InvalidName,
+    InvalidSchedule,
     LeaseLost,
     MessageExists,
     Nondeterminism,
@@ -34,6 +36,8 @@ from .errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     RunawayWorkflow,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaOutOfDate,
     Timeout,
     WorkflowAlreadyStarted,
@@ -43,6 +47,9 @@ from .errors import (
     WorkflowNotFound,
     WorkflowTerminated,
     WorkflowTimedOut,
+)
+from .using import (
+    using,
 )
 from .workflow.client import (
     Description,
@@ -91,9 +98,11 @@ __all__ = [
     "Failure",
     "ForbiddenInWorkflow",
     "HistoryEvent",
+    "ImportFailed",
     "Info",
     "InvalidDefinition",
     "InvalidName",
+    "InvalidSchedule",
     "LeaseLost",
     "MessageExists",
     "Nondeterminism",
@@ -104,6 +113,8 @@ __all__ = [
     "OutcomeUnknown",
     "PayloadTooLarge",
     "RunawayWorkflow",
+    "ScheduleExists",
+    "ScheduleNotFound",
     "SchemaOutOfDate",
     "Timeout",
     "Workflow",
@@ -128,8 +139,10 @@ __all__ = [
     "random",
     "rate_limits",
     "results",
+    "schedules",
     "sleep",
     "transaction",
+    "using",
     "uuid4",
     "uuid7",
     "wait_condition",

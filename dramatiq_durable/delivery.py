@@ -21,6 +21,9 @@ MAX_PAYLOAD = 16 * 1024 * 1024
 #: Kinds of messages that carry a run forward; they have no payload of their own.
 TASK_KINDS = ("s", "t", "w")
 
+#: The kind of a schedule's tick: no message for an actor, it says that something is due.
+TICK = "c"
+
 
 class Delivery(MessageProxy, Interruptible):
     """A message that this process has leased.
@@ -28,7 +31,7 @@ class Delivery(MessageProxy, Interruptible):
     Attributes:
       broker(DurableBroker): whose delivery it is.
       stream_id(int), key(bytes), lease(bytes): where it lies, its row's id, and the token of this delivery.
-      kind(str): m (plain), a (activity), s, t, w (tasks of a run).
+      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), s, t, w (tasks of a run).
       run_id(str | None), seq(int | None): the run and the command that it belongs to.
       attempt(int): counted from 1.
       reclaimed(bool): it was taken from a dead worker, aborted or redriven: its start has to be recorded.
@@ -77,6 +80,11 @@ class Delivery(MessageProxy, Interruptible):
         self.settled = False
         self.hooks = False
         self.transaction: Any = None
+
+    def clear_exception(self) -> None:
+        """Dramatiq is done with it: what it failed with, and all that its traceback holds, may go."""
+        super().clear_exception()
+        self.exception = self.broken = None
 
     def leaving(self) -> Leave:
         """What it leaves behind, to add to."""

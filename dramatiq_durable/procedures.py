@@ -30,6 +30,10 @@ class Procedures:
         """The ids of streams.  Raises NotPermitted (as DD001) for one that is missing or foreign."""
         return dict(self._call(conn, "open_streams", Texts(names)))
 
+    def namespace_identity(self, conn: Connection) -> bytes:
+        """What tells this namespace from any other."""
+        return bytes(self._call(conn, "namespace_identity")[0][0])
+
     def batch_outcome(self, conn: Connection, sender: bytes, batch: int) -> bool:
         """Whether a batch was committed; if it was not, it no longer can be."""
         return bool(self._call(conn, "batch_outcome", Uuid(sender), batch)[0][0])
@@ -109,6 +113,10 @@ class Procedures:
         status = self._call(conn, "await_run", Uuid(run_id), Uuid(channel))[0][0]
         return None if status is None else str(status)
 
+    def list_schedules(self, conn: Connection, name: str | None = None) -> Rows:
+        """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
+        return self._call(conn, "list_schedules", name)
+
     def get_results(
         self, conn: Connection, keys: Sequence[str], channel: bytes | None = None, wait: int = 0
     ) -> dict[str, bytes]:
@@ -144,9 +152,18 @@ class Procedures:
         """How many messages a stream has, delayed and leased ones included."""
         return int(self._call(conn, "stream_size", stream_id)[0][0])
 
-    def purge_streams(self, conn: Connection, streams: list[int]) -> int:
-        """Drop what waits on streams; answers how many messages."""
-        return int(self._call(conn, "purge_streams", Ints(streams))[0][0])
+    def queue_counts(self, conn: Connection, stream_id: int) -> tuple[int, int, int]:
+        """What a stream has: (ready, delayed, dead)."""
+        ready, delayed, dead = self._call(conn, "queue_counts", stream_id)[0]
+        return ready, delayed, dead
+
+    def flush_streams(self, conn: Connection, streams: list[int]) -> None:
+        """Drop what waits on streams, and their dead letters."""
+        self._call(conn, "flush_streams", Ints(streams))
+
+    def import_journal(self, conn: Connection, source: bytes, stream_id: int) -> bytes:
+        """The marks of what was imported from a source and may still be there, 16 bytes each."""
+        return bytes(self._call(conn, "import_journal", Uuid(source), stream_id)[0][0] or b"")
 
 
 def from_json(text: str | None) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ BEGIN
                    v_now, t.actor, t.payload
             FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
                  WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n);
-            PERFORM {schema}.wake(v_may);
+            PERFORM {schema}.wake(v_may, p_sender IS NULL);
             RETURN array_fill(1, ARRAY[cardinality(p_messages)]);
         EXCEPTION WHEN unique_violation THEN
             NULL;
@@ -83,7 +83,7 @@ BEGIN
         ON CONFLICT (message_id, stream_id) DO NOTHING
         RETURNING message_id, stream_id)
     SELECT array_agg(s.message_id), array_agg(s.stream_id) INTO v_stored, v_on FROM stored s;
-    PERFORM {schema}.wake(v_may);
+    PERFORM {schema}.wake(v_may, p_sender IS NULL);
     RETURN ARRAY(
         SELECT CASE WHEN (t.stream_id = ANY (v_may)) IS NOT TRUE OR substr(t.message_id::text, 15, 1) = '8' THEN -1
                WHEN EXISTS (SELECT 1 FROM unnest(v_stored, v_on) u (message_id, stream_id)
@@ -251,6 +251,7 @@ END
 $$;
 
 -- The messages are to be tried again: the same rows, with a new payload, due after p_delays milliseconds.
+-- A new payload was made by the worker's encoder: it is no longer SQL's JSON.
 -- Answers the positions whose lease is no longer the live one.
 CREATE FUNCTION {schema}.reschedule(
     p_worker uuid, p_messages uuid[], p_leases uuid[], p_delays bigint[], p_payloads bytea[], p_failures text[])
@@ -262,6 +263,7 @@ DECLARE
     v_worker record;
     v_now timestamptz := clock_timestamp();
     v_done bigint[];
+    v_streams int[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
@@ -272,12 +274,17 @@ BEGIN
                      + CASE WHEN m.abort_at IS NULL THEN least(greatest(t.delay, 0), 315360000000) ELSE 0 END
                        * interval '1 millisecond',
             payload = coalesce(t.payload, m.payload), last_failure = t.failure,
+            kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END,
             redriven = CASE WHEN t.payload IS NULL THEN m.redriven END
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures)
              WITH ORDINALITY t (message_id, lease, delay, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
         RETURNING t.n, m.stream_id)
-    SELECT array_agg(d.n) INTO v_done FROM done d;
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;
+    IF v_streams IS NOT NULL THEN
+        -- Whoever sleeps learns when they are due.
+        PERFORM {schema}.wake(v_streams);
+    END IF;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
                  WHERE v_done IS NULL OR NOT n = ANY (v_done));
 END
@@ -333,7 +340,7 @@ BEGIN
             message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)
         SELECT d.message_id, d.stream_id, d.priority, d.enqueued_at, d.attempt, d.deaths, d.actor,
                CASE WHEN d.abort_at IS NULL THEN 'rejected' ELSE 'aborted' END, d.failure, coalesce(d.new_payload, d.payload),
-               d.kind, d.group_id, d.unique_key
+               CASE WHEN d.new_payload IS NULL THEN d.kind ELSE 'm' END, d.group_id, d.unique_key
         FROM done d)
     SELECT array_agg(d.n) INTO v_done FROM done d;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
