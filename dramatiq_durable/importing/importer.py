@@ -301,4 +301,5 @@ def _whole(number: float) -> int:
 
 def _why(error: BaseException) -> str:
     cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {cause}"[:200]
+    text = f"{type(cause).__name__}: {cause}"[:200]
+    return "".join(c if c.isprintable() else " " for c in text)

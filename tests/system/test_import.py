@@ -18,7 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import CurrentMessage, Retries
+from dramatiq.middleware import CurrentMessage, GroupCallbacks, Retries
+from dramatiq.rate_limits.backends import RedisBackend as RedisLimits
 
 import dramatiq_durable as durable
 from dramatiq_durable.cli import main
@@ -310,6 +311,29 @@ def test_priorities_of_rabbitmq_are_kept(rabbitmq: Old, attempt: Any, database_u
     assert got == [1, 4, 2, 0, 3]
 
 
+def test_a_group_that_is_under_way_completes(redis: Old, attempt: Any, database_url: str) -> None:
+    """Its members are counted where they were sent, as long as GroupCallbacks keeps that back end."""
+    limits = RedisLimits(url=redis.url)
+    sender = redis.broker(middleware=[GroupCallbacks(limits)])
+    note = redis.actor(print, sender)
+    done = dramatiq.actor(print, actor_name="done", queue_name=redis.queue, broker=sender)
+    together = dramatiq.group([note.message(n) for n in range(3)], broker=sender)
+    together.add_completion_callback(done.message("all"))
+    together.run()
+    told = attempt(*redis.arguments())
+    assert "3 message(s) belong to groups with callbacks" in told.stderr
+    got: list[Any] = []
+    broker = durable.DurableBroker(database_url, middleware=[GroupCallbacks(limits)])
+    for name in ("note", "done"):
+        dramatiq.actor(got.append, actor_name=name, queue_name=redis.queue, broker=broker)
+    with working(broker):
+        wait_until(lambda: len(got) == 4, message="the callback")
+    broker.close()
+    limits.client.close()
+    assert got[-1] == "all"
+    assert sorted(got[:-1]) == [0, 1, 2]
+
+
 # --- what is not touched ------------------------------------------------------------------------------------------
 
 
@@ -429,6 +453,52 @@ def test_an_unknown_queue_is_named(old: Old, attempt: Any) -> None:
 
 
 # --- dying ----------------------------------------------------------------------------------------------------------
+
+
+class Died(BaseException):
+    """The import's process is no more."""
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_dying_between_storing_and_removing_loses_and_doubles_nothing(
+    old: Old, moved: Any, rows: Any, database_url: str, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    """The first batch is stored; the import dies before it is removed, or just after; then it is run to its end here."""
+    from dramatiq_durable.importing import rabbitmq, redis
+    from dramatiq_durable.importing.importer import Importer
+
+    note = old.actor(print)
+    for n in range(9):
+        note.send(n)
+    source: Any = redis.RedisSource(old.url, old.namespace) if old.kind == "redis" else rabbitmq.RabbitmqSource(old.url)
+    box = redis._Queue if old.kind == "redis" else rabbitmq._Box
+    settle: Any = box.settle
+
+    def die(self: Any, gone: Any, left: Any) -> None:
+        if removed:
+            settle(self, gone, left)
+        raise Died
+
+    broker = durable.DurableBroker(database_url)
+    importer = Importer(broker, source, batch=4, dead_letters=False, actors={})
+    with monkeypatch.context() as patch:
+        patch.setattr(box, "settle", die)
+        patch.setattr(box, "__exit__", lambda self, *error: None)
+        with pytest.raises(Died):
+            importer.move(importer.count(old.queue))
+    source.close()
+    broker.close()
+    got: list[int] = []
+    with ours(database_url, old, got.append):
+        wait_until(lambda: rows("SELECT count(*) FROM durable.message") == [(0,)], message="the first batch")
+        assert sorted(got) == [0, 1, 2, 3]
+        wait_until(lambda: old.kind == "redis" or old.counts()[0] == (5 if removed else 9), message="all are back")
+        report = moved()
+        assert (report["moved"], report["already_there"]) == (5, 0 if removed else 4)
+        wait_until(lambda: rows("SELECT count(*) FROM durable.message") == [(0,)], message="the rest")
+    assert sorted(got) == list(range(9))
+    assert old.counts() == (0, 0, 0)
+    assert rows("SELECT count(*) FROM durable.result") == [(0,)]
 
 
 def test_killed_again_and_again_it_loses_and_doubles_nothing(
