@@ -1,6 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
-from . import rate_limits, results
+from . import rate_limits, results, schedules
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -20,6 +20,7 @@ from .errors import (
     ImportFailed,
     InvalidDefinition,
     InvalidName,
+    InvalidSchedule,
     LeaseLost,
     MessageExists,
     Nondeterminism,
@@ -30,6 +31,8 @@ from .errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     RunawayWorkflow,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaOutOfDate,
     Timeout,
     WorkflowAlreadyStarted,
@@ -39,6 +42,9 @@ from .errors import (
     WorkflowNotFound,
     WorkflowTerminated,
     WorkflowTimedOut,
+)
+from .using import (
+    using,
 )
 from .workflow.client import (
     Description,
@@ -90,6 +96,7 @@ __all__ = [
     "Info",
     "InvalidDefinition",
     "InvalidName",
+    "InvalidSchedule",
     "LeaseLost",
     "MessageExists",
     "Nondeterminism",
@@ -100,6 +107,8 @@ __all__ = [
     "OutcomeUnknown",
     "PayloadTooLarge",
     "RunawayWorkflow",
+    "ScheduleExists",
+    "ScheduleNotFound",
     "SchemaOutOfDate",
     "Timeout",
     "Workflow",
@@ -122,8 +131,10 @@ __all__ = [
     "random",
     "rate_limits",
     "results",
+    "schedules",
     "sleep",
     "transaction",
+    "using",
     "uuid4",
     "uuid7",
     "wait_condition",

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
+from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import Interrupt, SkipMessage
 from dramatiq.results import Results
@@ -25,9 +26,10 @@ from dramatiq.results import Results
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import TASK_KINDS, Delivery, current_delivery, encode_message, key_of
+from .delivery import TASK_KINDS, TICK, Delivery, current_delivery, encode_message, key_of
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, ForbiddenInWorkflow, MessageExists
+from .errors import DatabaseUnavailable, ForbiddenInWorkflow
+from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Enqueue, EnqueueKeyed, MarkStarted
@@ -188,7 +190,7 @@ class DurableBroker(Broker):
     # --- sending ----------------------------------------------------------------------------------------
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Store a message; when this returns, it is committed.
+        """Store a message; when this returns, it is committed (inside `using`: it is part of the caller's transaction).
 
         Called for the message that is being processed (as the Retries middleware does), it asks for a retry: the same
         row is rescheduled, in one commit with the end of this attempt.  What a hook sends while a message is
@@ -303,15 +305,7 @@ class DurableBroker(Broker):
         status, found = operation.answer
         if status or found == operation.message_id:
             return message
-        live = str(UUID(bytes=found))
-        if operation.conflict == "fail":
-            raise MessageExists(
-                f"the stream {message.queue_name!r} has a live message with the unique key {operation.unique_key!r}: "
-                f"{live}. Send again once it is done, or say what is to become of the second: "
-                "unique_conflict='skip' or 'replace'",
-                live,
-            )
-        return message.copy(message_id=live)
+        return message.copy(message_id=str(UUID(bytes=found)))
 
     def count_member(self, delivery: Delivery) -> None:
         """A member of a group has succeeded: its ack counts it, and sends the callbacks if it is the last."""
@@ -404,15 +398,20 @@ class DurableBroker(Broker):
         return self._claimer
 
     def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
-        """A claimed row as a delivery.  What cannot be decoded goes to the dead letters: None."""
+        """A claimed row as a delivery.  None for a schedule's tick, which is dealt with without an actor, and for what
+        cannot be decoded, which goes to the dead letters."""
         key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
+        if kind == TICK:
+            take_tick(self.commit, key, lease)
+            return None
         queue_name = self._stream_names[stream_id]
         message: Message[Any]
         try:
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
             else:
-                message = Message.decode(payload)
+                # What SQL wrote is JSON, whatever encoder is set here.
+                message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
                 message.options.pop("eta", None)
                 if not isinstance(message.actor_name, str):
@@ -444,7 +443,7 @@ class DurableBroker(Broker):
             delivery = args[0]
             if isinstance(delivery, Delivery):
                 current_delivery.set(delivery)
-                if delivery.reclaimed and delivery.kind in ("m", "a"):
+                if delivery.reclaimed and delivery.kind not in TASK_KINDS:
                     self._record_start(delivery)
         elif signal == "worker_boot":
             self._check_database()

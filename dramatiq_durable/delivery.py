@@ -20,6 +20,9 @@ MAX_PAYLOAD = 16 * 1024 * 1024
 #: Kinds of messages that carry a run forward; they have no payload of their own.
 TASK_KINDS = ("s", "t", "w")
 
+#: The kind of a schedule's tick: no message for an actor, it says that something is due.
+TICK = "c"
+
 
 class Delivery(MessageProxy):
     """A message that this process has leased.
@@ -27,7 +30,7 @@ class Delivery(MessageProxy):
     Attributes:
       broker(DurableBroker): whose delivery it is.
       stream_id(int), key(bytes), lease(bytes): where it lies, its row's id, and the token of this delivery.
-      kind(str): m (plain), a (activity), s, t, w (tasks of a run).
+      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), s, t, w (tasks of a run).
       run_id(str | None), seq(int | None): the run and the command that it belongs to.
       attempt(int): counted from 1.
       reclaimed(bool): it was taken from a dead worker: its start has to be recorded.

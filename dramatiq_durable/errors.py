@@ -55,6 +55,18 @@ class ImportFailed(DurableError):
     """Another broker's messages cannot be imported (any further); nothing is lost, and the import can be run again."""
 
 
+class InvalidSchedule(DurableError, ValueError):
+    """A schedule's cron expression, time zone or another of its options makes no sense; the message says which."""
+
+
+class ScheduleExists(DurableError):
+    """There is a schedule of this name already."""
+
+
+class ScheduleNotFound(DurableError):
+    """There is no schedule of this name."""
+
+
 class LeaseLost(DurableError):
     """The lease on a delivery ran out or was given to another worker: what was done under it is not recorded."""
 

@@ -30,6 +30,10 @@ class Procedures:
         """The ids of streams.  Raises NotPermitted (as DD001) for one that is missing or foreign."""
         return dict(self._call(conn, "open_streams", Texts(names)))
 
+    def namespace_identity(self, conn: Connection) -> bytes:
+        """What tells this namespace from any other."""
+        return bytes(self._call(conn, "namespace_identity")[0][0])
+
     def batch_outcome(self, conn: Connection, sender: bytes, batch: int) -> bool:
         """Whether a batch was committed; if it was not, it no longer can be."""
         return bool(self._call(conn, "batch_outcome", Uuid(sender), batch)[0][0])
@@ -98,6 +102,10 @@ class Procedures:
         """Have a channel notified when the run closes; answers its status now."""
         status = self._call(conn, "await_run", Uuid(run_id), Uuid(channel))[0][0]
         return None if status is None else str(status)
+
+    def list_schedules(self, conn: Connection, name: str | None = None) -> Rows:
+        """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
+        return self._call(conn, "list_schedules", name)
 
     def get_results(
         self, conn: Connection, keys: Sequence[str], channel: bytes | None = None, wait: int = 0

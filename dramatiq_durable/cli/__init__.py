@@ -14,6 +14,7 @@ COMMANDS = {
     "import": "import_:group",
     "migrate": "migrate:command",
     "role": "role:group",
+    "schedule": "schedule:group",
     "stream": "stream:group",
     "worker": "worker:group",
     "workflow": "workflow:group",

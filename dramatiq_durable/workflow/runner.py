@@ -271,17 +271,16 @@ class Runner:
             raise DurableError(f"{workflow.name!r} is a workflow: start it with {workflow.name}.start(...)")
         run_id = uuid.uuid5(uuid.NAMESPACE_OID, delivery.message_id)
         payload = encode_call(args, kwargs, workflow.fn, workflow.name)
-        status, _ = self.broker.commit.submit(
+        self.broker.commit.submit(
             StartRun(
                 run_id.bytes,
                 delivery.message_id[:200],
                 self.broker.stream_id(workflow.queue_name),
                 workflow.name,
                 payload,
+                conflict="use_existing",
             )
         )
-        if status == "busy":
-            raise DatabaseUnavailable(f"the workflow id {delivery.message_id!r} is being fought over")
 
     def _run_task(self, workflow: Workflow[Any, Any], delivery: Delivery) -> None:
         assert delivery.run_id is not None

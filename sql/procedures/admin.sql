@@ -48,19 +48,19 @@ BEGIN
                count(m.message_id) FILTER (WHERE m.lease_token IS NULL AND m.due_at > clock_timestamp()),
                (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = s.stream_id),
                extract(epoch FROM clock_timestamp() - min(m.due_at) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()))::double precision
-        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id
+        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind <> 'c'
         GROUP BY s.stream_id ORDER BY s.name;
 END
 $$;
 
--- How many messages a stream still has, delayed and leased ones included.  For Broker.join.
+-- How many messages a stream still has, delayed and leased ones included, but no schedules' ticks.  For Broker.join.
 CREATE FUNCTION {schema}.stream_size(p_stream int)
 RETURNS bigint
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM {schema}.require_admin();
-    RETURN (SELECT count(*) FROM {schema}.message m WHERE m.stream_id = p_stream);
+    RETURN (SELECT count(*) FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind <> 'c');
 END
 $$;
 
@@ -73,7 +73,7 @@ DECLARE
     v_count bigint;
 BEGIN
     PERFORM {schema}.require_admin();
-    DELETE FROM {schema}.message m WHERE m.stream_id = ANY (p_streams) AND m.kind = 'm' AND m.lease_token IS NULL;
+    DELETE FROM {schema}.message m WHERE m.stream_id = ANY (p_streams) AND m.kind IN ('m', 'j') AND m.lease_token IS NULL;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
 END

@@ -66,7 +66,7 @@ BEGIN
                    v_now, t.actor, t.payload
             FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
                  WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n);
-            PERFORM {schema}.wake(v_may);
+            PERFORM {schema}.wake(v_may, p_sender IS NULL);
             RETURN array_fill(1, ARRAY[cardinality(p_messages)]);
         EXCEPTION WHEN unique_violation THEN
             NULL;
@@ -83,7 +83,7 @@ BEGIN
         ON CONFLICT (message_id, stream_id) DO NOTHING
         RETURNING message_id, stream_id)
     SELECT array_agg(s.message_id), array_agg(s.stream_id) INTO v_stored, v_on FROM stored s;
-    PERFORM {schema}.wake(v_may);
+    PERFORM {schema}.wake(v_may, p_sender IS NULL);
     RETURN ARRAY(
         SELECT CASE WHEN (t.stream_id = ANY (v_may)) IS NOT TRUE OR substr(t.message_id::text, 15, 1) = '8' THEN -1
                WHEN EXISTS (SELECT 1 FROM unnest(v_stored, v_on) u (message_id, stream_id)
@@ -251,6 +251,7 @@ END
 $$;
 
 -- The messages are to be tried again: the same rows, with a new payload, due after p_delays milliseconds.
+-- A new payload was made by the worker's encoder: it is no longer SQL's JSON.
 -- Answers the positions whose lease is no longer the live one.
 CREATE FUNCTION {schema}.reschedule(
     p_worker uuid, p_messages uuid[], p_leases uuid[], p_delays bigint[], p_payloads bytea[], p_failures text[])
@@ -269,7 +270,8 @@ BEGIN
         SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
             due_at = v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'
                      + t.n * interval '1 microsecond',
-            payload = coalesce(t.payload, m.payload), last_failure = t.failure
+            payload = coalesce(t.payload, m.payload), last_failure = t.failure,
+            kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures)
              WITH ORDINALITY t (message_id, lease, delay, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
@@ -323,12 +325,12 @@ BEGIN
         USING unnest(p_messages, p_leases, p_payloads, p_failures)
               WITH ORDINALITY t (message_id, lease, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-          AND m.kind = 'm'
+          AND m.kind IN ('m', 'j')
         RETURNING t.n, m.*, t.payload AS new_payload, t.failure),
     buried AS (
-        INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)
+        INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind)
         SELECT d.message_id, d.stream_id, d.priority, d.enqueued_at, d.attempt, d.deaths, d.actor, 'rejected', d.failure,
-               coalesce(d.new_payload, d.payload)
+               coalesce(d.new_payload, d.payload), CASE WHEN d.new_payload IS NULL THEN d.kind ELSE 'm' END
         FROM done d)
     SELECT array_agg(d.n) INTO v_done FROM done d;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n

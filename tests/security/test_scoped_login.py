@@ -128,6 +128,8 @@ def test_an_ungranted_login_is_nobody(
         lambda: session.post(scene.run),
         lambda: session.terminate(scene.run),
         lambda: session.call("get_run", Uuid(scene.run), None),
+        lambda: session.sql("SELECT durable.enqueue('mine', 'a')"),
+        lambda: session.sql("SELECT durable.start_workflow('mine', 'wf')"),
     ):
         assert refusal(call) == ("error", "DD001", ONE_TEXT, None, None)
 
@@ -202,7 +204,11 @@ def test_a_sessions_settings_change_nothing(scene: Scene, setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "procedure", ["open_streams", "enqueue_messages", "register_worker", "consume_streams", "claim", "start_runs"]
+    "procedure",
+    [
+        *("open_streams", "enqueue_messages", "register_worker", "consume_streams", "claim", "start_runs"),
+        *("enqueue", "start_workflow"),
+    ],
 )
 def test_a_foreign_and_a_missing_stream_look_the_same(scene: Scene, procedure: str) -> None:
     attacker = scene.attacker
@@ -215,6 +221,13 @@ def test_a_foreign_and_a_missing_stream_look_the_same(scene: Scene, procedure: s
         "consume_streams": lambda s: worker.call("consume_streams", Ints([s])),
         "claim": lambda s: worker.look(streams=[s]),
         "start_runs": lambda s: attacker.start(s, "order-1"),
+        "enqueue": lambda s: attacker.sql(
+            "SELECT durable.enqueue(%s, 'a')", "theirs" if s == scene.theirs else "nothing"
+        ),
+        "start_workflow": lambda s: attacker.sql(
+            "SELECT durable.start_workflow(%s, 'wf', p_workflow_id => 'order-1', p_id_conflict => 'use_existing')",
+            "theirs" if s == scene.theirs else "nothing",
+        ),
     }
     before = everything(scene.db)
     foreign = refusal(lambda: calls[procedure](scene.theirs))
@@ -226,6 +239,8 @@ def test_a_foreign_and_a_missing_stream_look_the_same(scene: Scene, procedure: s
 def test_a_consumer_may_not_send_and_a_producer_may_not_consume(scene: Scene) -> None:
     attacker = scene.attacker
     assert attacker.enqueue([scene.mine, scene.out, scene.theirs], b"1", b"2", b"3") == [-1, 1, -1]
+    assert attacker.value("SELECT durable.enqueue('out', 'a')") is not None
+    assert refusal(lambda: attacker.sql("SELECT durable.enqueue('mine', 'a')"))[1:3] == ("DD001", ONE_TEXT)
     assert refusal(lambda: attacker.register(scene.out))[1] == "DD001"
     assert refusal(lambda: attacker.register(scene.mine, scene.out))[1] == "DD001"
     worker = attacker.register(scene.mine)
