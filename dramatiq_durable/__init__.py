@@ -1,6 +1,10 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
 from . import rate_limits, results, schedules
+from .abort import (
+    aabort,
+    abort,
+)
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -10,6 +14,7 @@ from .broker import (
     DurableBroker,
 )
 from .errors import (
+    Abort,
     ActivityCancelled,
     ActivityFailed,
     ChildWorkflowFailed,
@@ -79,6 +84,7 @@ from .workflow.replay import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Abort",
     "Activity",
     "ActivityCancelled",
     "ActivityFailed",
@@ -120,6 +126,8 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowTerminated",
     "WorkflowTimedOut",
+    "aabort",
+    "abort",
     "activity",
     "activity_info",
     "activity_stub",

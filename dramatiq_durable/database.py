@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
 #: How long one attempt to connect may take, in seconds.
 CONNECT_TIMEOUT = 10
 
@@ -55,6 +58,7 @@ class Database:
         self._pool_pid = 0
         self._lock = threading.Lock()
         self._checked = False
+        _databases.add(self)
 
     @property
     def conninfo(self) -> str:
@@ -190,6 +194,15 @@ class Database:
             if self._pool is not None and self._pool_pid == os.getpid():
                 self._pool.close()
             self._pool = None
+
+
+def _after_fork() -> None:
+    """A thread of the parent may have held a lock, and will never release it here."""
+    for database in _databases:
+        database._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def is_connection_lost(error: BaseException, conn: Connection) -> bool:

@@ -195,6 +195,13 @@ class MessageExists(DurableError):
         self.message_id = message_id
 
 
+class Abort(Interrupt):
+    """Raised inside a running actor whose message was aborted; the message is not retried."""
+
+    def __init__(self, message: str = "the message was aborted") -> None:
+        super().__init__(message)
+
+
 class ActivityCancelled(Interrupt):
     """Raised inside a running activity that was cancelled."""
 

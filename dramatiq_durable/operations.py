@@ -151,13 +151,17 @@ class EnqueueKeyed(Enqueue):
     procedure = "enqueue_keyed"
     parameters = 11
 
+    #: It was committed, and its answer lost.  Storing it again would repeat it, if it is done by now: it is only looked
+    #: for, by itself or by its key.
+    committed: bool = field(default=False, init=False)
+
     @classmethod
     def arguments(cls, items: Sequence[Enqueue], context: Context) -> list[Any]:
         return [
             *Enqueue.arguments(items, context),
             Uuids([i.group for i in items]),
             Texts([i.unique_key for i in items]),
-            Texts([i.conflict for i in items]),
+            Texts(["look" if isinstance(i, EnqueueKeyed) and i.committed else i.conflict for i in items]),
         ]
 
     @classmethod
@@ -177,7 +181,10 @@ class EnqueueKeyed(Enqueue):
 
     @classmethod
     def settle_committed(cls, items: Sequence[Enqueue]) -> bool:
-        # Which id is there is not known: called again, it says so, and stores nothing twice.
+        # Which id is there is not known: called again, it tells.
+        for item in items:
+            assert isinstance(item, EnqueueKeyed)
+            item.committed = True
         return False
 
 
@@ -337,11 +344,26 @@ class LeaseOperation(Operation):
 
 @dataclass(slots=True, eq=False)
 class MarkStarted(LeaseOperation):
-    """The actor of a reclaimed delivery is about to begin."""
+    """The actor of a reclaimed delivery is about to begin.  Also tells whether it is to be ``aborted`` instead, and
+    whether it counts its retries ``anew``."""
 
     procedure = "mark_started"
     parameters = 3
     rank = 10
+
+    aborted: bool = field(default=False, init=False)
+    anew: bool = field(default=False, init=False)
+
+    @classmethod
+    def settle(cls, items: Sequence[Any], rows: Rows) -> None:
+        LeaseOperation.settle(items, rows)
+        for position, item in enumerate(items, 1):
+            item.aborted = position in rows[0][1]
+            item.anew = position in rows[0][2]
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Any]) -> bool:
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -661,6 +683,15 @@ class Together(Operation):
         for item in items:
             item.answer = True
         return True
+
+
+def size_of(operation: Operation) -> int:
+    """The bytes of an operation's payloads."""
+    if isinstance(operation, Together):
+        return sum(map(size_of, operation.parts))
+    if isinstance(operation, Leave):
+        return sum(len(r.value) for r in operation.results) + sum(map(size_of, operation.sends + operation.callbacks))
+    return len(getattr(operation, "payload", None) or b"")
 
 
 def parts_of(operations: Sequence[Operation]) -> list[Operation]:

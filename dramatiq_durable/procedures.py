@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .arrays import Ints, Texts, Uuid, Uuids
+from .arrays import Ints, Longs, Texts, Uuid, Uuids
 from .database import Connection
 from .workflow.events import Event
 
@@ -65,6 +65,16 @@ class Procedures:
         """Take back what a dead peer held; answers (handed back, dead-lettered)."""
         row = self._call(conn, "reclaim", Uuid(worker), peer, beat)[0]
         return row[0], row[1]
+
+    def report_running(
+        self, conn: Connection, worker: bytes, messages: Sequence[bytes], ages: Sequence[int]
+    ) -> list[bytes]:
+        """Tell what runs here and for how many milliseconds; answers the leases of what is to be aborted."""
+        return list(self._call(conn, "report_running", Uuid(worker), Uuids(messages), Longs(ages))[0][0])
+
+    def abort_message(self, conn: Connection, ids: Sequence[bytes], running: bool) -> Any:
+        """Abort the message with one of these ids; answers queued, running or missing."""
+        return self._call(conn, "abort_message", Uuids(ids), running)[0][0]
 
     def run_of_lease(self, conn: Connection, worker: bytes, message_id: bytes, lease: bytes) -> tuple[Any, ...] | None:
         """The run of a leased task, or None when the lease is gone."""

@@ -12,6 +12,7 @@ COMMANDS = {
     "check": "check:command",
     "dead-letter": "dead_letter:group",
     "import": "import_:group",
+    "message": "message:group",
     "migrate": "migrate:command",
     "role": "role:group",
     "schedule": "schedule:group",

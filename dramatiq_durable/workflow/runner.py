@@ -128,6 +128,9 @@ class Runner:
         if delivery.broken is not None:
             return Reschedule(key, lease, 30_000, None, f"its hooks failed: {_text(delivery.broken)}")
         if delivery.retry is not None and not failed:
+            if delivery.left is not None:
+                # It does not end yet: it counts for its group when it does.
+                delivery.left.member = False
             return Reschedule(key, lease, delivery.retry, _payload(delivery), _text(delivery.exception))
         if delivery.kind == "a":
             return self._activity_outcome(delivery, failed)

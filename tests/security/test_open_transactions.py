@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Ints, Texts, Uuid
+from dramatiq_durable.arrays import Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import Enqueue, Result
 from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
 
@@ -71,6 +71,8 @@ class Side:
             "mark_started": lambda: worker.mark_started(self.message),
             "complete_activities": lambda: worker.complete(self.activity),
             "advance": lambda: worker.advance(step(task, 2, ("TimerStarted", 9))),
+            "abort_message": lambda: session.call("abort_message", Uuids([self.message.message_id]), True),
+            "report_running": lambda: worker.call("report_running", Uuids([self.message.message_id]), Longs([1500])),
             "release": lambda: worker.release(self.message),
             "reschedule": lambda: worker.reschedule(*worker.claim(1)),
             "bury": lambda: worker.bury(*worker.claim(1)),
