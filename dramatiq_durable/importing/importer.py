@@ -49,8 +49,8 @@ class Import(Operation):
 
     procedure = "import_messages"
     parameters = 15
-    rank = 25
-    numbered = True
+    rank = 27
+    numbered = single = True
 
     source: UUID
     stream_id: int
