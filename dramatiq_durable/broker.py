@@ -12,14 +12,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID, uuid4
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
 from dramatiq.encoder import JSONEncoder
-from dramatiq.errors import QueueJoinTimeout, QueueNotFound
+from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import Interrupt, Retries, SkipMessage
 from dramatiq.results import Results
 
@@ -34,6 +33,7 @@ from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Enqueue, EnqueueKeyed, MarkStarted
 from .procedures import Procedures
+from .queues import Queues
 from .results import PostgresBackend
 from .settings import Settings, check_url
 from .wakeup import Listener
@@ -56,7 +56,7 @@ MAX_DELAY = 315_360_000_000
 UNIQUE_CONFLICTS = ("skip", "fail", "replace")
 
 
-class DurableBroker(Broker):
+class DurableBroker(Queues, Broker):
     """A Dramatiq broker that keeps its queues in Postgres.
 
     The constructor does no I/O: the broker connects at first use, also after a fork.
@@ -69,6 +69,8 @@ class DurableBroker(Broker):
       reclaim_delay: how long a silent worker is given before its messages are handed to others: seconds, a timedelta
         or a text like "30s".
       reclaim_count(int): a message under which so many workers died is poison, and is dead-lettered.
+      fail_fast_default(bool): for tests that run a worker in their own process: `join` raises what a message failed
+        with, as it does with Dramatiq's StubBroker.
 
     Raises:
       NotConfigured: the URL or a setting is malformed.
@@ -82,6 +84,7 @@ class DurableBroker(Broker):
         middleware: list[Middleware] | None = None,
         reclaim_delay: Any = None,
         reclaim_count: int = 3,
+        fail_fast_default: bool = False,
         settings: Settings | None = None,
     ) -> None:
         super().__init__(middleware=middleware)
@@ -97,7 +100,10 @@ class DurableBroker(Broker):
         self.database = Database(self._conninfo, self.namespace, prepared=self.settings.prepared_statements)
         self.commit = GroupCommit(self.database)
         self.procedures = Procedures(self.namespace)
-        self.queues: dict[str, str] = {}
+        self.fail_fast_default = fail_fast_default
+        self.failures = {}
+        self.watched = []
+        self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
         self.runner = Runner(self)
         self._embedded: Any = None
@@ -210,32 +216,47 @@ class DurableBroker(Broker):
         delivery = current_delivery.get()
         try:
             delay = self._check_send(message, delay)
-            self.emit_before("enqueue", message, delay)
             if isinstance(message, Delivery) and message is delivery and not delivery.settled:
-                if delivery.hooks:
-                    delivery.retry = delay or 0
-                else:
-                    delivery.again = delay or 0
+                return self._ask_again(delivery, delay)
+            if delay is not None:
+                message = _with_eta(message, delay)
+            self.emit_before("enqueue", message, delay)
+            operation = self.operation(message, delay)
+            if delivery is not None and operation.message_id == delivery.key:
+                # A copy of the message that is being processed, or the same one again in a pipeline: the row of this id
+                # is there until the end.
+                operation.message_id = uuid4().bytes
+            if delivery is not None and delivery.hooks:
+                delivery.leaving().sends.append(operation)
             else:
-                operation = self.operation(message, delay)
-                if delivery is not None and operation.message_id == delivery.key:
-                    # A copy of the message that is being processed, or the same one again in a pipeline: the row of
-                    # this id is there until the end.
-                    operation.message_id = uuid4().bytes
-                if delivery is not None and delivery.hooks:
-                    delivery.leaving().sends.append(operation)
-                else:
-                    self.commit.submit(operation)
-                    message = self._stored(message, operation)
+                if self._claimer is not None:
+                    self._claimer.expect(operation.stream_id)
+                self.commit.submit(operation)
+                message = self._stored(message, operation)
         except Exception as e:
             if delivery is not None and delivery.hooks:
                 # What a hook sends belongs to the message: if it cannot be stored, neither can the ack.
                 delivery.broken = e
             raise
         self.emit_after("enqueue", message, delay)
-        if delay is not None:
-            message = message.copy(options={"eta": current_millis() + delay})
         return message
+
+    def _ask_again(self, delivery: Delivery, delay: int | None) -> Message[Any]:
+        """The message that is being processed is to come again."""
+        # Hooks see a message, as with Dramatiq's brokers, not its delivery; what they change of it comes again, too.
+        message: Message[Any] = delivery._message
+        if delay is not None:
+            message.options["eta"] = current_millis() + delay
+        try:
+            self.emit_before("enqueue", message, delay)
+            if delivery.hooks:
+                delivery.retry = delay or 0
+            else:
+                delivery.again = delay or 0
+            self.emit_after("enqueue", message, delay)
+            return message.copy()
+        finally:
+            message.options.pop("eta", None)
 
     def _check_send(self, message: Message[Any] | Delivery, delay: Any) -> int | None:
         """The delay in whole milliseconds, if this message may be sent with it; raises as `enqueue`."""
@@ -265,25 +286,27 @@ class DurableBroker(Broker):
           as `enqueue`; nothing is stored when a message cannot be encoded.
         """
         delays = [self._check_send(m, delay) for m in messages]
+        messages = [m if d is None else _with_eta(m, d) for m, d in zip(messages, delays, strict=True)]
+        for message, due in zip(messages, delays, strict=True):
+            self.emit_before("enqueue", message, due)
         operations = [self.operation(m, d) for m, d in zip(messages, delays, strict=True)]
-        for message in messages:
-            self.emit_before("enqueue", message, delay)
         if operations:
             self.commit.submit_many(operations)
         for operation in operations:
             if operation.error is not None:
                 raise operation.error
         stored = [self._stored(m, o) for m, o in zip(messages, operations, strict=True)]
-        for message in stored:
-            self.emit_after("enqueue", message, delay)
+        for message, due in zip(stored, delays, strict=True):
+            self.emit_after("enqueue", message, due)
         return stored
 
     def operation(self, message: Message[Any] | Delivery, delay: int | None = None) -> Enqueue:
         """A message as the operation that stores it; raises as `enqueue`."""
-        priority = message.options.get("broker_priority")
-        if priority is None:
-            actor = self.actors.get(message.actor_name)
-            priority = actor.priority if actor is not None else 0
+        actor = self.actors.get(message.actor_name)
+        priority = actor.priority if actor is not None else 0
+        if urgency := message.options.get("broker_priority"):
+            # It comes from RabbitMQ, where the highest is the first.
+            priority = -urgency
         plain = (
             self.stream_id(message.queue_name),
             key_of(message.message_id),
@@ -346,7 +369,7 @@ class DurableBroker(Broker):
             raise QueueNotFound(queue_name)
         stream_id = self.stream_id(queue_name)
         with self._lock:
-            claimer = self._ensure_claimer(0)
+            claimer = self._ensure_claimer()
             consumer = DurableConsumer(self, claimer, queue_name, stream_id, max(1, prefetch), timeout)
             claimer.consumers[stream_id] = consumer
             self._ensure_listener().listen(f"{self.namespace}:s{stream_id}", self._wake_claimer)
@@ -357,7 +380,7 @@ class DurableBroker(Broker):
         if self._claimer is not None:
             self._claimer.wake()
 
-    def _ensure_claimer(self, threads: int) -> Claimer:
+    def _ensure_claimer(self) -> Claimer:
         self._after_fork()
         if self._claimer is None:
             self._claimer = Claimer(
@@ -366,7 +389,6 @@ class DurableBroker(Broker):
                 self.deliver,
                 self._listen_for_worker,
                 poll_interval=self.settings.poll_interval,
-                threads=threads,
             )
             self._claimer.start()
         return self._claimer
@@ -467,9 +489,7 @@ class DurableBroker(Broker):
         elif signal == "worker_boot":
             self._check_database()
             with self._lock:
-                claimer = self._ensure_claimer(args[0].worker_threads)
-                claimer.threads = args[0].worker_threads
-                claimer.worker = args[0]
+                self._ensure_claimer().serve(args[0])
         elif signal == "worker_shutdown" and self._claimer is not None:
             self._claimer.drain()
         super().emit_before(signal, *args, **kwargs)
@@ -500,13 +520,14 @@ class DurableBroker(Broker):
         delivery.retry = delivery.again
         delivery.left = None
         delivery.hooks = True
+        outcome: dict[str, Any] = {"result": result} if exception is None else {"exception": exception}
         try:
             for middleware in reversed(self.middleware):
                 if aborted and isinstance(middleware, Retries):
                     # What was aborted is not tried again, however it ended.
                     continue
                 try:
-                    middleware.after_process_message(self, delivery, result=result, exception=exception)
+                    middleware.after_process_message(self, delivery, **outcome)
                 except Interrupt as e:
                     # A time limit or shutdown that comes this late must not end the thread with the message in hand.
                     delivery.broken = e
@@ -574,51 +595,7 @@ class DurableBroker(Broker):
             return _Call(actor, delivery)  # type: ignore[return-value]
         return actor
 
-    # --- queues as a whole ----------------------------------------------------------------------------------
-
-    def flush(self, queue_name: str) -> None:
-        """Drop the messages that wait on a queue; what is being processed, and what belongs to a run, stays.
-
-        Raises:
-          QueueNotFound: the queue was never declared.
-        """
-        self._flush([queue_name])
-
-    def flush_all(self) -> None:
-        """Drop the messages that wait on any declared queue."""
-        self._flush(list(self.queues))
-
-    def _flush(self, names: list[str]) -> None:
-        for name in names:
-            if name not in self.queues:
-                raise QueueNotFound(name)
-        if names:
-            ids = [self.stream_id(name) for name in names]
-            with self.database.connection() as conn:
-                self.procedures.purge_streams(conn, ids)
-
-    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
-        """Wait until a queue has no message left, delayed ones included.
-
-        Parameters:
-          queue_name(str): the queue.
-          timeout(int | None): milliseconds to wait at the most.
-
-        Raises:
-          QueueNotFound: the queue was never declared.
-          QueueJoinTimeout: the timeout ran out.
-        """
-        if queue_name not in self.queues:
-            raise QueueNotFound(queue_name)
-        stream_id = self.stream_id(queue_name)
-        deadline = None if timeout is None else monotonic() + timeout / 1000
-        while True:
-            with self.database.connection() as conn:
-                if not self.procedures.stream_size(conn, stream_id):
-                    return
-            if deadline is not None and monotonic() >= deadline:
-                raise QueueJoinTimeout(f"timed out after {timeout} milliseconds")
-            sleep(0.02)
+    # --- the end ----------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Commit what waits, give back what is held, and close all connections."""
@@ -652,6 +629,11 @@ class DurableBroker(Broker):
             self._listener = None
             self.waiters = None
             self._shared.clear()
+
+
+def _with_eta(message: Message[Any], delay: int) -> Message[Any]:
+    """A message that says when it is due, as Dramatiq's brokers make it."""
+    return message.copy(options={"eta": current_millis() + delay})
 
 
 @contextmanager

@@ -26,6 +26,8 @@ from .leases import Membership
 from .operations import Claim, Operation, Release
 
 if TYPE_CHECKING:
+    from dramatiq import Worker
+
     from .consumer import DurableConsumer
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,10 @@ class Claimer(threading.Thread):
       registered(Callable): called with this worker's number once it has one; it has `look_after` called when the worker
         is told to.
       poll_interval(float): seconds between two looks without a wake-up.
+
+    Attributes:
       threads(int): how many actors can run at once; 0 when the consumers are not driven by a Worker.
+      ahead(int): how many messages are claimed ahead of the threads.
     """
 
     def __init__(
@@ -62,7 +67,6 @@ class Claimer(threading.Thread):
         registered: Callable[[int], None],
         *,
         poll_interval: float,
-        threads: int = 0,
     ) -> None:
         super().__init__(name="dramatiq-durable-claimer", daemon=True)
         self.commit = commit
@@ -70,8 +74,8 @@ class Claimer(threading.Thread):
         self.deliver = deliver
         self.registered = registered
         self.poll_interval = poll_interval
-        self.threads = threads
-        self.worker: Any = None
+        self.worker: Worker | None = None
+        self.threads = 0
         self.consumers: dict[int, DurableConsumer] = {}
         #: What this process has leased, by lease token.
         self.held: dict[bytes, Delivery] = {}
@@ -99,6 +103,11 @@ class Claimer(threading.Thread):
 
     # --- for other threads ------------------------------------------------------------------------------
 
+    def serve(self, worker: Worker) -> None:
+        """A Worker of Dramatiq's drives the consumers from now on."""
+        self.worker = worker
+        self.threads = worker.worker_threads
+
     def wake(self) -> None:
         """Something may be there to claim."""
         self._more = {True, False}
@@ -108,6 +117,12 @@ class Claimer(threading.Thread):
         """Something that runs here may have been aborted."""
         self._told = True
         self._event.set()
+
+    def expect(self, stream_id: int) -> None:
+        """The next batch brings a message to this stream: where it is consumed here, the same batch claims it."""
+        consumer = self.consumers.get(stream_id)
+        if consumer is not None:
+            self._more.add(consumer.of_runs)
 
     def urge(self) -> None:
         """Somebody waits for a commit."""
@@ -174,10 +189,17 @@ class Claimer(threading.Thread):
         """Whether the worker is being stopped."""
         return self._draining
 
+    @property
+    def fixed(self) -> bool:
+        """Whether each consumer is given as many messages as its prefetch says, and keeps them: no Worker drives it, or
+        the user has told Dramatiq how many to prefetch."""
+        # What Dramatiq would prefetch unasked.
+        return self.worker is None or self.worker.queue_prefetch != min(self.threads * 2, 65535)
+
     def capacity(self) -> int:
         """How many messages this process may hold now."""
-        if not self.threads:
-            return sum(c.prefetch for c in self.consumers.values())
+        if self.fixed:
+            return sum(c.prefetch for c in list(self.consumers.values()))
         return self.threads + self.ahead
 
     # --- the thread -------------------------------------------------------------------------------------
@@ -268,7 +290,7 @@ class Claimer(threading.Thread):
         if of_runs not in kinds:
             return 0
         free = self._free()
-        if len(self.held) >= max(self.threads, 1) and free * 2 < self.capacity():
+        if len(self.held) >= max(self.threads, 1) and free * 2 < self.capacity() and not self.fixed:
             free = 0
         if of_runs:
             free = max(free, 0) + self.threads - sum(d.kind in TASK_KINDS for d in list(self.held.values()))
@@ -302,7 +324,7 @@ class Claimer(threading.Thread):
         streams, limits = [], []
         # The stream that was not looked at for longest comes first, so that a total that is used up goes round.
         for stream_id, consumer in sorted(self.consumers.items(), key=lambda item: item[1].turn):
-            limit = total if self.threads else min(total, consumer.room())
+            limit = min(total, consumer.room()) if self.fixed else total
             if consumer.of_runs is of_runs and limit > 0:
                 streams.append(stream_id)
                 limits.append(limit)
@@ -446,7 +468,7 @@ class Claimer(threading.Thread):
 
     def _give_back_stale(self) -> None:
         """One slow worker does not sit on messages while others idle."""
-        if not self.threads or time.monotonic() - max(self._last_finished, self._last_claimed) < STALE:
+        if self.fixed or time.monotonic() - max(self._last_finished, self._last_claimed) < STALE:
             return
         for delivery in self._not_begun():
             self.give_back(delivery)

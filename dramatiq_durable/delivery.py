@@ -81,6 +81,11 @@ class Delivery(MessageProxy, Interruptible):
         self.hooks = False
         self.transaction: Any = None
 
+    def clear_exception(self) -> None:
+        """Dramatiq is done with it: what it failed with, and all that its traceback holds, may go."""
+        super().clear_exception()
+        self.exception = self.broken = None
+
     def leaving(self) -> Leave:
         """What it leaves behind, to add to."""
         if self.left is None:

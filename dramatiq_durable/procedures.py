@@ -152,9 +152,14 @@ class Procedures:
         """How many messages a stream has, delayed and leased ones included."""
         return int(self._call(conn, "stream_size", stream_id)[0][0])
 
-    def purge_streams(self, conn: Connection, streams: list[int]) -> int:
-        """Drop what waits on streams; answers how many messages."""
-        return int(self._call(conn, "purge_streams", Ints(streams))[0][0])
+    def queue_counts(self, conn: Connection, stream_id: int) -> tuple[int, int, int]:
+        """What a stream has: (ready, delayed, dead)."""
+        ready, delayed, dead = self._call(conn, "queue_counts", stream_id)[0]
+        return ready, delayed, dead
+
+    def flush_streams(self, conn: Connection, streams: list[int]) -> None:
+        """Drop what waits on streams, and their dead letters."""
+        self._call(conn, "flush_streams", Ints(streams))
 
     def import_journal(self, conn: Connection, source: bytes, stream_id: int) -> bytes:
         """The marks of what was imported from a source and may still be there, 16 bytes each."""

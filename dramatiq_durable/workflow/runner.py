@@ -160,7 +160,9 @@ class Runner:
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
+        coming = [delivery.stream_id] if isinstance(outcome, Reschedule) else []
         if delivery.left is not None:
+            coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
             outcome = Together([delivery.left, outcome])
         outcome.then = outcome.then or self._noticed(delivery)
         claimer = self.broker.claimer
@@ -168,6 +170,8 @@ class Runner:
             # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
             self.broker.commit.post(outcome)
             return
+        for stream_id in coming:
+            claimer.expect(stream_id)
         claimer.post(outcome)
         claimer.finished(delivery)
 

@@ -263,6 +263,7 @@ DECLARE
     v_worker record;
     v_now timestamptz := clock_timestamp();
     v_done bigint[];
+    v_streams int[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
@@ -279,7 +280,11 @@ BEGIN
              WITH ORDINALITY t (message_id, lease, delay, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
         RETURNING t.n, m.stream_id)
-    SELECT array_agg(d.n) INTO v_done FROM done d;
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;
+    IF v_streams IS NOT NULL THEN
+        -- Whoever sleeps learns when they are due.
+        PERFORM {schema}.wake(v_streams);
+    END IF;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
                  WHERE v_done IS NULL OR NOT n = ANY (v_done));
 END

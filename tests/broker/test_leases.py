@@ -266,7 +266,7 @@ def test_a_reclaimed_message_that_was_taken_again_does_not_begin_here(
             rows("UPDATE durable.message SET lease_token = gen_random_uuid()")
         return deliver(row)
 
-    broker._ensure_claimer(1).deliver = stolen
+    broker._ensure_claimer().deliver = stolen
     start_worker(broker, threads=1)
     assert skipped.wait(1) == [0]
     claimer = broker.claimer
