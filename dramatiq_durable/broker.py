@@ -534,6 +534,7 @@ class DurableBroker(Queues, Broker):
                     logger.warning("%s interrupted the hooks of %r: it will be run again", type(e).__name__, delivery)
                 except Exception:
                     logger.critical("Unexpected failure in after_process_message of %r.", middleware, exc_info=True)
+            delivery.judged = True
         finally:
             delivery.hooks = False
 
