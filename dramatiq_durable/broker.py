@@ -398,7 +398,7 @@ class DurableBroker(Broker):
 
     def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
         """A claimed row as a delivery.  What cannot be decoded goes to the dead letters: None."""
-        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload, _ = row
+        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
         queue_name = self._stream_names[stream_id]
         message: Message[Any]
         try:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 #: How much work, in seconds at the present rate, is claimed ahead of the threads, and how many messages at the most.
 AHEAD = 0.04
-MOST_AHEAD = 256
+MOST_AHEAD = 500
 
 #: Messages that were claimed ahead go back when nothing was claimed or finished for so long, in seconds.
 STALE = 1.0
@@ -106,7 +106,8 @@ class Claimer(threading.Thread):
         """Commit an operation with the next batch, which is soon; nobody waits for it."""
         self.commit.post(operation)
         # While there is other work to do, finished messages may wait a little for company.
-        if self._asleep and len(self.held) <= max(self.threads, 1):
+        if self._asleep and len(self.held) <= max(self.threads, self.ahead // 2, 1):
+            self._asleep = False
             self._event.set()
 
     def finished(self, delivery: Delivery) -> None:

@@ -51,6 +51,10 @@ class InvalidName(DurableError, ValueError):
     """A stream, actor or workflow name, or an id, is empty, too long or has characters that Postgres refuses."""
 
 
+class ImportFailed(DurableError):
+    """Another broker's messages cannot be imported (any further); nothing is lost, and the import can be run again."""
+
+
 class LeaseLost(DurableError):
     """The lease on a delivery ran out or was given to another worker: what was done under it is not recorded."""
 

@@ -30,7 +30,7 @@ import psycopg
 
 from .database import Connection, Database, is_connection_lost, translate
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
-from .operations import SINGLE, Context, LeaseOperation, Operation, Together, parts_of, statement
+from .operations import SINGLE, Ack, Claim, Context, LeaseOperation, Operation, Together, parts_of, statement
 from .procedures import Procedures
 
 logger = logging.getLogger(__name__)
@@ -359,7 +359,8 @@ class GroupCommit:
 
     def _execute(self, conn: Connection, batch: list[Operation]) -> None:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
-        groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in by_kind(parts_of(batch))]
+        calls_of = carried(by_kind(parts_of(batch)))
+        groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in calls_of]
         self.batches += 1
         if len(groups) == 1:
             kind, items, arguments = groups[0]
@@ -448,6 +449,20 @@ def by_kind(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Oper
             calls.extend((kind, [item]) for item in groups[kind])
         else:
             calls.append((kind, groups[kind]))
+    return calls
+
+
+def carried(
+    calls: list[tuple[type[Operation], list[Operation]]],
+) -> list[tuple[type[Operation], list[Operation]]]:
+    """Acks and a claim, which is what a busy worker's batches are, become one call."""
+    together = len(calls) == 2 and calls[0][0] is Ack
+    for kind, items in calls:
+        if kind is Claim:
+            claim: Any = items[0]
+            # Also when it is run again without them.
+            claim.acks = calls[0][1] if together else ()
+            return calls[1:] if together else calls
     return calls
 
 

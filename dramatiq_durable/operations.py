@@ -673,10 +673,13 @@ def parts_of(operations: Sequence[Operation]) -> list[Operation]:
 
 @dataclass(slots=True, eq=False)
 class Claim(Operation):
-    """Hand out messages.  Answers (deliveries' rows, milliseconds until the next one is due or None)."""
+    """Hand out messages.  Answers (deliveries' rows, milliseconds until the next one is due or None).
+
+    It can carry acks, so that a busy worker's turn is one statement.
+    """
 
     procedure = "claim"
-    parameters = 6
+    parameters = 8
     rank = 40
 
     streams: list[int]
@@ -686,15 +689,27 @@ class Claim(Operation):
     wait: int
     #: For whoever claims: whether these are streams of runs.
     of_runs: bool = False
+    acks: Sequence[Ack] = field(default=(), init=False)
 
     @classmethod
     def arguments(cls, items: Sequence[Claim], context: Context) -> list[Any]:
         (item,) = items
-        return [context.registered(), Ints(item.streams), Ints(item.limits), item.total, Uuids(item.done), item.wait]
+        return [
+            *LeaseOperation.arguments(item.acks, context),
+            Ints(item.streams),
+            Ints(item.limits),
+            item.total,
+            Uuids(item.done),
+            item.wait,
+        ]
 
     @classmethod
     def settle(cls, items: Sequence[Claim], rows: Rows) -> None:
-        items[0].answer = (rows[:-1], rows[-1][-1])
+        (item,) = items
+        *found, (*_, next_due, refused) = rows
+        item.answer = (found, next_due)
+        if item.acks:
+            Ack.settle(item.acks, [(refused,)])
 
     @classmethod
     def settle_committed(cls, items: Sequence[Claim]) -> bool:

@@ -142,6 +142,10 @@ class Procedures:
         """Drop what waits on streams; answers how many messages."""
         return int(self._call(conn, "purge_streams", Ints(streams))[0][0])
 
+    def import_journal(self, conn: Connection, source: bytes, stream_id: int) -> bytes:
+        """The marks of what was imported from a source and may still be there, 16 bytes each."""
+        return bytes(self._call(conn, "import_journal", Uuid(source), stream_id)[0][0] or b"")
+
 
 def from_json(text: str | None) -> dict[str, Any] | None:
     """The facts of an event; what is JSON but no object (no worker of ours writes that) counts as none."""

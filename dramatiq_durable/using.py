@@ -20,7 +20,7 @@ from .arrays import literal
 from .carriers import AsyncCarrier, Call, Carrier, Place, async_carrier_of, carrier_of, clear_errors
 from .errors import DurableError, NotConfigured, NotPermitted
 from .group_commit import MAX_BATCH, MAX_BATCH_BYTES, GroupCommit, Ride, riding
-from .operations import SINGLE, Context, Operation
+from .operations import Context, Operation
 
 R = TypeVar("R")
 
@@ -295,7 +295,7 @@ def _calls(operations: Iterable[Operation]) -> list[list[Operation]]:
     room = 0
     for operation in operations:
         kind = type(operation)
-        if not calls or kind is not type(calls[-1][0]) or kind in SINGLE or len(calls[-1]) == MAX_BATCH or room <= 0:
+        if not calls or kind is not type(calls[-1][0]) or kind.single or len(calls[-1]) == MAX_BATCH or room <= 0:
             calls.append([])
             room = MAX_BATCH_BYTES
         calls[-1].append(operation)

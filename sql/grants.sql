@@ -21,5 +21,5 @@ TO {worker};
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).
 GRANT EXECUTE ON FUNCTION
     {schema}.grant_login, {schema}.stream_counts, {schema}.stream_size, {schema}.purge_streams, {schema}.list_workers,
-    {schema}.list_runs, {schema}.list_dead_letters
+    {schema}.list_runs, {schema}.list_dead_letters, {schema}.import_journal, {schema}.import_messages
 TO {admin};

@@ -11,6 +11,7 @@ import click
 COMMANDS = {
     "check": "check:command",
     "dead-letter": "dead_letter:group",
+    "import": "import_:group",
     "migrate": "migrate:command",
     "role": "role:group",
     "stream": "stream:group",

@@ -528,7 +528,7 @@ class Runner:
             if lease is None:
                 continue
             key = events.command_id(str(delivery.run_id), send.seq)
-            row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload, None)
+            row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload)
             handed = self.broker.deliver(row)
             if handed is not None:
                 claimer.take(handed)

@@ -50,11 +50,29 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_stored uuid[];
     v_on int[];
-    v_answer int[];
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
+    IF p_sender IS NOT NULL AND v_may @> p_streams AND NOT EXISTS (
+        SELECT 1 FROM unnest(p_messages) t (message_id) WHERE substr(t.message_id::text, 15, 1) IS NOT DISTINCT FROM '8')
+    THEN
+        BEGIN
+            -- As nearly always, all are new: ON CONFLICT would log every row twice.  A transaction of the caller's own
+            -- may send again and again, and each time would be one more subtransaction of it.
+            INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
+            SELECT t.message_id, t.stream_id, t.priority,
+                   v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'
+                       + t.n * interval '1 microsecond',
+                   v_now, t.actor, t.payload
+            FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
+                 WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n);
+            PERFORM {schema}.wake(v_may);
+            RETURN array_fill(1, ARRAY[cardinality(p_messages)]);
+        EXCEPTION WHEN unique_violation THEN
+            NULL;
+        END;
+    END IF;
     WITH stored AS (
         INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
         SELECT t.message_id, t.stream_id, t.priority,
@@ -66,17 +84,12 @@ BEGIN
         ON CONFLICT (message_id, stream_id) DO NOTHING
         RETURNING message_id, stream_id)
     SELECT array_agg(s.message_id), array_agg(s.stream_id) INTO v_stored, v_on FROM stored s;
-    IF cardinality(v_stored) = cardinality(p_messages) THEN
-        v_answer := array_fill(1, ARRAY[cardinality(p_messages)]);
-    ELSE
-        v_answer := ARRAY(
-            SELECT CASE WHEN (t.stream_id = ANY (v_may)) IS NOT TRUE OR substr(t.message_id::text, 15, 1) = '8' THEN -1
-                   WHEN EXISTS (SELECT 1 FROM unnest(v_stored, v_on) u (message_id, stream_id)
-                                WHERE u.message_id = t.message_id AND u.stream_id = t.stream_id) THEN 1 ELSE 0 END
-            FROM unnest(p_messages, p_streams) WITH ORDINALITY t (message_id, stream_id, n) ORDER BY t.n);
-    END IF;
     PERFORM {schema}.wake(v_may, p_sender IS NULL);
-    RETURN v_answer;
+    RETURN ARRAY(
+        SELECT CASE WHEN (t.stream_id = ANY (v_may)) IS NOT TRUE OR substr(t.message_id::text, 15, 1) = '8' THEN -1
+               WHEN EXISTS (SELECT 1 FROM unnest(v_stored, v_on) u (message_id, stream_id)
+                            WHERE u.message_id = t.message_id AND u.stream_id = t.stream_id) THEN 1 ELSE 0 END
+        FROM unnest(p_messages, p_streams) WITH ORDINALITY t (message_id, stream_id, n) ORDER BY t.n);
 END
 $$;
 
@@ -102,14 +115,18 @@ $$;
 -- Hand out at most p_limits[i] messages of p_streams[i], and p_total in all, to this worker: due, of streams that are
 -- not paused, by priority and then by due time.  Each delivery has a new lease token.
 --
+-- p_acked, p_acked_leases: deliveries that are done, acknowledged first: a claim carries them, so that a busy worker's turn
+-- is one statement.
 -- p_done: messages that the worker has finished since its last claim (bookkeeping of what it holds).
 -- p_wait: milliseconds it will wait if there is nothing; while it waits, senders wake it.
--- The last row has no message: it tells the database's clock and in how many milliseconds the next message is due.
+-- The last row has no message: it tells in how many milliseconds the next message is due, and which of p_acked (by
+-- position) were not under their live lease.
 CREATE FUNCTION {schema}.claim(
-    p_worker uuid, p_streams int[], p_limits int[], p_total int, p_done uuid[], p_wait int)
+    p_worker uuid, p_acked uuid[], p_acked_leases uuid[], p_streams int[], p_limits int[], p_total int, p_done uuid[],
+    p_wait int)
 RETURNS TABLE (
     message_id uuid, lease uuid, stream_id int, kind text, run_id uuid, seq int, attempt int, reclaimed boolean,
-    actor text, payload bytea, next_due bigint)
+    actor text, payload bytea, next_due bigint, refused int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
@@ -125,10 +142,14 @@ DECLARE
     v_next timestamptz;
     v_claimed uuid[] := '{}';
     v_kept uuid[];
+    v_refused int[];
     v_row record;
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    IF cardinality(p_acked) > 0 THEN
+        v_refused := {schema}.ack(p_worker, p_acked, p_acked_leases);
+    END IF;
     v_may := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_streams, 'c');
     v_may := ARRAY(SELECT s.stream_id FROM {schema}.stream s WHERE s.stream_id = ANY (v_may) AND NOT s.paused);
     FOR i IN 1 .. cardinality(p_streams) LOOP
@@ -200,6 +221,7 @@ BEGIN
     stream_id := NULL; kind := NULL; run_id := NULL; seq := NULL; actor := NULL;
     attempt := NULL; reclaimed := NULL;
     next_due := ceil(extract(epoch FROM v_next - v_now) * 1000);
+    refused := v_refused;
     RETURN NEXT;
 END
 $$;

@@ -36,7 +36,8 @@ class Caller:
         self.token = arrays.Uuid(token)
 
     def claim(self, stream: int, limit: int = 10) -> list[tuple[Any, ...]]:
-        rows = self("claim", self.token, arrays.Ints([stream]), arrays.Ints([limit]), limit, arrays.Uuids([]), 0)
+        none = arrays.Uuids([])
+        rows = self("claim", self.token, none, none, arrays.Ints([stream]), arrays.Ints([limit]), limit, none, 0)
         return rows[:-1]
 
     def beat_of(self, worker_id: int) -> int:

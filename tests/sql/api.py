@@ -231,6 +231,8 @@ class Worker:
         self.session, self.token, self.id, self.streams = session, token, id, streams
         #: All that it was ever handed: a superset of what it holds, which is what a heartbeat names.
         self.named: list[bytes] = []
+        #: Which of the acks that the last claim carried were refused, by position.
+        self.refused: list[int] | None = None
 
     def over(self, session: Session) -> Worker:
         twin = Worker(session, self.token, self.id, self.streams)
@@ -259,11 +261,14 @@ class Worker:
         limits: Sequence[int] | None = None,
         done: Sequence[bytes | None] = (),
         wait: int = 0,
+        acks: Sequence[Claimed] = (),
     ) -> tuple[list[Claimed], int | None]:
         chosen = list(self.streams if streams is None else streams)
-        rows = self.call("claim", Ints(chosen), Ints(limits or [limit] * len(chosen)), limit, Uuids(done), wait)
+        acked = Uuids([c.message_id for c in acks]), Uuids([c.lease for c in acks])
+        rows = self.call("claim", *acked, Ints(chosen), Ints(limits or [limit] * len(chosen)), limit, Uuids(done), wait)
         self.named += [row[0] for row in rows[:-1]]
-        return [Claimed(*row[:-1]) for row in rows[:-1]], rows[-1][-1]
+        self.refused = rows[-1][-1]
+        return [Claimed(*row[:-2]) for row in rows[:-1]], rows[-1][-2]
 
     def one(self) -> Claimed:
         """Claim the only message that is there."""
