@@ -1,6 +1,10 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
-from . import rate_limits, results
+from . import rate_limits, results, schedules
+from .abort import (
+    aabort,
+    abort,
+)
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -10,6 +14,7 @@ from .broker import (
     DurableBroker,
 )
 from .errors import (
+    Abort,
     ActivityCancelled,
     ActivityFailed,
     ChildWorkflowFailed,
@@ -20,6 +25,7 @@ from .errors import (
     ImportFailed,
     InvalidDefinition,
     InvalidName,
+    InvalidSchedule,
     LeaseLost,
     MessageExists,
     Nondeterminism,
@@ -30,6 +36,8 @@ from .errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     RunawayWorkflow,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaOutOfDate,
     Timeout,
     WorkflowAlreadyStarted,
@@ -76,6 +84,7 @@ from .workflow.replay import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Abort",
     "Activity",
     "ActivityCancelled",
     "ActivityFailed",
@@ -93,6 +102,7 @@ __all__ = [
     "Info",
     "InvalidDefinition",
     "InvalidName",
+    "InvalidSchedule",
     "LeaseLost",
     "MessageExists",
     "Nondeterminism",
@@ -103,6 +113,8 @@ __all__ = [
     "OutcomeUnknown",
     "PayloadTooLarge",
     "RunawayWorkflow",
+    "ScheduleExists",
+    "ScheduleNotFound",
     "SchemaOutOfDate",
     "Timeout",
     "Workflow",
@@ -114,6 +126,8 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowTerminated",
     "WorkflowTimedOut",
+    "aabort",
+    "abort",
     "activity",
     "activity_info",
     "activity_stub",
@@ -125,6 +139,7 @@ __all__ = [
     "random",
     "rate_limits",
     "results",
+    "schedules",
     "sleep",
     "transaction",
     "using",

@@ -65,6 +65,7 @@ class DurableConsumer(Consumer):
         assert isinstance(message, Delivery)
         if not message.settled:
             self.broker.keep_failure(message)
+            self.broker.note_failure(message)
         self.broker.runner.settle(message, failed=True)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:

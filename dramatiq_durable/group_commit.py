@@ -30,7 +30,7 @@ import psycopg
 
 from .database import Connection, Database, is_connection_lost, translate
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
-from .operations import SINGLE, Ack, Claim, Context, LeaseOperation, Operation, Together, parts_of, statement
+from .operations import Ack, Claim, Context, LeaseOperation, Operation, Together, parts_of, size_of, statement
 from .procedures import Procedures
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class GroupCommit:
             room = MAX_BATCH_BYTES
             while self._waiting and len(batch) < MAX_BATCH and room > 0:
                 batch.append(operation := self._waiting.popleft())
-                room -= len(getattr(operation, "payload", None) or b"")
+                room -= size_of(operation)
             batch.extend(also)
             self._batch = batch
             self.context.last_batch = 0
@@ -445,7 +445,7 @@ def by_kind(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Oper
         groups.setdefault(type(operation), []).append(operation)
     calls: list[tuple[type[Operation], list[Operation]]] = []
     for kind in sorted(groups, key=lambda k: k.rank):
-        if kind in SINGLE:
+        if kind.single:
             calls.extend((kind, [item]) for item in groups[kind])
         else:
             calls.append((kind, groups[kind]))

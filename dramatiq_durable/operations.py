@@ -66,6 +66,8 @@ class Operation:
     numbered: ClassVar[bool] = False
     #: Whether it is done in the caller's own transaction where there is one (`using`).
     rides: ClassVar[bool] = False
+    #: Whether its procedure takes one item a call.
+    single: ClassVar[bool] = False
 
     answer: Any = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
@@ -149,13 +151,17 @@ class EnqueueKeyed(Enqueue):
     procedure = "enqueue_keyed"
     parameters = 11
 
+    #: It was committed, and its answer lost.  Storing it again would repeat it, if it is done by now: it is only looked
+    #: for, by itself or by its key.
+    committed: bool = field(default=False, init=False)
+
     @classmethod
     def arguments(cls, items: Sequence[Enqueue], context: Context) -> list[Any]:
         return [
             *Enqueue.arguments(items, context),
             Uuids([i.group for i in items]),
             Texts([i.unique_key for i in items]),
-            Texts([i.conflict for i in items]),
+            Texts(["look" if isinstance(i, EnqueueKeyed) and i.committed else i.conflict for i in items]),
         ]
 
     @classmethod
@@ -175,7 +181,10 @@ class EnqueueKeyed(Enqueue):
 
     @classmethod
     def settle_committed(cls, items: Sequence[Enqueue]) -> bool:
-        # Which id is there is not known: called again, it says so, and stores nothing twice.
+        # Which id is there is not known: called again, it tells.
+        for item in items:
+            assert isinstance(item, EnqueueKeyed)
+            item.committed = True
         return False
 
 
@@ -275,7 +284,7 @@ class Terminate(Operation):
     procedure = "terminate_run"
     parameters = 5
     rank = 23
-    numbered = rides = True
+    numbered = rides = single = True
 
     run_id: bytes | None
     workflow_id: str | None
@@ -335,11 +344,26 @@ class LeaseOperation(Operation):
 
 @dataclass(slots=True, eq=False)
 class MarkStarted(LeaseOperation):
-    """The actor of a reclaimed delivery is about to begin."""
+    """The actor of a reclaimed delivery is about to begin.  Also tells whether it is to be ``aborted`` instead, and
+    whether it counts its retries ``anew``."""
 
     procedure = "mark_started"
     parameters = 3
     rank = 10
+
+    aborted: bool = field(default=False, init=False)
+    anew: bool = field(default=False, init=False)
+
+    @classmethod
+    def settle(cls, items: Sequence[Any], rows: Rows) -> None:
+        LeaseOperation.settle(items, rows)
+        for position, item in enumerate(items, 1):
+            item.aborted = position in rows[0][1]
+            item.anew = position in rows[0][2]
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Any]) -> bool:
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -431,6 +455,7 @@ class FailTask(LeaseOperation):
     procedure = "fail_task"
     parameters = 5
     rank = 16
+    single = True
 
     failure: str
     delay: int
@@ -660,6 +685,15 @@ class Together(Operation):
         return True
 
 
+def size_of(operation: Operation) -> int:
+    """The bytes of an operation's payloads."""
+    if isinstance(operation, Together):
+        return sum(map(size_of, operation.parts))
+    if isinstance(operation, Leave):
+        return sum(len(r.value) for r in operation.results) + sum(map(size_of, operation.sends + operation.callbacks))
+    return len(getattr(operation, "payload", None) or b"")
+
+
 def parts_of(operations: Sequence[Operation]) -> list[Operation]:
     """Operations, with those that go together one by one."""
     found: list[Operation] = []
@@ -681,6 +715,7 @@ class Claim(Operation):
     procedure = "claim"
     parameters = 8
     rank = 40
+    single = True
 
     streams: list[int]
     limits: list[int]
@@ -715,10 +750,6 @@ class Claim(Operation):
     def settle_committed(cls, items: Sequence[Claim]) -> bool:
         items[0].answer = ([], None)
         return True
-
-
-#: Operations whose procedure takes one item a call.
-SINGLE = (Terminate, FailTask, Claim)
 
 
 def statement(namespace: str, operation: type[Operation]) -> bytes:

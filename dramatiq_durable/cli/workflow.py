@@ -54,7 +54,7 @@ def parse(value: str, what: str) -> Any:
 @group.command("list")
 @click.option("--name", help="Only runs of this workflow.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status.")
-@option_limit
+@option_limit(100)
 @option_json
 @click.pass_obj
 def list_(target: Target, name: str | None, status: str | None, limit: int, as_json: bool) -> None:

@@ -261,13 +261,13 @@ class WorkflowHandle(Generic[R]):
 
     def terminate(self, reason: str | None = None) -> None:
         """End the run at once, without a word to its code.  Raises as `cancel`."""
-        _outside_of_workflows("terminate a workflow")
+        outside_of_workflows("terminate a workflow")
         if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
             raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
         self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
 
     def _post(self, type: str, name: str | None, payload: bytes | None, id: str | None) -> None:
-        _outside_of_workflows("signal or cancel a workflow through a handle")
+        outside_of_workflows("signal or cancel a workflow through a handle")
         key = id if id is not None else str(uuid.uuid4())
         self.broker.commit.submit(Post(self._key(), self._workflow_id, type, name, payload, key))
 
@@ -309,7 +309,7 @@ class WorkflowHandle(Generic[R]):
         )
 
     def _read(self, call: Callable[[Any], Any]) -> Any:
-        _outside_of_workflows("look at a workflow through a handle")
+        outside_of_workflows("look at a workflow through a handle")
         try:
             with self.broker.database.connection() as conn:
                 return call(conn)
@@ -324,7 +324,7 @@ class Waiters:
         self.channel = uuid.uuid4().bytes
         self._events: dict[str, list[threading.Event]] = {}
         self._lock = threading.Lock()
-        broker.listen(f"{broker.namespace}:c{uuid.UUID(bytes=self.channel)}", self._notified)
+        broker.listen(f"durable:c{uuid.UUID(bytes=self.channel)}", self._notified)
 
     @classmethod
     def of(cls, broker: DurableBroker) -> Waiters:
@@ -375,7 +375,7 @@ def start_run(
       NotEncodable, PayloadTooLarge, InvalidName: the input cannot be carried.
       DatabaseUnavailable: the database cannot be reached; nothing was started.
     """
-    _outside_of_workflows("start a workflow through a handle")
+    outside_of_workflows("start a workflow through a handle")
     broker = durable_broker(workflow.broker)
     check_call(workflow.fn, workflow.name, args, kwargs)
     run_id = uuid.uuid4()
@@ -443,7 +443,7 @@ def durable_broker(broker: dramatiq.Broker) -> DurableBroker:
     return broker
 
 
-def _outside_of_workflows(what: str) -> None:
+def outside_of_workflows(what: str) -> None:
     if current() is not None:
         raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
 

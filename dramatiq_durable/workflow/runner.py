@@ -128,6 +128,9 @@ class Runner:
         if delivery.broken is not None:
             return Reschedule(key, lease, 30_000, None, f"its hooks failed: {_text(delivery.broken)}")
         if delivery.retry is not None and not failed:
+            if delivery.left is not None:
+                # It does not end yet: it counts for its group when it does.
+                delivery.left.member = False
             return Reschedule(key, lease, delivery.retry, _payload(delivery), _text(delivery.exception))
         if delivery.kind == "a":
             return self._activity_outcome(delivery, failed)
@@ -157,7 +160,9 @@ class Runner:
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
+        coming = [delivery.stream_id] if isinstance(outcome, Reschedule) else []
         if delivery.left is not None:
+            coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
             outcome = Together([delivery.left, outcome])
         outcome.then = outcome.then or self._noticed(delivery)
         claimer = self.broker.claimer
@@ -165,6 +170,8 @@ class Runner:
             # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
             self.broker.commit.post(outcome)
             return
+        for stream_id in coming:
+            claimer.expect(stream_id)
         claimer.post(outcome)
         claimer.finished(delivery)
 

@@ -331,7 +331,7 @@ BEGIN
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
         -- As everywhere: a full notification queue fails nothing; who waits looks from time to time.
         IF pg_notification_queue_usage() < 0.25 THEN
-            PERFORM pg_notify('{namespace}:c' || v_channel, '');
+            PERFORM pg_notify('durable:c' || v_channel, '');
         END IF;
     END LOOP;
 END

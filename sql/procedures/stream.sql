@@ -67,7 +67,7 @@ BEGIN
                    v_now, t.actor, t.payload
             FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
                  WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n);
-            PERFORM {schema}.wake(v_may);
+            PERFORM {schema}.wake(v_may, p_sender IS NULL);
             RETURN array_fill(1, ARRAY[cardinality(p_messages)]);
         EXCEPTION WHEN unique_violation THEN
             NULL;
@@ -264,20 +264,28 @@ DECLARE
     v_worker record;
     v_now timestamptz := clock_timestamp();
     v_done bigint[];
+    v_streams int[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
         UPDATE {schema}.message m
         SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
-            due_at = v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'
-                     + t.n * interval '1 microsecond',
+            -- What was aborted meanwhile does not wait for its end.
+            due_at = v_now + t.n * interval '1 microsecond'
+                     + CASE WHEN m.abort_at IS NULL THEN least(greatest(t.delay, 0), 315360000000) ELSE 0 END
+                       * interval '1 millisecond',
             payload = coalesce(t.payload, m.payload), last_failure = t.failure,
-            kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END
+            kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END,
+            redriven = CASE WHEN t.payload IS NULL THEN m.redriven END
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures)
              WITH ORDINALITY t (message_id, lease, delay, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
         RETURNING t.n, m.stream_id)
-    SELECT array_agg(d.n) INTO v_done FROM done d;
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;
+    IF v_streams IS NOT NULL THEN
+        -- Whoever sleeps learns when they are due.
+        PERFORM {schema}.wake(v_streams);
+    END IF;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
                  WHERE v_done IS NULL OR NOT n = ANY (v_done));
 END
@@ -329,9 +337,11 @@ BEGIN
           AND m.kind IN ('m', 'j')
         RETURNING t.n, m.*, t.payload AS new_payload, t.failure),
     buried AS (
-        INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind)
-        SELECT d.message_id, d.stream_id, d.priority, d.enqueued_at, d.attempt, d.deaths, d.actor, 'rejected', d.failure,
-               coalesce(d.new_payload, d.payload), CASE WHEN d.new_payload IS NULL THEN d.kind ELSE 'm' END
+        INSERT INTO {schema}.dead_letter (
+            message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)
+        SELECT d.message_id, d.stream_id, d.priority, d.enqueued_at, d.attempt, d.deaths, d.actor,
+               CASE WHEN d.abort_at IS NULL THEN 'rejected' ELSE 'aborted' END, d.failure, coalesce(d.new_payload, d.payload),
+               CASE WHEN d.new_payload IS NULL THEN d.kind ELSE 'm' END, d.group_id, d.unique_key
         FROM done d)
     SELECT array_agg(d.n) INTO v_done FROM done d;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
@@ -340,24 +350,26 @@ END
 $$;
 
 -- The actors of these reclaimed deliveries are about to begin: if the worker dies now, it is counted as a death.
--- Answers the positions whose lease is no longer the live one: their actors must not begin.
+-- Answers the positions whose lease is no longer the live one (their actors must not begin), those that are to be
+-- aborted, and those that came back from the dead letters and count their retries anew.
 CREATE FUNCTION {schema}.mark_started(p_worker uuid, p_messages uuid[], p_leases uuid[])
-RETURNS int[]
+RETURNS TABLE (refused int[], aborted int[], anew int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_worker record;
-    v_done bigint[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
-    WITH done AS (
-        UPDATE {schema}.message m SET started = true
-        FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
-        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-        RETURNING t.n)
-    SELECT array_agg(d.n) INTO v_done FROM done d;
-    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
-                 WHERE v_done IS NULL OR NOT n = ANY (v_done));
+    RETURN QUERY
+        WITH done AS (
+            UPDATE {schema}.message m SET started = true
+            FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
+            WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
+            RETURNING t.n::int, m.abort_at, m.redriven)
+        SELECT ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
+                     WHERE n NOT IN (SELECT d.n FROM done d)),
+               ARRAY(SELECT d.n FROM done d WHERE d.abort_at IS NOT NULL),
+               ARRAY(SELECT d.n FROM done d WHERE d.redriven);
 END
 $$;

@@ -176,9 +176,10 @@ BEGIN
             DELETE FROM {schema}.message m USING unnest(v_poison, v_poisoned) t (message_id, stream_id)
             WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id AND m.lease_token IS NULL RETURNING m.*),
         buried AS (
-            INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind)
+            INSERT INTO {schema}.dead_letter (
+                message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)
             SELECT g.message_id, g.stream_id, g.priority, g.enqueued_at, g.attempt, g.deaths, g.actor, 'poison',
-                   'the worker died ' || g.deaths || ' times while it ran this message', g.payload, g.kind
+                   'the worker died ' || g.deaths || ' times while it ran this message', g.payload, g.kind, g.group_id, g.unique_key
             FROM gone g WHERE g.kind IN ('m', 'j')),
         told AS (
             INSERT INTO {schema}.inbox (run_id, type, seq, attributes)

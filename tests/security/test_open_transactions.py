@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Ints, Texts, Uuid
+from dramatiq_durable.arrays import Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import Enqueue, Result
 from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
 
@@ -37,6 +37,11 @@ class Side:
         self.task = self.worker.one()
         session.enqueue(stream, b"leased", b"ready", b"ready")
         (self.message,) = self.worker.claim(1)
+        session.schedule("s", stream)
+        (self.tick,) = self.worker.claim(1)
+
+    def revision(self) -> int:
+        return int(self.session.call("list_schedules", "s")[0][2])
 
     def calls(self) -> dict[str, Callable[[], Any]]:
         """Each procedure once, on what this side has."""
@@ -66,6 +71,8 @@ class Side:
             "mark_started": lambda: worker.mark_started(self.message),
             "complete_activities": lambda: worker.complete(self.activity),
             "advance": lambda: worker.advance(step(task, 2, ("TimerStarted", 9))),
+            "abort_message": lambda: session.call("abort_message", Uuids([self.message.message_id]), True),
+            "report_running": lambda: worker.call("report_running", Uuids([self.message.message_id]), Longs([1500])),
             "release": lambda: worker.release(self.message),
             "reschedule": lambda: worker.reschedule(*worker.claim(1)),
             "bury": lambda: worker.bury(*worker.claim(1)),
@@ -86,6 +93,12 @@ class Side:
                 "limiter_change_sum", "key@", "key@1", Texts(["key@1"]), 1, 9, 9
             ),
             "sweep": lambda: worker.call("sweep"),
+            "schedules_of_leases": lambda: worker.look_up(self.tick),
+            "fire_schedules": lambda: worker.fire(self.tick, 1000),
+            "save_schedule": lambda: session.schedule("s", self.stream, overlap="skip", if_exists="update"),
+            "list_schedules": lambda: session.call("list_schedules", None),
+            "fire_by_hand": lambda: session.by_hand("s", None, 1000, revision=self.revision()),
+            "control_schedule": lambda: session.control("s", "pause"),
             "resync": lambda: worker.resync(),
             "unregister_worker": lambda: worker.call("unregister_worker"),
         }
@@ -138,8 +151,9 @@ def test_each_holds_up_its_own_stream_no_longer_than_the_lock_timeout(
         "heartbeat": worker.heartbeat,
         "post": lambda: colleague.post(holder.run),
         "terminate": lambda: colleague.terminate(holder.run),
+        "schedule": lambda: colleague.schedule("s", holder.stream),
     }
-    must_not_wait = {"claim", "enqueue", "start", "heartbeat"}
+    must_not_wait = {"claim", "enqueue", "start", "heartbeat", "schedule"}
     for what, attempt in attempts.items():
         began = time.monotonic()
         try:
