@@ -14,6 +14,9 @@ from tests.support import ROOT
 
 #: What a client or a worker may need later, and an import may not cost.
 HEAVY = (
+    "django",
+    "sqlalchemy",
+    "psycopg2",
     "prometheus_client",
     "opentelemetry",
     "rich",

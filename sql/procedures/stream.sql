@@ -59,7 +59,8 @@ BEGIN
         SELECT 1 FROM unnest(p_messages) t (message_id) WHERE substr(t.message_id::text, 15, 1) IS NOT DISTINCT FROM '8')
     THEN
         BEGIN
-            -- As nearly always, all are new: ON CONFLICT would log every row twice.
+            -- As nearly always, all are new: ON CONFLICT would log every row twice.  A transaction of the caller's own
+            -- may send again and again, and each time would be one more subtransaction of it.
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
             SELECT t.message_id, t.stream_id, t.priority,
                    v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'
