@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
 from dramatiq.encoder import JSONEncoder
-from dramatiq.errors import QueueNotFound
+from dramatiq.errors import ActorNotFound, QueueNotFound
 from dramatiq.middleware import Interrupt, Retries, SkipMessage
 from dramatiq.results import Results
 
@@ -589,7 +589,10 @@ class DurableBroker(Queues, Broker):
             delivery.options.pop("retries", None)
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
-        actor = super().get_actor(actor_name)
+        try:
+            actor = self.actors[actor_name]
+        except KeyError:
+            raise ActorNotFound(actor_name) from None
         delivery = current_delivery.get()
         if delivery is not None and delivery.calling and delivery.actor_name == actor_name:
             delivery.calling = False
