@@ -13,20 +13,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
+from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import QueueNotFound
-from dramatiq.middleware import Interrupt, SkipMessage
+from dramatiq.middleware import Interrupt, Retries, SkipMessage
 from dramatiq.results import Results
 
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import TASK_KINDS, Delivery, current_delivery, encode_message, key_of
+from .delivery import TASK_KINDS, TICK, Delivery, current_delivery, encode_message, key_of
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, ForbiddenInWorkflow, MessageExists
+from .errors import Abort, DatabaseUnavailable, ForbiddenInWorkflow
+from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Enqueue, EnqueueKeyed, MarkStarted
@@ -194,7 +196,7 @@ class DurableBroker(Queues, Broker):
     # --- sending ----------------------------------------------------------------------------------------
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Store a message; when this returns, it is committed.
+        """Store a message; when this returns, it is committed (inside `using`: it is part of the caller's transaction).
 
         Called for the message that is being processed (as the Retries middleware does), it asks for a retry: the same
         row is rescheduled, in one commit with the end of this attempt.  What a hook sends while a message is
@@ -214,12 +216,16 @@ class DurableBroker(Queues, Broker):
         delivery = current_delivery.get()
         try:
             delay = self._check_send(message, delay)
-            if isinstance(message, Delivery) and message is delivery:
+            if isinstance(message, Delivery) and message is delivery and not delivery.settled:
                 return self._ask_again(delivery, delay)
             if delay is not None:
                 message = _with_eta(message, delay)
             self.emit_before("enqueue", message, delay)
             operation = self.operation(message, delay)
+            if delivery is not None and operation.message_id == delivery.key:
+                # A copy of the message that is being processed, or the same one again in a pipeline: the row of this id
+                # is there until the end.
+                operation.message_id = uuid4().bytes
             if delivery is not None and delivery.hooks:
                 delivery.leaving().sends.append(operation)
             else:
@@ -326,26 +332,24 @@ class DurableBroker(Queues, Broker):
         status, found = operation.answer
         if status or found == operation.message_id:
             return message
-        live = str(UUID(bytes=found))
-        if operation.conflict == "fail":
-            raise MessageExists(
-                f"the stream {message.queue_name!r} has a live message with the unique key {operation.unique_key!r}: "
-                f"{live}. Send again once it is done, or say what is to become of the second: "
-                "unique_conflict='skip' or 'replace'",
-                live,
-            )
-        return message.copy(message_id=live)
+        return message.copy(message_id=str(UUID(bytes=found)))
 
     def count_member(self, delivery: Delivery) -> None:
         """A member of a group has succeeded: its ack counts it, and sends the callbacks if it is the last."""
         left = delivery.leaving()
-        if not left.member:
-            left.member = True
+        if left.member:
+            return
+        try:
             for fields in delivery.options.get("group_completion_callbacks") or ():
                 callback: Message[Any] = Message(**fields)
                 delay = self._check_send(callback, None)
                 self.emit_before("enqueue", callback, delay)
                 left.callbacks.append(self.operation(callback, delay))
+            left.member = True
+        except Exception as e:
+            # Counted without its callbacks, it might be the last one, and nobody would send them.
+            delivery.broken = e
+            raise
 
     # --- receiving --------------------------------------------------------------------------------------
 
@@ -383,10 +387,15 @@ class DurableBroker(Queues, Broker):
                 self.commit,
                 Membership(self.procedures, self.reclaim_delay, self.reclaim_count),
                 self.deliver,
+                self._listen_for_worker,
                 poll_interval=self.settings.poll_interval,
             )
             self._claimer.start()
         return self._claimer
+
+    def _listen_for_worker(self, worker_id: int) -> None:
+        if self._claimer is not None:
+            self.listen(f"{self.namespace}:w{worker_id}", self._claimer.look_after)
 
     def _ensure_listener(self) -> Listener:
         self._after_fork()
@@ -426,15 +435,20 @@ class DurableBroker(Queues, Broker):
         return self._claimer
 
     def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
-        """A claimed row as a delivery.  What cannot be decoded goes to the dead letters: None."""
-        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload, _ = row
+        """A claimed row as a delivery.  None for a schedule's tick, which is dealt with without an actor, and for what
+        cannot be decoded, which goes to the dead letters."""
+        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
+        if kind == TICK:
+            take_tick(self.commit, key, lease)
+            return None
         queue_name = self._stream_names[stream_id]
         message: Message[Any]
         try:
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
             else:
-                message = Message.decode(payload)
+                # What SQL wrote is JSON, whatever encoder is set here.
+                message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
                 message.options.pop("eta", None)
                 if not isinstance(message.actor_name, str):
@@ -466,8 +480,12 @@ class DurableBroker(Queues, Broker):
             delivery = args[0]
             if isinstance(delivery, Delivery):
                 current_delivery.set(delivery)
-                if delivery.reclaimed and delivery.kind in ("m", "a"):
-                    self._record_start(delivery)
+                if delivery.kind not in TASK_KINDS:
+                    if delivery.reclaimed:
+                        self._record_start(delivery)
+                    super().emit_before(signal, *args, **kwargs)
+                    delivery.calling = True
+                    return
         elif signal == "worker_boot":
             self._check_database()
             with self._lock:
@@ -481,8 +499,7 @@ class DurableBroker(Queues, Broker):
             self._after_process(args[0], **kwargs)
             return
         if signal == "skip_message" and isinstance(args[0], Delivery):
-            with _hooks_of(args[0]):
-                super().emit_after(signal, *args, **kwargs)
+            self._after_skip(args[0])
             return
         super().emit_after(signal, *args, **kwargs)
         if signal == "worker_shutdown":
@@ -495,6 +512,10 @@ class DurableBroker(Queues, Broker):
         delivery.exception = exception
         if exception is not None and delivery.transaction is not None:
             delivery.transaction.roll_back()
+        delivery.calling = False
+        aborted = delivery.interruption is not None and exception is not None
+        if aborted:
+            delivery.fail()
         # Whatever was decided by an earlier run of these hooks, which an interrupt cut short, is decided anew.
         delivery.retry = delivery.again
         delivery.left = None
@@ -502,6 +523,9 @@ class DurableBroker(Queues, Broker):
         outcome: dict[str, Any] = {"result": result} if exception is None else {"exception": exception}
         try:
             for middleware in reversed(self.middleware):
+                if aborted and isinstance(middleware, Retries):
+                    # What was aborted is not tried again, however it ended.
+                    continue
                 try:
                     middleware.after_process_message(self, delivery, **outcome)
                 except Interrupt as e:
@@ -513,17 +537,31 @@ class DurableBroker(Queues, Broker):
         finally:
             delivery.hooks = False
 
+    def _after_skip(self, delivery: Delivery) -> None:
+        with _hooks_of(delivery):
+            for middleware in reversed(self.middleware):
+                if delivery.settled and isinstance(middleware, Results):
+                    # It was lost before it began: its result is for the worker that has it now.
+                    continue
+                try:
+                    middleware.after_skip_message(self, delivery)
+                except Exception:
+                    logger.critical("Unexpected failure in after_skip_message of %r.", middleware, exc_info=True)
+
     def keep_failure(self, delivery: Delivery) -> None:
         """Have a failure stored as its message's result before the nack, so that it commits with it.
 
         Dramatiq's Results does it after the nack; the back end ignores that.
         """
         for middleware in self.middleware:
-            if isinstance(middleware, Results) and isinstance(middleware.backend, PostgresBackend):
+            backend = middleware.backend if isinstance(middleware, Results) else None
+            if isinstance(backend, PostgresBackend) and backend.place.shared_with(self):
                 token = current_delivery.set(delivery)
                 try:
                     with _hooks_of(delivery):
                         middleware.after_nack(self, delivery)
+                except Interrupt as e:
+                    delivery.broken = e
                 except Exception:
                     logger.exception("the failure of %r is not stored as its result", delivery)
                 finally:
@@ -538,17 +576,23 @@ class DurableBroker(Queues, Broker):
             logger.warning("the database is away, waiting for it: %s", e)
 
     def _record_start(self, delivery: Delivery) -> None:
-        if not self.commit.submit(MarkStarted(delivery.key, delivery.lease)):
+        start = MarkStarted(delivery.key, delivery.lease)
+        if not self.commit.submit(start):
             delivery.settled = True
             if self._claimer is not None:
                 self._claimer.finished(delivery)
             raise SkipMessage("it was handed to another worker before it began here")
+        if start.aborted:
+            delivery.interrupt(Abort)
+        if start.anew:
+            delivery.options.pop("retries", None)
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
         actor = super().get_actor(actor_name)
         delivery = current_delivery.get()
-        if delivery is not None and delivery.kind == "a" and not delivery.hooks and delivery.actor_name == actor_name:
-            return _ActivityCall(actor, delivery)  # type: ignore[return-value]
+        if delivery is not None and delivery.calling and delivery.actor_name == actor_name:
+            delivery.calling = False
+            return _Call(actor, delivery)  # type: ignore[return-value]
         return actor
 
     # --- the end ----------------------------------------------------------------------------------------
@@ -602,15 +646,27 @@ def _hooks_of(delivery: Delivery) -> Iterator[None]:
         delivery.hooks = False
 
 
-class _ActivityCall:
-    """An activity's actor, for one delivery: keeps the result from Dramatiq, which would warn that nobody stores it."""
+class _Call:
+    """An actor, for one delivery, which can be interrupted while it runs and neither before nor after.
+
+    The result of an activity is kept from Dramatiq, which would warn that nobody stores it.
+    """
 
     def __init__(self, actor: Actor[Any, Any], delivery: Delivery) -> None:
         self._actor = actor
         self._delivery = delivery
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self._delivery.result = self._actor(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        delivery = self._delivery
+        try:
+            delivery.begin()
+            result = self._actor(*args, **kwargs)
+        finally:
+            delivery.end()
+        if delivery.kind != "a":
+            return result
+        delivery.result = result
+        return None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._actor, name)

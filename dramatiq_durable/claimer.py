@@ -20,7 +20,7 @@ from dramatiq.common import iter_queue
 from .arrays import Uuid
 from .database import Connection
 from .delivery import TASK_KINDS, Delivery
-from .errors import DatabaseUnavailable, DurableError, LeaseLost
+from .errors import Abort, DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Claim, Operation, Release
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 #: How much work, in seconds at the present rate, is claimed ahead of the threads, and how many messages at the most.
 AHEAD = 0.04
-MOST_AHEAD = 256
+MOST_AHEAD = 500
 
 #: Messages that were claimed ahead go back when nothing was claimed or finished for so long, in seconds.
 STALE = 1.0
@@ -50,6 +50,8 @@ class Claimer(threading.Thread):
       commit(GroupCommit): what it leads.
       membership(Membership): this process as a worker.
       deliver(Callable): makes a delivery of a claimed row; None if there is nothing to deliver.
+      registered(Callable): called with this worker's number once it has one; it has `look_after` called when the worker
+        is told to.
       poll_interval(float): seconds between two looks without a wake-up.
 
     Attributes:
@@ -62,6 +64,7 @@ class Claimer(threading.Thread):
         commit: GroupCommit,
         membership: Membership,
         deliver: Callable[[tuple[Any, ...]], Delivery | None],
+        registered: Callable[[int], None],
         *,
         poll_interval: float,
     ) -> None:
@@ -69,6 +72,7 @@ class Claimer(threading.Thread):
         self.commit = commit
         self.membership = membership
         self.deliver = deliver
+        self.registered = registered
         self.poll_interval = poll_interval
         self.worker: Worker | None = None
         self.threads = 0
@@ -87,6 +91,8 @@ class Claimer(threading.Thread):
         self._registered_wait = False
         self._second_look = False
         self._next_look = 0.0
+        self._told = False
+        self._next_report = 0.0
         self._looks = 0
         self._finished = 0
         self._last_finished = self._last_claimed = time.monotonic()
@@ -107,6 +113,11 @@ class Claimer(threading.Thread):
         self._more = {True, False}
         self._event.set()
 
+    def look_after(self) -> None:
+        """Something that runs here may have been aborted."""
+        self._told = True
+        self._event.set()
+
     def expect(self, stream_id: int) -> None:
         """The next batch brings a message to this stream: where it is consumed here, the same batch claims it."""
         consumer = self.consumers.get(stream_id)
@@ -121,7 +132,8 @@ class Claimer(threading.Thread):
         """Commit an operation with the next batch, which is soon; nobody waits for it."""
         self.commit.post(operation)
         # While there is other work to do, finished messages may wait a little for company.
-        if self._asleep and len(self.held) <= max(self.threads, 1):
+        if self._asleep and len(self.held) <= max(self.threads, self.ahead // 2, 1):
+            self._asleep = False
             self._event.set()
 
     def finished(self, delivery: Delivery) -> None:
@@ -219,6 +231,8 @@ class Claimer(threading.Thread):
         self._measure()
         if self.membership.token is not None and self.membership.due_in() <= 0:
             self._beat()
+        if self._told or time.monotonic() >= self._next_report:
+            self._report()
         claims = self._plan()
         if claims or self.commit.pending:
             self.commit.run_batch(*claims, give_up=self._given_up)
@@ -375,6 +389,7 @@ class Claimer(threading.Thread):
         if self.membership.token is None:
             token = self.commit.call(lambda conn: self.membership.register(conn, streams, max(self.threads, 1)))
             self.commit.context.worker = Uuid(token)
+            self.registered(self.membership.worker_id)
         elif streams != self._known_streams:
             token = self.membership.token
             self.commit.call(lambda conn: self.membership.procedures.consume_streams(conn, token, streams))
@@ -386,6 +401,33 @@ class Claimer(threading.Thread):
             self.commit.call(lambda conn: self.membership.beat(conn, self._holding()))
         except LeaseLost:
             self._declared_dead()
+
+    def _report(self) -> None:
+        """Say what runs for longer than a moment, and interrupt what is to be aborted.
+
+        While only short messages run nothing is said, unless somebody asks.
+        """
+        token = self.membership.token
+        now = time.monotonic()
+        told, self._told = self._told, False
+        self._next_report = now + self.poll_interval
+        running = [(d.key, now - d.begun) for d in list(self.held.values()) if d.begun is not None]
+        long_ones = [(key, int(age * 1000)) for key, age in running if age >= self.poll_interval]
+        if token is None or not self.held or not (told or long_ones):
+            return
+        keys, ages = [key for key, _ in long_ones], [age for _, age in long_ones]
+        try:
+            leases = self.commit.call(lambda conn: self.membership.procedures.report_running(conn, token, keys, ages))
+        except LeaseLost:
+            self._declared_dead()
+            return
+        except DatabaseUnavailable:
+            self._told = True
+            raise
+        for lease in leases:
+            delivery = self.held.get(lease)
+            if delivery is not None:
+                delivery.interrupt(Abort)
 
     def _declared_dead(self) -> None:
         logger.error(

@@ -128,6 +128,9 @@ class Runner:
         if delivery.broken is not None:
             return Reschedule(key, lease, 30_000, None, f"its hooks failed: {_text(delivery.broken)}")
         if delivery.retry is not None and not failed:
+            if delivery.left is not None:
+                # It does not end yet: it counts for its group when it does.
+                delivery.left.member = False
             return Reschedule(key, lease, delivery.retry, _payload(delivery), _text(delivery.exception))
         if delivery.kind == "a":
             return self._activity_outcome(delivery, failed)
@@ -275,17 +278,16 @@ class Runner:
             raise DurableError(f"{workflow.name!r} is a workflow: start it with {workflow.name}.start(...)")
         run_id = uuid.uuid5(uuid.NAMESPACE_OID, delivery.message_id)
         payload = encode_call(args, kwargs, workflow.fn, workflow.name)
-        status, _ = self.broker.commit.submit(
+        self.broker.commit.submit(
             StartRun(
                 run_id.bytes,
                 delivery.message_id[:200],
                 self.broker.stream_id(workflow.queue_name),
                 workflow.name,
                 payload,
+                conflict="use_existing",
             )
         )
-        if status == "busy":
-            raise DatabaseUnavailable(f"the workflow id {delivery.message_id!r} is being fought over")
 
     def _run_task(self, workflow: Workflow[Any, Any], delivery: Delivery) -> None:
         assert delivery.run_id is not None
@@ -533,7 +535,7 @@ class Runner:
             if lease is None:
                 continue
             key = events.command_id(str(delivery.run_id), send.seq)
-            row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload, None)
+            row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload)
             handed = self.broker.deliver(row)
             if handed is not None:
                 claimer.take(handed)
