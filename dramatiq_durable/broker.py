@@ -214,6 +214,9 @@ class DurableBroker(Queues, Broker):
           ForbiddenInWorkflow: called inside a workflow.
         """
         delivery = current_delivery.get()
+        if delivery is not None and delivery.broker is not self:
+            # What is sent here cannot commit with another broker's message.
+            delivery = None
         try:
             delay = self._check_send(message, delay)
             if isinstance(message, Delivery) and message is delivery and not delivery.settled:
