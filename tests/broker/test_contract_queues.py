@@ -267,3 +267,30 @@ def test_a_retry_wakes_another_worker(make_broker: Any, start_worker: Any, rows:
     failed = time.monotonic()
     fail.set()
     assert 0.3 <= times.wait(2)[1] - failed < 3
+
+
+def test_what_a_worker_sends_to_itself_needs_no_notification(
+    make_broker: Any, start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch that stores it claims it: a message, a retry, what a hook sends."""
+    monkeypatch.setattr(durable.DurableBroker, "_wake_claimer", lambda self: None)
+    broker = make_broker(settings=Settings(poll_interval=30))
+    got = Record()
+
+    @dramatiq.actor(broker=broker, min_backoff=0, on_success="called")
+    def work() -> None:
+        got("work")
+        if len(got.values) < 3:
+            raise KeyError("a")
+
+    @dramatiq.actor(broker=broker)
+    def called(message: Any, result: Any) -> None:
+        got("called")
+
+    start_worker(broker)
+    for _ in range(2):  # the second time it sleeps for sure
+        work.send()
+        assert got.wait(4, timeout=10) == ["work", "work", "work", "called"]
+        broker.join("default", timeout=5000)
+        got.values.clear()
+        wait_until(lambda: broker.claimer._asleep)
