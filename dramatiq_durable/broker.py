@@ -225,9 +225,9 @@ class DurableBroker(Queues, Broker):
                 message = _with_eta(message, delay)
             self.emit_before("enqueue", message, delay)
             operation = self.operation(message, delay)
-            if delivery is not None and operation.message_id == delivery.key:
-                # A copy of the message that is being processed, or the same one again in a pipeline: the row of this id
-                # is there until the end.
+            if delivery is not None and message.message_id == delivery.message_id:
+                # A copy of the message that is being processed, or the same one again in a pipeline: no repetition of
+                # what is stored under this id.
                 operation.message_id = uuid4().bytes
             if delivery is not None and delivery.hooks:
                 delivery.leaving().sends.append(operation)
@@ -539,6 +539,7 @@ class DurableBroker(Queues, Broker):
                     logger.warning("%s interrupted the hooks of %r: it will be run again", type(e).__name__, delivery)
                 except Exception:
                     logger.critical("Unexpected failure in after_process_message of %r.", middleware, exc_info=True)
+            delivery.judged = True
         finally:
             delivery.hooks = False
 

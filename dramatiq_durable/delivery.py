@@ -42,6 +42,7 @@ class Delivery(MessageProxy, Interruptible):
       hooks(bool): its hooks are running: what they write belongs to it.
       broken(BaseException | None): a hook failed in a way that forbids the ack.
       calling(bool): its hooks have run, its actor is called next.
+      judged(bool): the hooks behind its actor have run: what becomes of it is decided.
       settled(bool): it was answered for; nothing more may be done under its lease.
       transaction: the open `transaction()` of its actor, if it has one.
     """
@@ -77,6 +78,7 @@ class Delivery(MessageProxy, Interruptible):
         self.left: Leave | None = None
         self.broken: BaseException | None = None
         self.calling = False
+        self.judged = False
         self.settled = False
         self.hooks = False
         self.transaction: Any = None

@@ -12,6 +12,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq import Message
+from dramatiq.broker import MessageProxy
 from dramatiq.errors import ActorNotFound, QueueJoinTimeout, QueueNotFound, Retry
 from dramatiq.middleware import SkipMessage
 
@@ -177,6 +178,17 @@ def test_an_exception_is_let_go(
         assert len(raised) == max_retries + 1
     finally:
         gc.enable()
+
+
+def test_acks_of_unknown_messages_are_ignored(broker: durable.DurableBroker, rows: Rows) -> None:
+    actor = dramatiq.actor(lambda: None, actor_name="work", broker=broker)
+    message = actor.send()
+    consumer = broker.consume("default")
+    consumer.ack(MessageProxy(message))
+    consumer.nack(MessageProxy(message))
+    assert [m[0] for m in rows.messages()] == ["work"]
+    assert rows.dead_letters() == []
+    consumer.close()
 
 
 def test_a_prefetch_that_was_asked_for_is_kept(broker: durable.DurableBroker, rows: Rows, start_worker: Any) -> None:
