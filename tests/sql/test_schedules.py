@@ -80,7 +80,7 @@ def test_a_tick_is_a_message_that_only_schedules_see(scene: Callable[..., Scene]
     tick = made.tick()
     assert tick.payload == b""
     assert made.worker.bury(tick) == [1], "a tick is no dead letter"
-    assert db.value("SELECT durable.stream_size(%s)", made.stream) == 0
+    assert db.value("SELECT durable.stream_is_empty(%s)", made.stream)
     assert db.sql("SELECT ready, leased, delayed FROM durable.stream_counts()") == [(0, 0, 0)]
     assert made.worker.release(tick) == []
     assert db.sql("SELECT ready, leased, delayed FROM durable.stream_counts()") == [(0, 0, 0)]
