@@ -11,6 +11,9 @@ from benchmarks.bench import Bench, median_ratio
 from benchmarks.contenders import OURS
 from benchmarks.report import Table, at_least, at_most, percentile
 
+#: What the statements that claim have in them.
+CLAIMS = "%claim%"
+
 DAY = 24 * 60 * 60 * 1000
 
 
@@ -55,10 +58,9 @@ def _database(question: str) -> str:
 
 
 def _drain(bench: Bench, question: str) -> dict[str, Any]:
-    claims = "%claim%"
-    counted = bench.counters.statements
-    before = bench.counters.calls(_database(question), claims)[1] if counted else 0
+    counters = bench.counters
+    before = counters.milliseconds(_database(question), CLAIMS) if counters.statements else 0
     report = bench.drain(OURS, question, bench.options.messages)
-    if counted:
-        report["claiming"] = (bench.counters.calls(_database(question), claims)[1] - before) / report["n"] * 1000
+    if counters.statements:
+        report["claiming"] = (counters.milliseconds(_database(question), CLAIMS) - before) / report["n"] * 1000
     return report
