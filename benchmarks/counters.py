@@ -85,9 +85,10 @@ class Counters:
             self.admin.execute(f"ALTER DATABASE \"{database}\" SET pg_stat_statements.track = 'top'".encode())
             self.admin.execute(f'ALTER DATABASE "{database}" SET compute_query_id = on'.encode())
 
-    def milliseconds(self, database: str, like: str) -> float:
-        """How long the watched statements of a database ran whose text is like this."""
-        return float(self._sum("total_exec_time", database, like))
+    def effort(self, database: str, like: str) -> tuple[float, float]:
+        """(pages looked at, milliseconds) of the watched statements of a database whose text is like this."""
+        pages = self._sum("shared_blks_hit + s.shared_blks_read", database, like)
+        return pages, self._sum("total_exec_time", database, like)
 
     def _sum(self, column: str, database: str, like: str = "%") -> float:
         query = (
