@@ -64,9 +64,12 @@ class Player:
           ContenderFailed: there is none.
         """
         timer = threading.Timer(PATIENCE, self._process.kill)
+        timer.daemon = True
         timer.start()
-        line = self._answers.readline()
-        timer.cancel()
+        try:
+            line = self._answers.readline()
+        finally:
+            timer.cancel()
         if not line:
             raise self._failed("gave no answer")
         answer = json.loads(line)
