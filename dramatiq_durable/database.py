@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ from .errors import (
     NotConfigured,
     NotPermitted,
     PayloadTooLarge,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaOutOfDate,
 )
 from .migrate import check_namespace, expected_version
@@ -30,6 +33,8 @@ from .migrate import check_namespace, expected_version
 logger = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
 #: How long one attempt to connect may take, in seconds.
 CONNECT_TIMEOUT = 10
@@ -53,6 +58,7 @@ class Database:
         self._pool_pid = 0
         self._lock = threading.Lock()
         self._checked = False
+        _databases.add(self)
 
     @property
     def conninfo(self) -> str:
@@ -190,6 +196,15 @@ class Database:
             self._pool = None
 
 
+def _after_fork() -> None:
+    """A thread of the parent may have held a lock, and will never release it here."""
+    for database in _databases:
+        database._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def is_connection_lost(error: BaseException, conn: Connection) -> bool:
     """Whether an error means that the connection, and with it the transaction's outcome, was lost."""
     return conn.closed or isinstance(error, (psycopg.errors.AdminShutdown, psycopg.errors.CrashShutdown))
@@ -201,6 +216,15 @@ def translate(error: psycopg.Error) -> Exception:
         return NotPermitted(error.diag.message_primary or "not permitted")
     if error.sqlstate == "DD002":
         return LeaseLost("this worker was silent for longer than its reclaim_delay and was declared dead")
+    if error.sqlstate == "DD004":
+        return ScheduleNotFound(f"{error.diag.message_primary}: schedules.list() has the names")
+    if error.sqlstate == "DD005":
+        return ScheduleExists(
+            f"{error.diag.message_primary}: choose another name, or say if_exists='update' to change it, "
+            "'keep' to leave it"
+        )
+    if error.sqlstate == "DD006":
+        return DurableError(f"{error.diag.message_primary}: nothing was fired, call again")
     if isinstance(error, psycopg.errors.CheckViolation):
         if "payload" in (error.diag.constraint_name or ""):
             return PayloadTooLarge("the payload is over 16 MiB: keep the data elsewhere and send a reference to it")

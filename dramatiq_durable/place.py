@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: The longest time to live, in milliseconds: ten years.
+LONGEST = 315_360_000_000
+
+
+def time_to_live(ttl: float) -> int:
+    """A time to live as it is stored: whole milliseconds."""
+    return int(max(0, min(ttl, LONGEST)))
+
 
 class Place:
     """A namespace, as a back end was given it.  Does no I/O before the first call.

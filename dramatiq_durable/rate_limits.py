@@ -13,15 +13,15 @@ from dramatiq.rate_limits import RateLimiterBackend
 
 from .delivery import current_delivery
 from .errors import ForbiddenInWorkflow
-from .place import Place
+from .place import Place, time_to_live
 from .watch import Watch
 from .workflow.replay import current
 
 if TYPE_CHECKING:
     from .broker import DurableBroker
 
-#: The most characters of a key.
-MAX_KEY = 1000
+#: The most bytes of a key.
+MAX_KEY = 900
 
 
 class PostgresBackend(RateLimiterBackend):
@@ -43,7 +43,7 @@ class PostgresBackend(RateLimiterBackend):
     def add(self, key: str, value: int, ttl: int) -> bool:
         """Set a key that is not there; answers whether it did."""
         _check(key)
-        return self.place.call(lambda procedures, conn: procedures.limiter_add(conn, key, value, ttl))
+        return self.place.call(lambda procedures, conn: procedures.limiter_add(conn, key, value, time_to_live(ttl)))
 
     def incr(self, key: str, amount: int, maximum: int, ttl: int) -> bool:
         """Add to a key unless that would exceed the maximum; answers whether it did."""
@@ -71,34 +71,36 @@ class PostgresBackend(RateLimiterBackend):
         anchor = key.rpartition("@")[0] + "@"
         return self.place.call(
             lambda procedures, conn: procedures.limiter_change_sum(
-                conn, anchor, key, list(keys()), amount, maximum, ttl
+                conn, anchor, key, list(keys()), amount, maximum, time_to_live(ttl)
             )
         )
 
     def wait(self, key: str, timeout: int | None) -> bool:
         """Wait until a key is notified, for so many milliseconds (None: for ever); answers whether it was."""
-        _check(key)
-        return Watch.of(self.place.broker).wait(_event(key), None if timeout is None else timeout / 1000) is not None
+        event = _event(key)
+        return Watch.of(self.place.broker).wait(event, None if timeout is None else timeout / 1000) is not None
 
     def wait_notify(self, key: str, ttl: int) -> None:
         """Wake all who wait on a key, and those who come to wait on it while it lives."""
-        _check(key)
-        self.place.call(lambda procedures, conn: procedures.store_result(conn, _event(key), b"1", ttl))
+        event = _event(key)
+        self.place.call(lambda procedures, conn: procedures.store_result(conn, event, b"1", time_to_live(ttl)))
 
     def _change(self, key: str, amount: int, minimum: int | None, maximum: int | None, ttl: int) -> bool:
         _check(key)
         return self.place.call(
-            lambda procedures, conn: procedures.limiter_change(conn, key, amount, minimum, maximum, ttl)
+            lambda procedures, conn: procedures.limiter_change(conn, key, amount, minimum, maximum, time_to_live(ttl))
         )
 
 
 def _event(key: str) -> str:
+    # A barrier's event has the barrier's key before its suffix: what could be created can be waited for.
+    _check(key.removesuffix("@events") if isinstance(key, str) else key)
     return f"event:{key}"
 
 
 def _check(key: str) -> None:
-    if not isinstance(key, str) or not 1 <= len(key) <= MAX_KEY - 10 or "\0" in key:
-        raise ValueError(f"a limiter's key is a text of 1 to {MAX_KEY - 10} characters without NUL, not {key!r:.60}")
+    if not isinstance(key, str) or not 1 <= len(key.encode()) <= MAX_KEY or "\0" in key:
+        raise ValueError(f"a limiter's key is a text of 1 to {MAX_KEY} bytes without NUL, not {key!r:.60}")
     if current() is not None:
         raise ForbiddenInWorkflow(
             "inside a workflow you cannot use limiters and barriers: it could not be replayed. Use them in an activity"

@@ -6,6 +6,7 @@ broker.add_middleware(Results(backend=backend))
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from dramatiq.results.result import wrap_exception
 from .delivery import MAX_PAYLOAD, current_delivery
 from .errors import ForbiddenInWorkflow, NotEncodable, PayloadTooLarge
 from .operations import Result
-from .place import Place
+from .place import Place, time_to_live
 from .watch import Watch
 from .workflow.replay import current
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from .broker import DurableBroker
 
 logger = logging.getLogger(__name__)
+
+#: The most bytes of a result's key.
+MAX_KEY = 1000
 
 
 class PostgresBackend(ResultBackend):
@@ -81,12 +85,20 @@ class PostgresBackend(ResultBackend):
             raise ResultTimeout(message)
         return self.unwrap_result(self.encoder.decode(value))
 
+    def build_message_key(self, message: Any) -> str:
+        """The key of a message's result; a hash where it cannot be kept as it is."""
+        key = str(super().build_message_key(message))
+        if len(key.encode()) <= MAX_KEY and "\0" not in key:
+            return key
+        return hashlib.md5(key.encode()).hexdigest()
+
     def _get(self, message_key: str) -> Any:
         _outside_of_workflows()
         found = self.place.call(lambda procedures, conn: procedures.get_results(conn, [message_key]))
         return self.encoder.decode(found[message_key]) if found else Missing
 
     def _store(self, message_key: str, result: Any, ttl: int) -> None:
+        ttl = time_to_live(ttl)
         delivery = current_delivery.get()
         if delivery is None or not self.place.shared_with(delivery.broker):
             self.place.call(

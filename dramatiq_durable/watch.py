@@ -32,16 +32,22 @@ WISH = 120.0
 #: How long the thread lives on when nobody waits, in seconds.
 IDLE = 10.0
 
+#: How long a caller sleeps at a stretch, in seconds: time limits and shutdowns interrupt it only in between.
+STRETCH = 0.5
+
 
 class _Wish:
     """One caller's waiting for one result."""
 
-    __slots__ = ("done", "error", "key", "looks", "next_look", "until", "value")
+    __slots__ = ("asked", "done", "error", "key", "looks", "next_look", "until", "value")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.done = threading.Event()
+        #: Whether it was looked for at all, or tried to be.
+        self.asked = False
         self.value: bytes | None = None
+        #: Why it cannot be looked up; while the database is away, only for now.
         self.error: Exception | None = None
         self.next_look = 0.0
         self.looks = 0
@@ -60,7 +66,7 @@ class Watch:
         self._wake = threading.Event()
         self._notified = False
         self._thread: threading.Thread | None = None
-        broker.listen(f"{broker.namespace}:c{uuid.UUID(bytes=self._channel)}", self._on_notify)
+        broker.listen(f"durable:c{uuid.UUID(bytes=self._channel)}", self._on_notify)
 
     @classmethod
     def of(cls, broker: DurableBroker) -> Watch:
@@ -68,15 +74,17 @@ class Watch:
         return broker.shared("watch", lambda: cls(broker))
 
     def wait(self, key: str, timeout: float | None) -> bytes | None:
-        """Wait for a result, for so many seconds at the most; None is for ever.
+        """Wait for a result, for so many seconds at the most; None is for ever.  It is looked for at least once.
 
         Returns:
           bytes | None: the stored bytes; None if they did not come in time.
 
         Raises:
+          DatabaseUnavailable: the time is over, and the database was away at the end.
           NotPermitted, SchemaOutOfDate, NotConfigured: it cannot be looked up.
         """
         wish = _Wish(key)
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
         with self._lock:
             self._wishes.add(wish)
             if self._thread is None:
@@ -84,7 +92,9 @@ class Watch:
                 self._thread.start()
         self._wake.set()
         try:
-            wish.done.wait(timeout)
+            while not wish.done.wait(min(max(deadline - time.monotonic(), 0.01), STRETCH)):
+                if wish.asked and time.monotonic() >= deadline:
+                    break
         finally:
             with self._lock:
                 self._wishes.discard(wish)
@@ -111,12 +121,19 @@ class Watch:
             if next_look > now and not self._notified:
                 self._wake.wait(next_look - now)
             self._wake.clear()
-            notified, self._notified = self._notified, False
+            notified = self._notified
+            if notified:
+                self._notified = False
             now = time.monotonic()
             with self._lock:
                 due = [w for w in self._wishes if notified or w.next_look <= now]
+                if due:
+                    # Those who have waited for some time need not be on time: they are looked for together.
+                    due += [w for w in self._wishes - set(due) if w.looks >= len(LOOKS) and w.next_look < now + 0.5]
             if due:
                 self._look(due, now)
+                for wish in due:
+                    wish.asked = True
 
     def _look(self, due: list[_Wish], now: float) -> None:
         try:
@@ -126,6 +143,7 @@ class Watch:
         except DatabaseUnavailable as e:
             logger.debug("the database is away, looking for results again: %s", e)
             for wish in due:
+                wish.error = e
                 wish.next_look = time.monotonic() + 0.5
             return
         except Exception as e:
@@ -137,6 +155,7 @@ class Watch:
             wish.until = now + WISH / 2
             wish.looks = 0
         for wish in due:
+            wish.error = None
             if wish.key in found:
                 wish.value = found[wish.key]
                 wish.done.set()

@@ -108,6 +108,9 @@ class Runner:
                 delivery, FailTask(delivery.key, delivery.lease, failure, _backoff(delivery, TASK_BACKOFF))
             )
             return
+        if delivery.begun is not None and not delivery.judged and not failed:
+            # An interrupt came between the actor's end and its hooks, and Dramatiq acks what no hook has seen.
+            delivery.broken = delivery.broken or DurableError("an interrupt came before its hooks")
         outcome = self._outcome(delivery, failed)
         if delivery.broken is not None:
             # It will be run again, and has its effect then; what its hooks sent is sent then, too.
@@ -128,6 +131,9 @@ class Runner:
         if delivery.broken is not None:
             return Reschedule(key, lease, 30_000, None, f"its hooks failed: {_text(delivery.broken)}")
         if delivery.retry is not None and not failed:
+            if delivery.left is not None:
+                # It does not end yet: it counts for its group when it does.
+                delivery.left.member = False
             return Reschedule(key, lease, delivery.retry, _payload(delivery), _text(delivery.exception))
         if delivery.kind == "a":
             return self._activity_outcome(delivery, failed)
@@ -157,7 +163,9 @@ class Runner:
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
+        coming = [delivery.stream_id] if isinstance(outcome, Reschedule) else []
         if delivery.left is not None:
+            coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
             outcome = Together([delivery.left, outcome])
         outcome.then = outcome.then or self._noticed(delivery)
         claimer = self.broker.claimer
@@ -165,6 +173,8 @@ class Runner:
             # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
             self.broker.commit.post(outcome)
             return
+        for stream_id in coming:
+            claimer.expect(stream_id)
         claimer.post(outcome)
         claimer.finished(delivery)
 
@@ -271,17 +281,16 @@ class Runner:
             raise DurableError(f"{workflow.name!r} is a workflow: start it with {workflow.name}.start(...)")
         run_id = uuid.uuid5(uuid.NAMESPACE_OID, delivery.message_id)
         payload = encode_call(args, kwargs, workflow.fn, workflow.name)
-        status, _ = self.broker.commit.submit(
+        self.broker.commit.submit(
             StartRun(
                 run_id.bytes,
                 delivery.message_id[:200],
                 self.broker.stream_id(workflow.queue_name),
                 workflow.name,
                 payload,
+                conflict="use_existing",
             )
         )
-        if status == "busy":
-            raise DatabaseUnavailable(f"the workflow id {delivery.message_id!r} is being fought over")
 
     def _run_task(self, workflow: Workflow[Any, Any], delivery: Delivery) -> None:
         assert delivery.run_id is not None
@@ -529,7 +538,7 @@ class Runner:
             if lease is None:
                 continue
             key = events.command_id(str(delivery.run_id), send.seq)
-            row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload, None)
+            row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload)
             handed = self.broker.deliver(row)
             if handed is not None:
                 claimer.take(handed)

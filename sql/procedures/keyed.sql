@@ -2,8 +2,9 @@
 
 -- Internal: store one message, of which a stream has at most one live with its key (and with its id).
 -- p_conflict says what happens where there is one: skip and fail store nothing; replace takes the place of one that waits,
--- and takes the key from one that is being worked on.
--- Answers 1 and its own id: stored; 0 and the live one's id: not.
+-- and takes the key from one that is being worked on; look stores nothing in any case (what was stored and is done by now
+-- must not come back).
+-- Answers 1 and its own id: stored (or, for look, no other is live); 0 and the live one's id: not.
 CREATE FUNCTION {schema}.store_keyed(
     p_stream int, p_message uuid, p_actor text, p_priority int, p_delay bigint, p_payload bytea, p_group uuid, p_key text,
     p_conflict text, OUT status int, OUT message_id uuid)
@@ -20,17 +21,21 @@ BEGIN
         IF p_conflict = 'replace' THEN
             DELETE FROM {schema}.message m
             WHERE m.stream_id = p_stream AND m.unique_key = p_key AND m.lease_token IS NULL AND m.message_id <> p_message;
+            -- Not one that another call has stored since: its turn to be replaced is the next.
             UPDATE {schema}.message m SET unique_key = NULL
-            WHERE m.stream_id = p_stream AND m.unique_key = p_key AND m.message_id <> p_message;
+            WHERE m.stream_id = p_stream AND m.unique_key = p_key AND m.lease_token IS NOT NULL
+              AND m.message_id <> p_message;
         END IF;
-        INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, group_id, unique_key)
-        VALUES (p_message, p_stream, p_priority,
-                v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond', v_now, p_actor, p_payload,
-                p_group, p_key)
-        ON CONFLICT DO NOTHING;
-        IF FOUND THEN
-            status := 1;
-            RETURN;
+        IF p_conflict IS DISTINCT FROM 'look' THEN
+            INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, group_id, unique_key)
+            VALUES (p_message, p_stream, p_priority,
+                    v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond', v_now, p_actor, p_payload,
+                    p_group, p_key)
+            ON CONFLICT DO NOTHING;
+            IF FOUND THEN
+                status := 1;
+                RETURN;
+            END IF;
         END IF;
         SELECT m.message_id INTO store_keyed.message_id FROM {schema}.message m
         WHERE m.stream_id = p_stream AND (m.unique_key = p_key OR m.message_id = p_message)
@@ -40,6 +45,10 @@ BEGIN
             RETURN;
         END IF;
         message_id := p_message;
+        IF p_conflict = 'look' THEN
+            status := 1;
+            RETURN;
+        END IF;
     END LOOP;
     RAISE EXCEPTION 'too many at once store messages with one unique key' USING ERRCODE = '40001';
 END
@@ -77,6 +86,6 @@ BEGIN
         END IF;
         RETURN NEXT;
     END LOOP;
-    PERFORM {schema}.wake(v_may);
+    PERFORM {schema}.wake(v_may, p_sender IS NULL);
 END
 $$;

@@ -133,7 +133,7 @@ BEGIN
         SELECT DISTINCT w.channel FROM {schema}.result_waiter w WHERE w.key = ANY (p_keys) AND w.until > v_now
     LOOP
         IF pg_notification_queue_usage() < 0.25 THEN
-            PERFORM pg_notify('{namespace}:c' || v_channel, '');
+            PERFORM pg_notify('durable:c' || v_channel, '');
         END IF;
     END LOOP;
 END

@@ -71,6 +71,51 @@ class Record:
         return self.values
 
 
+def at_once(count: int, function: Callable[[int], Any]) -> list[Any]:
+    """Call the function on as many threads at the same moment; answers what each returned or raised."""
+    answers: list[Any] = [None] * count
+    barrier = threading.Barrier(count)
+
+    def run(n: int) -> None:
+        barrier.wait()
+        try:
+            answers[n] = function(n)
+        except Exception as e:
+            answers[n] = e
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    return answers
+
+
+def in_thread(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Run on a thread; the answer waits for its end, and returns or raises what it did."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append((function(), None))
+        except BaseException as e:
+            outcome.append((None, e))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def join() -> Any:
+        thread.join(30)
+        assert not thread.is_alive()
+        value, error = outcome[0]
+        if error is not None:
+            raise error
+        return value
+
+    return join
+
+
 @pytest.fixture
 def rows(database_url: str) -> Iterator[Rows]:
     rows = Rows(database_url)

@@ -20,7 +20,7 @@ from dramatiq_durable.group_commit import GroupCommit
 from dramatiq_durable.operations import Enqueue, Post
 from tests.support import wait_until
 
-from .conftest import Record, Rows
+from .conftest import Record, Rows, at_once
 
 
 @pytest.fixture
@@ -47,27 +47,6 @@ def end_connections(rows: Rows) -> None:
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
-
-
-def at_once(count: int, function: Callable[[int], Any]) -> list[Any]:
-    """Call the function on as many threads at the same moment; answers what each returned or raised."""
-    answers: list[Any] = [None] * count
-    barrier = threading.Barrier(count)
-
-    def run(n: int) -> None:
-        barrier.wait()
-        try:
-            answers[n] = function(n)
-        except Exception as e:
-            answers[n] = e
-
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-    return answers
 
 
 def test_many_threads_share_commits(broker: durable.DurableBroker, numbers: Any, rows: Rows) -> None:

@@ -9,7 +9,8 @@ import dramatiq
 import psycopg
 import pytest
 from dramatiq import group, pipeline
-from dramatiq.middleware import Callbacks, Middleware
+from dramatiq.middleware import Callbacks, CurrentMessage, Middleware
+from dramatiq.middleware.time_limit import TimeLimitExceeded
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
@@ -252,8 +253,6 @@ def test_groups_and_results_of_dramatiq_work(broker: durable.DurableBroker, star
 def test_an_actor_that_sends_its_own_message_again_is_run_again(
     broker: durable.DurableBroker, start_worker: Any
 ) -> None:
-    from dramatiq.middleware import CurrentMessage
-
     got = Record()
 
     @dramatiq.actor(broker=broker)
@@ -355,3 +354,72 @@ def test_a_lock_in_the_way_does_not_run_the_actor_again(
     assert got.wait(1, timeout=20) == [1]
     broker.join("default", timeout=10_000)
     assert ran.values == [1]
+
+
+def test_a_copy_of_the_message_itself_is_another_message(
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows
+) -> None:
+    """Sent by its own body or hooks it has its id, whose row is still there: it must not be taken for a repetition."""
+    got = Record()
+
+    class Again(Middleware):
+        def after_process_message(
+            self, broker: Any, message: Any, *, result: Any = None, exception: Any = None
+        ) -> None:
+            if message.args[0] == 1:
+                broker.enqueue(message.copy(args=(2,)))
+
+    broker.add_middleware(Again())
+
+    @dramatiq.actor(broker=broker)
+    def turn(n: int) -> None:
+        got(n)
+        if n == 0:
+            message = CurrentMessage.get_current_message()
+            assert message is not None
+            broker.enqueue(message.copy(args=(1,)))
+
+    start_worker(broker)
+    turn.send(0)
+    assert got.wait(3) == [0, 1, 2]
+    rows.drained()
+
+
+def test_one_message_twice_in_a_pipeline(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
+    got = Record()
+
+    @dramatiq.actor(broker=broker)
+    def add(n: int) -> int:
+        got(n)
+        return n + 1
+
+    start_worker(broker)
+    message = add.message()
+    pipeline([add.message(1), message, message], broker=broker).run()
+    assert got.wait(3) == [1, 2, 3]
+    rows.drained()
+
+
+def test_an_interrupt_between_the_actor_and_its_hooks_does_not_ack(
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends Dramatiq's thread, which acks the message on its way out although no hook has seen its failure."""
+    crashed: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", crashed.append)
+
+    @dramatiq.actor(broker=broker)
+    def fails() -> None:
+        raise ValueError("no")
+
+    after = broker.emit_after
+
+    def interrupted(signal: str, *arguments: Any, **more: Any) -> None:
+        if signal == "process_message":
+            raise TimeLimitExceeded
+        after(signal, *arguments, **more)
+
+    monkeypatch.setattr(broker, "emit_after", interrupted)
+    start_worker(broker)
+    fails.send()
+    wait_until(lambda: [m[:3] for m in rows.messages()] == [("fails", 2, False)])
+    wait_until(lambda: [c.exc_type for c in crashed] == [TimeLimitExceeded])
