@@ -3,13 +3,15 @@
 #   make demo                    an order workflow that survives its worker's death
 #   make test                    the tests, on the embedded Postgres
 #   make test PG=DIRECTORY|URL   the same on the Postgres binaries in a directory, or on a server (URL of a superuser)
-#   make test-system             the tests that need programs from the system's packages (pgbouncer)
-#   make lint | bench | soak | clean
+#   make test-system             the tests that need pgbouncer, redis-server and rabbitmq-server
+#   make bench                   what a message costs, beside the peers that are installed
+#   make bench-peers             installs the peers' packages, each into an environment of its own
+#   make lint | soak | clean
 #
-# ARGS adds arguments to pytest or the benchmark: make test ARGS="-k signal -x"
+# ARGS adds arguments to pytest or the benchmark: make test ARGS="-k signal -x", make bench ARGS="--only drain"
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-system bench soak lint clean
+.PHONY: demo test test-system bench bench-peers soak lint clean
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -27,6 +29,9 @@ test-system: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+bench-peers: $(STAMP)
+	@$(BIN)/python -m benchmarks.contenders
+
 soak: $(STAMP)
 	@$(PYTEST) -m soak --timeout 0 $(ARGS)
 
@@ -37,7 +42,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-bench .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml

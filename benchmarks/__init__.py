@@ -1,1 +1,1 @@
-"""The benchmarks: ``make bench``."""
+"""``make bench``: what Dramatiq on Postgres costs, beside its floor and its peers in the same run.  See README.md."""

@@ -1,6 +1,10 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
-from . import rate_limits, results
+from . import rate_limits, results, schedules
+from .abort import (
+    aabort,
+    abort,
+)
 from .activity import (
     ActivityInfo,
     activity_info,
@@ -10,6 +14,7 @@ from .broker import (
     DurableBroker,
 )
 from .errors import (
+    Abort,
     ActivityCancelled,
     ActivityFailed,
     ChildWorkflowFailed,
@@ -17,8 +22,10 @@ from .errors import (
     DurableError,
     Failure,
     ForbiddenInWorkflow,
+    ImportFailed,
     InvalidDefinition,
     InvalidName,
+    InvalidSchedule,
     LeaseLost,
     MessageExists,
     Nondeterminism,
@@ -29,6 +36,8 @@ from .errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     RunawayWorkflow,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaOutOfDate,
     Timeout,
     WorkflowAlreadyStarted,
@@ -38,6 +47,9 @@ from .errors import (
     WorkflowNotFound,
     WorkflowTerminated,
     WorkflowTimedOut,
+)
+from .using import (
+    using,
 )
 from .workflow.client import (
     Description,
@@ -72,6 +84,7 @@ from .workflow.replay import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Abort",
     "Activity",
     "ActivityCancelled",
     "ActivityFailed",
@@ -85,9 +98,11 @@ __all__ = [
     "Failure",
     "ForbiddenInWorkflow",
     "HistoryEvent",
+    "ImportFailed",
     "Info",
     "InvalidDefinition",
     "InvalidName",
+    "InvalidSchedule",
     "LeaseLost",
     "MessageExists",
     "Nondeterminism",
@@ -98,6 +113,8 @@ __all__ = [
     "OutcomeUnknown",
     "PayloadTooLarge",
     "RunawayWorkflow",
+    "ScheduleExists",
+    "ScheduleNotFound",
     "SchemaOutOfDate",
     "Timeout",
     "Workflow",
@@ -109,6 +126,8 @@ __all__ = [
     "WorkflowNotFound",
     "WorkflowTerminated",
     "WorkflowTimedOut",
+    "aabort",
+    "abort",
     "activity",
     "activity_info",
     "activity_stub",
@@ -120,8 +139,10 @@ __all__ = [
     "random",
     "rate_limits",
     "results",
+    "schedules",
     "sleep",
     "transaction",
+    "using",
     "uuid4",
     "uuid7",
     "wait_condition",

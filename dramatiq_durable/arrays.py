@@ -2,6 +2,8 @@
 
 A batch of a hundred messages is eight arrays of a hundred; dumping their elements one by one would cost more than all
 the rest of the batch.  Wrap a list in the class of its element type to pass it as a parameter.
+
+Connections that are not ours, of whatever driver, get the same arguments as text: see `literal`.
 """
 
 from __future__ import annotations
@@ -25,10 +27,16 @@ class Array(list[Any]):
 
     element: ClassVar[int]
     array: ClassVar[int]
+    sql: ClassVar[str]
 
     @classmethod
     def pieces(cls, items: Sequence[Any]) -> list[bytes]:
         raise NotImplementedError
+
+    @classmethod
+    def text(cls, item: Any) -> str:
+        """An element that is not NULL, as it stands in an array's literal."""
+        return str(item)
 
     def to_binary(self) -> bytes:
         if not self:
@@ -40,37 +48,49 @@ class Array(list[Any]):
 class Uuids(Array):
     """uuid[]; the elements are 16 bytes each."""
 
-    element, array = 2950, 2951
+    element, array, sql = 2950, 2951, "uuid[]"
 
     @classmethod
     def pieces(cls, items: Sequence[Any]) -> list[bytes]:
         return [_NULL if v is None else b"\x00\x00\x00\x10" + v for v in items]
 
+    @classmethod
+    def text(cls, item: bytes) -> str:
+        return item.hex()
+
 
 class Blobs(Array):
     """bytea[]"""
 
-    element, array = 17, 1001
+    element, array, sql = 17, 1001, "bytea[]"
 
     @classmethod
     def pieces(cls, items: Sequence[Any]) -> list[bytes]:
         return [_NULL if v is None else _LENGTH(len(v)) + v for v in items]
 
+    @classmethod
+    def text(cls, item: bytes) -> str:
+        return '"\\\\x' + item.hex() + '"'
+
 
 class Texts(Array):
     """text[]"""
 
-    element, array = 25, 1009
+    element, array, sql = 25, 1009, "text[]"
 
     @classmethod
     def pieces(cls, items: Sequence[Any]) -> list[bytes]:
         return Blobs.pieces([None if v is None else v.encode() for v in items])
 
+    @classmethod
+    def text(cls, item: str) -> str:
+        return '"' + item.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
 
 class Ints(Array):
     """int[]"""
 
-    element, array = 23, 1007
+    element, array, sql = 23, 1007, "int[]"
 
     @classmethod
     def pieces(cls, items: Sequence[Any]) -> list[bytes]:
@@ -80,7 +100,7 @@ class Ints(Array):
 class Longs(Array):
     """bigint[]"""
 
-    element, array = 20, 1016
+    element, array, sql = 20, 1016, "bigint[]"
 
     @classmethod
     def pieces(cls, items: Sequence[Any]) -> list[bytes]:
@@ -90,7 +110,7 @@ class Longs(Array):
 class Bools(Array):
     """boolean[]"""
 
-    element, array = 16, 1000
+    element, array, sql = 16, 1000, "boolean[]"
 
     @classmethod
     def pieces(cls, items: Sequence[Any]) -> list[bytes]:
@@ -128,6 +148,16 @@ def _array_dumper(kind: type[Array]) -> type[Dumper]:
 
 
 _DUMPERS = {kind: _array_dumper(kind) for kind in (Uuids, Blobs, Texts, Ints, Longs, Bools)}
+
+
+def literal(argument: Any) -> tuple[str, str]:
+    """An argument of a call as a text and the type that it is to be cast to: what any driver can send."""
+    if isinstance(argument, Array):
+        items = ("NULL" if v is None else argument.text(v) for v in argument)
+        return "{" + ",".join(items) + "}", argument.sql
+    if isinstance(argument, Uuid):
+        return argument.hex(), "uuid"
+    return str(argument), "bigint" if isinstance(argument, int) else "text"
 
 
 def register(context: AdaptContext) -> None:

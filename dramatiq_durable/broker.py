@@ -12,26 +12,28 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID, uuid4
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
-from dramatiq.errors import QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import Interrupt, SkipMessage
+from dramatiq.encoder import JSONEncoder
+from dramatiq.errors import QueueNotFound
+from dramatiq.middleware import Interrupt, Retries, SkipMessage
 from dramatiq.results import Results
 
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import TASK_KINDS, Delivery, current_delivery, encode_message, key_of
+from .delivery import TASK_KINDS, TICK, Delivery, current_delivery, encode_message, key_of
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, ForbiddenInWorkflow, MessageExists
+from .errors import Abort, DatabaseUnavailable, ForbiddenInWorkflow
+from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Enqueue, EnqueueKeyed, MarkStarted
 from .procedures import Procedures
+from .queues import Queues
 from .results import PostgresBackend
 from .settings import Settings, check_url
 from .wakeup import Listener
@@ -54,7 +56,7 @@ MAX_DELAY = 315_360_000_000
 UNIQUE_CONFLICTS = ("skip", "fail", "replace")
 
 
-class DurableBroker(Broker):
+class DurableBroker(Queues, Broker):
     """A Dramatiq broker that keeps its queues in Postgres.
 
     The constructor does no I/O: the broker connects at first use, also after a fork.
@@ -67,6 +69,8 @@ class DurableBroker(Broker):
       reclaim_delay: how long a silent worker is given before its messages are handed to others: seconds, a timedelta
         or a text like "30s".
       reclaim_count(int): a message under which so many workers died is poison, and is dead-lettered.
+      fail_fast_default(bool): for tests that run a worker in their own process: `join` raises what a message failed
+        with, as it does with Dramatiq's StubBroker.
 
     Raises:
       NotConfigured: the URL or a setting is malformed.
@@ -80,6 +84,7 @@ class DurableBroker(Broker):
         middleware: list[Middleware] | None = None,
         reclaim_delay: Any = None,
         reclaim_count: int = 3,
+        fail_fast_default: bool = False,
         settings: Settings | None = None,
     ) -> None:
         super().__init__(middleware=middleware)
@@ -95,7 +100,10 @@ class DurableBroker(Broker):
         self.database = Database(self._conninfo, self.namespace, prepared=self.settings.prepared_statements)
         self.commit = GroupCommit(self.database)
         self.procedures = Procedures(self.namespace)
-        self.queues: dict[str, str] = {}
+        self.fail_fast_default = fail_fast_default
+        self.failures = {}
+        self.watched = []
+        self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
         self.runner = Runner(self)
         self._embedded: Any = None
@@ -188,7 +196,7 @@ class DurableBroker(Broker):
     # --- sending ----------------------------------------------------------------------------------------
 
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Store a message; when this returns, it is committed.
+        """Store a message; when this returns, it is committed (inside `using`: it is part of the caller's transaction).
 
         Called for the message that is being processed (as the Retries middleware does), it asks for a retry: the same
         row is rescheduled, in one commit with the end of this attempt.  What a hook sends while a message is
@@ -208,32 +216,47 @@ class DurableBroker(Broker):
         delivery = current_delivery.get()
         try:
             delay = self._check_send(message, delay)
-            self.emit_before("enqueue", message, delay)
             if isinstance(message, Delivery) and message is delivery and not delivery.settled:
-                if delivery.hooks:
-                    delivery.retry = delay or 0
-                else:
-                    delivery.again = delay or 0
+                return self._ask_again(delivery, delay)
+            if delay is not None:
+                message = _with_eta(message, delay)
+            self.emit_before("enqueue", message, delay)
+            operation = self.operation(message, delay)
+            if delivery is not None and operation.message_id == delivery.key:
+                # A copy of the message that is being processed, or the same one again in a pipeline: the row of this id
+                # is there until the end.
+                operation.message_id = uuid4().bytes
+            if delivery is not None and delivery.hooks:
+                delivery.leaving().sends.append(operation)
             else:
-                operation = self.operation(message, delay)
-                if delivery is not None and operation.message_id == delivery.key:
-                    # A copy of the message that is being processed, or the same one again in a pipeline: the row of
-                    # this id is there until the end.
-                    operation.message_id = uuid4().bytes
-                if delivery is not None and delivery.hooks:
-                    delivery.leaving().sends.append(operation)
-                else:
-                    self.commit.submit(operation)
-                    message = self._stored(message, operation)
+                if self._claimer is not None:
+                    self._claimer.expect(operation.stream_id)
+                self.commit.submit(operation)
+                message = self._stored(message, operation)
         except Exception as e:
             if delivery is not None and delivery.hooks:
                 # What a hook sends belongs to the message: if it cannot be stored, neither can the ack.
                 delivery.broken = e
             raise
         self.emit_after("enqueue", message, delay)
-        if delay is not None:
-            message = message.copy(options={"eta": current_millis() + delay})
         return message
+
+    def _ask_again(self, delivery: Delivery, delay: int | None) -> Message[Any]:
+        """The message that is being processed is to come again."""
+        # Hooks see a message, as with Dramatiq's brokers, not its delivery; what they change of it comes again, too.
+        message: Message[Any] = delivery._message
+        if delay is not None:
+            message.options["eta"] = current_millis() + delay
+        try:
+            self.emit_before("enqueue", message, delay)
+            if delivery.hooks:
+                delivery.retry = delay or 0
+            else:
+                delivery.again = delay or 0
+            self.emit_after("enqueue", message, delay)
+            return message.copy()
+        finally:
+            message.options.pop("eta", None)
 
     def _check_send(self, message: Message[Any] | Delivery, delay: Any) -> int | None:
         """The delay in whole milliseconds, if this message may be sent with it; raises as `enqueue`."""
@@ -263,25 +286,27 @@ class DurableBroker(Broker):
           as `enqueue`; nothing is stored when a message cannot be encoded.
         """
         delays = [self._check_send(m, delay) for m in messages]
+        messages = [m if d is None else _with_eta(m, d) for m, d in zip(messages, delays, strict=True)]
+        for message, due in zip(messages, delays, strict=True):
+            self.emit_before("enqueue", message, due)
         operations = [self.operation(m, d) for m, d in zip(messages, delays, strict=True)]
-        for message in messages:
-            self.emit_before("enqueue", message, delay)
         if operations:
             self.commit.submit_many(operations)
         for operation in operations:
             if operation.error is not None:
                 raise operation.error
         stored = [self._stored(m, o) for m, o in zip(messages, operations, strict=True)]
-        for message in stored:
-            self.emit_after("enqueue", message, delay)
+        for message, due in zip(stored, delays, strict=True):
+            self.emit_after("enqueue", message, due)
         return stored
 
     def operation(self, message: Message[Any] | Delivery, delay: int | None = None) -> Enqueue:
         """A message as the operation that stores it; raises as `enqueue`."""
-        priority = message.options.get("broker_priority")
-        if priority is None:
-            actor = self.actors.get(message.actor_name)
-            priority = actor.priority if actor is not None else 0
+        actor = self.actors.get(message.actor_name)
+        priority = actor.priority if actor is not None else 0
+        if urgency := message.options.get("broker_priority"):
+            # It comes from RabbitMQ, where the highest is the first.
+            priority = -urgency
         plain = (
             self.stream_id(message.queue_name),
             key_of(message.message_id),
@@ -307,15 +332,7 @@ class DurableBroker(Broker):
         status, found = operation.answer
         if status or found == operation.message_id:
             return message
-        live = str(UUID(bytes=found))
-        if operation.conflict == "fail":
-            raise MessageExists(
-                f"the stream {message.queue_name!r} has a live message with the unique key {operation.unique_key!r}: "
-                f"{live}. Send again once it is done, or say what is to become of the second: "
-                "unique_conflict='skip' or 'replace'",
-                live,
-            )
-        return message.copy(message_id=live)
+        return message.copy(message_id=str(UUID(bytes=found)))
 
     def count_member(self, delivery: Delivery) -> None:
         """A member of a group has succeeded: its ack counts it, and sends the callbacks if it is the last."""
@@ -352,7 +369,7 @@ class DurableBroker(Broker):
             raise QueueNotFound(queue_name)
         stream_id = self.stream_id(queue_name)
         with self._lock:
-            claimer = self._ensure_claimer(0)
+            claimer = self._ensure_claimer()
             consumer = DurableConsumer(self, claimer, queue_name, stream_id, max(1, prefetch), timeout)
             claimer.consumers[stream_id] = consumer
             self._ensure_listener().listen(f"{self.namespace}:s{stream_id}", self._wake_claimer)
@@ -363,18 +380,22 @@ class DurableBroker(Broker):
         if self._claimer is not None:
             self._claimer.wake()
 
-    def _ensure_claimer(self, threads: int) -> Claimer:
+    def _ensure_claimer(self) -> Claimer:
         self._after_fork()
         if self._claimer is None:
             self._claimer = Claimer(
                 self.commit,
                 Membership(self.procedures, self.reclaim_delay, self.reclaim_count),
                 self.deliver,
+                self._listen_for_worker,
                 poll_interval=self.settings.poll_interval,
-                threads=threads,
             )
             self._claimer.start()
         return self._claimer
+
+    def _listen_for_worker(self, worker_id: int) -> None:
+        if self._claimer is not None:
+            self.listen(f"{self.namespace}:w{worker_id}", self._claimer.look_after)
 
     def _ensure_listener(self) -> Listener:
         self._after_fork()
@@ -414,15 +435,20 @@ class DurableBroker(Broker):
         return self._claimer
 
     def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
-        """A claimed row as a delivery.  What cannot be decoded goes to the dead letters: None."""
-        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload, _ = row
+        """A claimed row as a delivery.  None for a schedule's tick, which is dealt with without an actor, and for what
+        cannot be decoded, which goes to the dead letters."""
+        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
+        if kind == TICK:
+            take_tick(self.commit, key, lease)
+            return None
         queue_name = self._stream_names[stream_id]
         message: Message[Any]
         try:
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
             else:
-                message = Message.decode(payload)
+                # What SQL wrote is JSON, whatever encoder is set here.
+                message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
                 message.options.pop("eta", None)
                 if not isinstance(message.actor_name, str):
@@ -454,14 +480,16 @@ class DurableBroker(Broker):
             delivery = args[0]
             if isinstance(delivery, Delivery):
                 current_delivery.set(delivery)
-                if delivery.reclaimed and delivery.kind in ("m", "a"):
-                    self._record_start(delivery)
+                if delivery.kind not in TASK_KINDS:
+                    if delivery.reclaimed:
+                        self._record_start(delivery)
+                    super().emit_before(signal, *args, **kwargs)
+                    delivery.calling = True
+                    return
         elif signal == "worker_boot":
             self._check_database()
             with self._lock:
-                claimer = self._ensure_claimer(args[0].worker_threads)
-                claimer.threads = args[0].worker_threads
-                claimer.worker = args[0]
+                self._ensure_claimer().serve(args[0])
         elif signal == "worker_shutdown" and self._claimer is not None:
             self._claimer.drain()
         super().emit_before(signal, *args, **kwargs)
@@ -484,14 +512,22 @@ class DurableBroker(Broker):
         delivery.exception = exception
         if exception is not None and delivery.transaction is not None:
             delivery.transaction.roll_back()
+        delivery.calling = False
+        aborted = delivery.interruption is not None and exception is not None
+        if aborted:
+            delivery.fail()
         # Whatever was decided by an earlier run of these hooks, which an interrupt cut short, is decided anew.
         delivery.retry = delivery.again
         delivery.left = None
         delivery.hooks = True
+        outcome: dict[str, Any] = {"result": result} if exception is None else {"exception": exception}
         try:
             for middleware in reversed(self.middleware):
+                if aborted and isinstance(middleware, Retries):
+                    # What was aborted is not tried again, however it ended.
+                    continue
                 try:
-                    middleware.after_process_message(self, delivery, result=result, exception=exception)
+                    middleware.after_process_message(self, delivery, **outcome)
                 except Interrupt as e:
                     # A time limit or shutdown that comes this late must not end the thread with the message in hand.
                     delivery.broken = e
@@ -540,64 +576,26 @@ class DurableBroker(Broker):
             logger.warning("the database is away, waiting for it: %s", e)
 
     def _record_start(self, delivery: Delivery) -> None:
-        if not self.commit.submit(MarkStarted(delivery.key, delivery.lease)):
+        start = MarkStarted(delivery.key, delivery.lease)
+        if not self.commit.submit(start):
             delivery.settled = True
             if self._claimer is not None:
                 self._claimer.finished(delivery)
             raise SkipMessage("it was handed to another worker before it began here")
+        if start.aborted:
+            delivery.interrupt(Abort)
+        if start.anew:
+            delivery.options.pop("retries", None)
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
         actor = super().get_actor(actor_name)
         delivery = current_delivery.get()
-        if delivery is not None and delivery.kind == "a" and not delivery.hooks and delivery.actor_name == actor_name:
-            return _ActivityCall(actor, delivery)  # type: ignore[return-value]
+        if delivery is not None and delivery.calling and delivery.actor_name == actor_name:
+            delivery.calling = False
+            return _Call(actor, delivery)  # type: ignore[return-value]
         return actor
 
-    # --- queues as a whole ----------------------------------------------------------------------------------
-
-    def flush(self, queue_name: str) -> None:
-        """Drop the messages that wait on a queue; what is being processed, and what belongs to a run, stays.
-
-        Raises:
-          QueueNotFound: the queue was never declared.
-        """
-        self._flush([queue_name])
-
-    def flush_all(self) -> None:
-        """Drop the messages that wait on any declared queue."""
-        self._flush(list(self.queues))
-
-    def _flush(self, names: list[str]) -> None:
-        for name in names:
-            if name not in self.queues:
-                raise QueueNotFound(name)
-        if names:
-            ids = [self.stream_id(name) for name in names]
-            with self.database.connection() as conn:
-                self.procedures.purge_streams(conn, ids)
-
-    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
-        """Wait until a queue has no message left, delayed ones included.
-
-        Parameters:
-          queue_name(str): the queue.
-          timeout(int | None): milliseconds to wait at the most.
-
-        Raises:
-          QueueNotFound: the queue was never declared.
-          QueueJoinTimeout: the timeout ran out.
-        """
-        if queue_name not in self.queues:
-            raise QueueNotFound(queue_name)
-        stream_id = self.stream_id(queue_name)
-        deadline = None if timeout is None else monotonic() + timeout / 1000
-        while True:
-            with self.database.connection() as conn:
-                if not self.procedures.stream_size(conn, stream_id):
-                    return
-            if deadline is not None and monotonic() >= deadline:
-                raise QueueJoinTimeout(f"timed out after {timeout} milliseconds")
-            sleep(0.02)
+    # --- the end ----------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Commit what waits, give back what is held, and close all connections."""
@@ -633,6 +631,11 @@ class DurableBroker(Broker):
             self._shared.clear()
 
 
+def _with_eta(message: Message[Any], delay: int) -> Message[Any]:
+    """A message that says when it is due, as Dramatiq's brokers make it."""
+    return message.copy(options={"eta": current_millis() + delay})
+
+
 @contextmanager
 def _hooks_of(delivery: Delivery) -> Iterator[None]:
     """While its hooks run, what they write belongs to the message."""
@@ -643,15 +646,27 @@ def _hooks_of(delivery: Delivery) -> Iterator[None]:
         delivery.hooks = False
 
 
-class _ActivityCall:
-    """An activity's actor, for one delivery: keeps the result from Dramatiq, which would warn that nobody stores it."""
+class _Call:
+    """An actor, for one delivery, which can be interrupted while it runs and neither before nor after.
+
+    The result of an activity is kept from Dramatiq, which would warn that nobody stores it.
+    """
 
     def __init__(self, actor: Actor[Any, Any], delivery: Delivery) -> None:
         self._actor = actor
         self._delivery = delivery
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self._delivery.result = self._actor(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        delivery = self._delivery
+        try:
+            delivery.begin()
+            result = self._actor(*args, **kwargs)
+        finally:
+            delivery.end()
+        if delivery.kind != "a":
+            return result
+        delivery.result = result
+        return None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._actor, name)

@@ -20,19 +20,21 @@ from dramatiq.common import iter_queue
 from .arrays import Uuid
 from .database import Connection
 from .delivery import TASK_KINDS, Delivery
-from .errors import DatabaseUnavailable, DurableError, LeaseLost
+from .errors import Abort, DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Claim, Operation, Release
 
 if TYPE_CHECKING:
+    from dramatiq import Worker
+
     from .consumer import DurableConsumer
 
 logger = logging.getLogger(__name__)
 
 #: How much work, in seconds at the present rate, is claimed ahead of the threads, and how many messages at the most.
 AHEAD = 0.04
-MOST_AHEAD = 256
+MOST_AHEAD = 500
 
 #: Messages that were claimed ahead go back when nothing was claimed or finished for so long, in seconds.
 STALE = 1.0
@@ -48,8 +50,13 @@ class Claimer(threading.Thread):
       commit(GroupCommit): what it leads.
       membership(Membership): this process as a worker.
       deliver(Callable): makes a delivery of a claimed row; None if there is nothing to deliver.
+      registered(Callable): called with this worker's number once it has one; it has `look_after` called when the worker
+        is told to.
       poll_interval(float): seconds between two looks without a wake-up.
+
+    Attributes:
       threads(int): how many actors can run at once; 0 when the consumers are not driven by a Worker.
+      ahead(int): how many messages are claimed ahead of the threads.
     """
 
     def __init__(
@@ -57,17 +64,18 @@ class Claimer(threading.Thread):
         commit: GroupCommit,
         membership: Membership,
         deliver: Callable[[tuple[Any, ...]], Delivery | None],
+        registered: Callable[[int], None],
         *,
         poll_interval: float,
-        threads: int = 0,
     ) -> None:
         super().__init__(name="dramatiq-durable-claimer", daemon=True)
         self.commit = commit
         self.membership = membership
         self.deliver = deliver
+        self.registered = registered
         self.poll_interval = poll_interval
-        self.threads = threads
-        self.worker: Any = None
+        self.worker: Worker | None = None
+        self.threads = 0
         self.consumers: dict[int, DurableConsumer] = {}
         #: What this process has leased, by lease token.
         self.held: dict[bytes, Delivery] = {}
@@ -83,6 +91,8 @@ class Claimer(threading.Thread):
         self._registered_wait = False
         self._second_look = False
         self._next_look = 0.0
+        self._told = False
+        self._next_report = 0.0
         self._looks = 0
         self._finished = 0
         self._last_finished = self._last_claimed = time.monotonic()
@@ -93,10 +103,26 @@ class Claimer(threading.Thread):
 
     # --- for other threads ------------------------------------------------------------------------------
 
+    def serve(self, worker: Worker) -> None:
+        """A Worker of Dramatiq's drives the consumers from now on."""
+        self.worker = worker
+        self.threads = worker.worker_threads
+
     def wake(self) -> None:
         """Something may be there to claim."""
         self._more = {True, False}
         self._event.set()
+
+    def look_after(self) -> None:
+        """Something that runs here may have been aborted."""
+        self._told = True
+        self._event.set()
+
+    def expect(self, stream_id: int) -> None:
+        """The next batch brings a message to this stream: where it is consumed here, the same batch claims it."""
+        consumer = self.consumers.get(stream_id)
+        if consumer is not None:
+            self._more.add(consumer.of_runs)
 
     def urge(self) -> None:
         """Somebody waits for a commit."""
@@ -106,7 +132,8 @@ class Claimer(threading.Thread):
         """Commit an operation with the next batch, which is soon; nobody waits for it."""
         self.commit.post(operation)
         # While there is other work to do, finished messages may wait a little for company.
-        if self._asleep and len(self.held) <= max(self.threads, 1):
+        if self._asleep and len(self.held) <= max(self.threads, self.ahead // 2, 1):
+            self._asleep = False
             self._event.set()
 
     def finished(self, delivery: Delivery) -> None:
@@ -162,10 +189,17 @@ class Claimer(threading.Thread):
         """Whether the worker is being stopped."""
         return self._draining
 
+    @property
+    def fixed(self) -> bool:
+        """Whether each consumer is given as many messages as its prefetch says, and keeps them: no Worker drives it, or
+        the user has told Dramatiq how many to prefetch."""
+        # What Dramatiq would prefetch unasked.
+        return self.worker is None or self.worker.queue_prefetch != min(self.threads * 2, 65535)
+
     def capacity(self) -> int:
         """How many messages this process may hold now."""
-        if not self.threads:
-            return sum(c.prefetch for c in self.consumers.values())
+        if self.fixed:
+            return sum(c.prefetch for c in list(self.consumers.values()))
         return self.threads + self.ahead
 
     # --- the thread -------------------------------------------------------------------------------------
@@ -197,6 +231,8 @@ class Claimer(threading.Thread):
         self._measure()
         if self.membership.token is not None and self.membership.due_in() <= 0:
             self._beat()
+        if self._told or time.monotonic() >= self._next_report:
+            self._report()
         claims = self._plan()
         if claims or self.commit.pending:
             self.commit.run_batch(*claims, give_up=self._given_up)
@@ -254,7 +290,7 @@ class Claimer(threading.Thread):
         if of_runs not in kinds:
             return 0
         free = self._free()
-        if len(self.held) >= max(self.threads, 1) and free * 2 < self.capacity():
+        if len(self.held) >= max(self.threads, 1) and free * 2 < self.capacity() and not self.fixed:
             free = 0
         if of_runs:
             free = max(free, 0) + self.threads - sum(d.kind in TASK_KINDS for d in list(self.held.values()))
@@ -288,7 +324,7 @@ class Claimer(threading.Thread):
         streams, limits = [], []
         # The stream that was not looked at for longest comes first, so that a total that is used up goes round.
         for stream_id, consumer in sorted(self.consumers.items(), key=lambda item: item[1].turn):
-            limit = total if self.threads else min(total, consumer.room())
+            limit = min(total, consumer.room()) if self.fixed else total
             if consumer.of_runs is of_runs and limit > 0:
                 streams.append(stream_id)
                 limits.append(limit)
@@ -353,6 +389,7 @@ class Claimer(threading.Thread):
         if self.membership.token is None:
             token = self.commit.call(lambda conn: self.membership.register(conn, streams, max(self.threads, 1)))
             self.commit.context.worker = Uuid(token)
+            self.registered(self.membership.worker_id)
         elif streams != self._known_streams:
             token = self.membership.token
             self.commit.call(lambda conn: self.membership.procedures.consume_streams(conn, token, streams))
@@ -364,6 +401,33 @@ class Claimer(threading.Thread):
             self.commit.call(lambda conn: self.membership.beat(conn, self._holding()))
         except LeaseLost:
             self._declared_dead()
+
+    def _report(self) -> None:
+        """Say what runs for longer than a moment, and interrupt what is to be aborted.
+
+        While only short messages run nothing is said, unless somebody asks.
+        """
+        token = self.membership.token
+        now = time.monotonic()
+        told, self._told = self._told, False
+        self._next_report = now + self.poll_interval
+        running = [(d.key, now - d.begun) for d in list(self.held.values()) if d.begun is not None]
+        long_ones = [(key, int(age * 1000)) for key, age in running if age >= self.poll_interval]
+        if token is None or not self.held or not (told or long_ones):
+            return
+        keys, ages = [key for key, _ in long_ones], [age for _, age in long_ones]
+        try:
+            leases = self.commit.call(lambda conn: self.membership.procedures.report_running(conn, token, keys, ages))
+        except LeaseLost:
+            self._declared_dead()
+            return
+        except DatabaseUnavailable:
+            self._told = True
+            raise
+        for lease in leases:
+            delivery = self.held.get(lease)
+            if delivery is not None:
+                delivery.interrupt(Abort)
 
     def _declared_dead(self) -> None:
         logger.error(
@@ -404,7 +468,7 @@ class Claimer(threading.Thread):
 
     def _give_back_stale(self) -> None:
         """One slow worker does not sit on messages while others idle."""
-        if not self.threads or time.monotonic() - max(self._last_finished, self._last_claimed) < STALE:
+        if self.fixed or time.monotonic() - max(self._last_finished, self._last_claimed) < STALE:
             return
         for delivery in self._not_begun():
             self.give_back(delivery)

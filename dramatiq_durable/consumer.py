@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .broker import DurableBroker
 
 
+#: How many times its prefetch a worker's threads are handed at once.
+LEAD = 3
+
+
 class DurableConsumer(Consumer):
     """Hands a stream's deliveries to Dramatiq, at most ``prefetch`` at a time, and takes their outcomes.
 
@@ -61,6 +65,7 @@ class DurableConsumer(Consumer):
         assert isinstance(message, Delivery)
         if not message.settled:
             self.broker.keep_failure(message)
+            self.broker.note_failure(message)
         self.broker.runner.settle(message, failed=True)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
@@ -83,9 +88,17 @@ class DurableConsumer(Consumer):
         """How many more messages it may be given."""
         return self.prefetch - self._handed - len(self._ahead)
 
+    def _window(self) -> int:
+        """How many deliveries may be with Dramatiq at once.
+
+        A worker's threads finish as many as it would prefetch between two turns of the thread that refills them: with a
+        few times as many, they need not wait for each other at every message.
+        """
+        return self.prefetch * LEAD if self.claimer.threads else self.prefetch
+
     def offer(self, delivery: Delivery) -> None:
         with self._lock:
-            if self._handed < self.prefetch:
+            if self._handed < self._window():
                 self._handed += 1
             else:
                 self._ahead.append(delivery)

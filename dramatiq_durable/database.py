@@ -24,6 +24,8 @@ from .errors import (
     NotConfigured,
     NotPermitted,
     PayloadTooLarge,
+    ScheduleExists,
+    ScheduleNotFound,
     SchemaOutOfDate,
 )
 from .migrate import check_namespace, expected_version
@@ -214,6 +216,15 @@ def translate(error: psycopg.Error) -> Exception:
         return NotPermitted(error.diag.message_primary or "not permitted")
     if error.sqlstate == "DD002":
         return LeaseLost("this worker was silent for longer than its reclaim_delay and was declared dead")
+    if error.sqlstate == "DD004":
+        return ScheduleNotFound(f"{error.diag.message_primary}: schedules.list() has the names")
+    if error.sqlstate == "DD005":
+        return ScheduleExists(
+            f"{error.diag.message_primary}: choose another name, or say if_exists='update' to change it, "
+            "'keep' to leave it"
+        )
+    if error.sqlstate == "DD006":
+        return DurableError(f"{error.diag.message_primary}: nothing was fired, call again")
     if isinstance(error, psycopg.errors.CheckViolation):
         if "payload" in (error.diag.constraint_name or ""):
             return PayloadTooLarge("the payload is over 16 MiB: keep the data elsewhere and send a reference to it")

@@ -12,6 +12,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.message import get_encoder
 
 from .errors import NotEncodable, PayloadTooLarge
+from .interrupts import Interruptible
 from .operations import Leave
 
 #: The most bytes of a message.
@@ -20,23 +21,27 @@ MAX_PAYLOAD = 16 * 1024 * 1024
 #: Kinds of messages that carry a run forward; they have no payload of their own.
 TASK_KINDS = ("s", "t", "w")
 
+#: The kind of a schedule's tick: no message for an actor, it says that something is due.
+TICK = "c"
 
-class Delivery(MessageProxy):
+
+class Delivery(MessageProxy, Interruptible):
     """A message that this process has leased.
 
     Attributes:
       broker(DurableBroker): whose delivery it is.
       stream_id(int), key(bytes), lease(bytes): where it lies, its row's id, and the token of this delivery.
-      kind(str): m (plain), a (activity), s, t, w (tasks of a run).
+      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), s, t, w (tasks of a run).
       run_id(str | None), seq(int | None): the run and the command that it belongs to.
       attempt(int): counted from 1.
-      reclaimed(bool): it was taken from a dead worker: its start has to be recorded.
+      reclaimed(bool): it was taken from a dead worker, aborted or redriven: its start has to be recorded.
       result, exception: what came of the actor.
       again(int | None): milliseconds after which the actor itself wants it again.
       retry(int | None): milliseconds after which the retries middleware wants it again.
       left(Leave | None): what it leaves behind, as its hooks decided; it is stored with its end.
       hooks(bool): its hooks are running: what they write belongs to it.
       broken(BaseException | None): a hook failed in a way that forbids the ack.
+      calling(bool): its hooks have run, its actor is called next.
       settled(bool): it was answered for; nothing more may be done under its lease.
       transaction: the open `transaction()` of its actor, if it has one.
     """
@@ -71,9 +76,15 @@ class Delivery(MessageProxy):
         self.retry: int | None = None
         self.left: Leave | None = None
         self.broken: BaseException | None = None
+        self.calling = False
         self.settled = False
         self.hooks = False
         self.transaction: Any = None
+
+    def clear_exception(self) -> None:
+        """Dramatiq is done with it: what it failed with, and all that its traceback holds, may go."""
+        super().clear_exception()
+        self.exception = self.broken = None
 
     def leaving(self) -> Leave:
         """What it leaves behind, to add to."""

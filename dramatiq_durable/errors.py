@@ -51,6 +51,22 @@ class InvalidName(DurableError, ValueError):
     """A stream, actor or workflow name, or an id, is empty, too long or has characters that Postgres refuses."""
 
 
+class ImportFailed(DurableError):
+    """Another broker's messages cannot be imported (any further); nothing is lost, and the import can be run again."""
+
+
+class InvalidSchedule(DurableError, ValueError):
+    """A schedule's cron expression, time zone or another of its options makes no sense; the message says which."""
+
+
+class ScheduleExists(DurableError):
+    """There is a schedule of this name already."""
+
+
+class ScheduleNotFound(DurableError):
+    """There is no schedule of this name."""
+
+
 class LeaseLost(DurableError):
     """The lease on a delivery ran out or was given to another worker: what was done under it is not recorded."""
 
@@ -177,6 +193,13 @@ class MessageExists(DurableError):
     def __init__(self, text: str, message_id: str) -> None:
         super().__init__(text)
         self.message_id = message_id
+
+
+class Abort(Interrupt):
+    """Raised inside a running actor whose message was aborted; the message is not retried."""
+
+    def __init__(self, message: str = "the message was aborted") -> None:
+        super().__init__(message)
 
 
 class ActivityCancelled(Interrupt):

@@ -10,6 +10,8 @@ be while it drives the connection.
 
 One bad item fails alone: procedures answer item by item, and after an error that they did not foresee the transaction
 is rolled back and the items are run one by one.
+
+Inside a `using` block what is sent is not committed here: the block does it, in the caller's own transaction.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 
 from .database import Connection, Database, is_connection_lost, translate
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
-from .operations import SINGLE, Context, LeaseOperation, Operation, Together, parts_of, size_of, statement
+from .operations import Ack, Claim, Context, LeaseOperation, Operation, Together, parts_of, size_of, statement
 from .procedures import Procedures
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,17 @@ PATIENCE = 15.0
 #: Errors that come from meeting somebody else's lock: the item itself is fine and is tried again.
 _BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 _BUSY_TRIES = 5
+
+
+class Ride(Protocol):
+    """The transaction of a caller's own that a `using` block sends in."""
+
+    def take(self, commit: GroupCommit, operations: Sequence[Operation]) -> None:
+        """Do operations in that transaction: each has its answer or error then, or later neither (None)."""
+
+
+#: The innermost `using` block around what this thread, or this task, does.
+riding: ContextVar[Ride | None] = ContextVar("riding", default=None)
 
 
 class GroupCommit:
@@ -94,7 +108,7 @@ class GroupCommit:
         """Commit one operation.
 
         Returns:
-          The operation's answer.
+          The operation's answer; None where a block of an asynchronous `using` does it later.
 
         Raises:
           DatabaseUnavailable: the database could not be reached for `PATIENCE` seconds; nothing was done.
@@ -109,6 +123,10 @@ class GroupCommit:
     def submit_many(self, operations: Sequence[Operation]) -> None:
         """Commit operations, in as few transactions as their number allows; each has its own answer or error."""
         self.after_fork()
+        ride = riding.get()
+        if ride is not None and operations[0].rides:
+            ride.take(self, operations)
+            return
         last = operations[-1]
         last.gate = gate = threading.Lock()
         gate.acquire()
@@ -341,7 +359,8 @@ class GroupCommit:
 
     def _execute(self, conn: Connection, batch: list[Operation]) -> None:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
-        groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in by_kind(parts_of(batch))]
+        calls_of = carried(by_kind(parts_of(batch)))
+        groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in calls_of]
         self.batches += 1
         if len(groups) == 1:
             kind, items, arguments = groups[0]
@@ -426,10 +445,24 @@ def by_kind(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Oper
         groups.setdefault(type(operation), []).append(operation)
     calls: list[tuple[type[Operation], list[Operation]]] = []
     for kind in sorted(groups, key=lambda k: k.rank):
-        if kind in SINGLE:
+        if kind.single:
             calls.extend((kind, [item]) for item in groups[kind])
         else:
             calls.append((kind, groups[kind]))
+    return calls
+
+
+def carried(
+    calls: list[tuple[type[Operation], list[Operation]]],
+) -> list[tuple[type[Operation], list[Operation]]]:
+    """Acks and a claim, which is what a busy worker's batches are, become one call."""
+    together = len(calls) == 2 and calls[0][0] is Ack
+    for kind, items in calls:
+        if kind is Claim:
+            claim: Any = items[0]
+            # Also when it is run again without them.
+            claim.acks = calls[0][1] if together else ()
+            return calls[1:] if together else calls
     return calls
 
 

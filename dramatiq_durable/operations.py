@@ -10,9 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, ClassVar, Literal
+from uuid import UUID
 
 from .arrays import Array, Blobs, Bools, Ints, Longs, Texts, Uuid, Uuids
-from .errors import LeaseLost, NotPermitted
+from .errors import (
+    DatabaseUnavailable,
+    LeaseLost,
+    MessageExists,
+    NotPermitted,
+    WorkflowAlreadyStarted,
+    WorkflowClosed,
+    WorkflowNotFound,
+)
 from .workflow.events import Event
 
 Rows = list[tuple[Any, ...]]
@@ -55,6 +64,10 @@ class Operation:
     parameters: ClassVar[int]
     rank: ClassVar[int]
     numbered: ClassVar[bool] = False
+    #: Whether it is done in the caller's own transaction where there is one (`using`).
+    rides: ClassVar[bool] = False
+    #: Whether its procedure takes one item a call.
+    single: ClassVar[bool] = False
 
     answer: Any = field(default=None, init=False)
     error: BaseException | None = field(default=None, init=False)
@@ -90,7 +103,7 @@ class Enqueue(Operation):
     procedure = "enqueue_messages"
     parameters = 8
     rank = 20
-    numbered = True
+    numbered = rides = True
 
     stream_id: int
     message_id: bytes
@@ -155,8 +168,16 @@ class EnqueueKeyed(Enqueue):
     def settle(cls, items: Sequence[Enqueue], rows: Rows) -> None:
         for item, (status, message_id) in zip(items, rows, strict=True):
             item.answer = (status, message_id)
+            item.error = None
             if status < 0:
                 item.error = NotPermitted("no such stream or workflow, or this login may not use it")
+            elif not status and message_id != item.message_id and item.conflict == "fail":
+                live = str(UUID(bytes=message_id))
+                item.error = MessageExists(
+                    f"the stream has a live message with the unique key {item.unique_key!r}: {live}. Send again once "
+                    "it is done, or say what is to become of the second: unique_conflict='skip' or 'replace'",
+                    live,
+                )
 
     @classmethod
     def settle_committed(cls, items: Sequence[Enqueue]) -> bool:
@@ -169,12 +190,13 @@ class EnqueueKeyed(Enqueue):
 
 @dataclass(slots=True, eq=False)
 class StartRun(Operation):
-    """Start a run.  Answers (status, run id): started, exists or busy.  The same run id again is the same run."""
+    """Start a run.  Answers (status, run id): started, or exists where the caller takes that.  The same run id again is
+    the same run."""
 
     procedure = "start_runs"
     parameters = 11
     rank = 21
-    numbered = True
+    numbered = rides = True
 
     run_id: bytes
     workflow_id: str
@@ -208,16 +230,25 @@ class StartRun(Operation):
             item.answer = (status, run_id)
             if status == "denied":
                 item.error = NotPermitted("no such stream or workflow, or this login may not use it")
+            elif status == "busy":
+                item.error = DatabaseUnavailable(
+                    f"the workflow id {item.workflow_id!r} is being fought over, try again"
+                )
+            elif status == "exists" and item.conflict != "use_existing":
+                item.error = WorkflowAlreadyStarted(
+                    f"a run has the workflow id {item.workflow_id!r} already; choose another id, or another "
+                    "id_conflict or id_reuse"
+                )
 
 
 @dataclass(slots=True, eq=False)
 class Post(Operation):
-    """Put a signal or a cancel into a run's inbox, once for each key.  Answers ok, duplicate, closed or missing."""
+    """Put a signal or a cancel into a run's inbox, once for each key.  Answers ok or duplicate."""
 
     procedure = "post"
     parameters = 8
     rank = 22
-    numbered = True
+    numbered = rides = True
 
     run_id: bytes | None
     workflow_id: str | None
@@ -243,16 +274,17 @@ class Post(Operation):
     def settle(cls, items: Sequence[Post], rows: Rows) -> None:
         for item, answer in zip(items, rows[0][0], strict=True):
             item.answer = answer
+            item.error = _unreachable(answer, item)
 
 
 @dataclass(slots=True, eq=False)
 class Terminate(Operation):
-    """End a run from outside.  Answers ok, closed or missing."""
+    """End a run from outside.  Answers ok."""
 
     procedure = "terminate_run"
     parameters = 5
     rank = 23
-    numbered = True
+    numbered = rides = single = True
 
     run_id: bytes | None
     workflow_id: str | None
@@ -267,11 +299,22 @@ class Terminate(Operation):
     @classmethod
     def settle(cls, items: Sequence[Terminate], rows: Rows) -> None:
         items[0].answer = rows[0][0]
+        items[0].error = _unreachable(rows[0][0], items[0])
 
     @classmethod
     def settle_committed(cls, items: Sequence[Terminate]) -> bool:
         items[0].answer = "ok"
         return True
+
+
+def _unreachable(answer: str, item: Post | Terminate) -> Exception | None:
+    """Why a run could not be told something, if it could not."""
+    name = repr(item.workflow_id if item.workflow_id is not None else str(UUID(bytes=item.run_id)))
+    if answer == "closed":
+        return WorkflowClosed(f"the workflow {name} has ended")
+    if answer == "missing":
+        return WorkflowNotFound(f"there is no workflow {name} in this namespace, or this login may not see it")
+    return None
 
 
 @dataclass(slots=True, eq=False)
@@ -301,11 +344,26 @@ class LeaseOperation(Operation):
 
 @dataclass(slots=True, eq=False)
 class MarkStarted(LeaseOperation):
-    """The actor of a reclaimed delivery is about to begin."""
+    """The actor of a reclaimed delivery is about to begin.  Also tells whether it is to be ``aborted`` instead, and
+    whether it counts its retries ``anew``."""
 
     procedure = "mark_started"
     parameters = 3
     rank = 10
+
+    aborted: bool = field(default=False, init=False)
+    anew: bool = field(default=False, init=False)
+
+    @classmethod
+    def settle(cls, items: Sequence[Any], rows: Rows) -> None:
+        LeaseOperation.settle(items, rows)
+        for position, item in enumerate(items, 1):
+            item.aborted = position in rows[0][1]
+            item.anew = position in rows[0][2]
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Any]) -> bool:
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -397,6 +455,7 @@ class FailTask(LeaseOperation):
     procedure = "fail_task"
     parameters = 5
     rank = 16
+    single = True
 
     failure: str
     delay: int
@@ -648,11 +707,15 @@ def parts_of(operations: Sequence[Operation]) -> list[Operation]:
 
 @dataclass(slots=True, eq=False)
 class Claim(Operation):
-    """Hand out messages.  Answers (deliveries' rows, milliseconds until the next one is due or None)."""
+    """Hand out messages.  Answers (deliveries' rows, milliseconds until the next one is due or None).
+
+    It can carry acks, so that a busy worker's turn is one statement.
+    """
 
     procedure = "claim"
-    parameters = 6
+    parameters = 8
     rank = 40
+    single = True
 
     streams: list[int]
     limits: list[int]
@@ -661,24 +724,32 @@ class Claim(Operation):
     wait: int
     #: For whoever claims: whether these are streams of runs.
     of_runs: bool = False
+    acks: Sequence[Ack] = field(default=(), init=False)
 
     @classmethod
     def arguments(cls, items: Sequence[Claim], context: Context) -> list[Any]:
         (item,) = items
-        return [context.registered(), Ints(item.streams), Ints(item.limits), item.total, Uuids(item.done), item.wait]
+        return [
+            *LeaseOperation.arguments(item.acks, context),
+            Ints(item.streams),
+            Ints(item.limits),
+            item.total,
+            Uuids(item.done),
+            item.wait,
+        ]
 
     @classmethod
     def settle(cls, items: Sequence[Claim], rows: Rows) -> None:
-        items[0].answer = (rows[:-1], rows[-1][-1])
+        (item,) = items
+        *found, (*_, next_due, refused) = rows
+        item.answer = (found, next_due)
+        if item.acks:
+            Ack.settle(item.acks, [(refused,)])
 
     @classmethod
     def settle_committed(cls, items: Sequence[Claim]) -> bool:
         items[0].answer = ([], None)
         return True
-
-
-#: Operations whose procedure takes one item a call.
-SINGLE = (Terminate, FailTask, Claim)
 
 
 def statement(namespace: str, operation: type[Operation]) -> bytes:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .arrays import Ints, Texts, Uuid, Uuids
+from .arrays import Ints, Longs, Texts, Uuid, Uuids
 from .database import Connection
 from .workflow.events import Event
 
@@ -29,6 +29,10 @@ class Procedures:
     def open_streams(self, conn: Connection, names: Sequence[str]) -> dict[str, int]:
         """The ids of streams.  Raises NotPermitted (as DD001) for one that is missing or foreign."""
         return dict(self._call(conn, "open_streams", Texts(names)))
+
+    def namespace_identity(self, conn: Connection) -> bytes:
+        """What tells this namespace from any other."""
+        return bytes(self._call(conn, "namespace_identity")[0][0])
 
     def batch_outcome(self, conn: Connection, sender: bytes, batch: int) -> bool:
         """Whether a batch was committed; if it was not, it no longer can be."""
@@ -61,6 +65,16 @@ class Procedures:
         """Take back what a dead peer held; answers (handed back, dead-lettered)."""
         row = self._call(conn, "reclaim", Uuid(worker), peer, beat)[0]
         return row[0], row[1]
+
+    def report_running(
+        self, conn: Connection, worker: bytes, messages: Sequence[bytes], ages: Sequence[int]
+    ) -> list[bytes]:
+        """Tell what runs here and for how many milliseconds; answers the leases of what is to be aborted."""
+        return list(self._call(conn, "report_running", Uuid(worker), Uuids(messages), Longs(ages))[0][0])
+
+    def abort_message(self, conn: Connection, ids: Sequence[bytes], running: bool) -> Any:
+        """Abort the message with one of these ids; answers queued, running or missing."""
+        return self._call(conn, "abort_message", Uuids(ids), running)[0][0]
 
     def run_of_lease(self, conn: Connection, worker: bytes, message_id: bytes, lease: bytes) -> tuple[Any, ...] | None:
         """The run of a leased task, or None when the lease is gone."""
@@ -99,6 +113,10 @@ class Procedures:
         status = self._call(conn, "await_run", Uuid(run_id), Uuid(channel))[0][0]
         return None if status is None else str(status)
 
+    def list_schedules(self, conn: Connection, name: str | None = None) -> Rows:
+        """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
+        return self._call(conn, "list_schedules", name)
+
     def get_results(
         self, conn: Connection, keys: Sequence[str], channel: bytes | None = None, wait: int = 0
     ) -> dict[str, bytes]:
@@ -134,9 +152,18 @@ class Procedures:
         """How many messages a stream has, delayed and leased ones included."""
         return int(self._call(conn, "stream_size", stream_id)[0][0])
 
-    def purge_streams(self, conn: Connection, streams: list[int]) -> int:
-        """Drop what waits on streams; answers how many messages."""
-        return int(self._call(conn, "purge_streams", Ints(streams))[0][0])
+    def queue_counts(self, conn: Connection, stream_id: int) -> tuple[int, int, int]:
+        """What a stream has: (ready, delayed, dead)."""
+        ready, delayed, dead = self._call(conn, "queue_counts", stream_id)[0]
+        return ready, delayed, dead
+
+    def flush_streams(self, conn: Connection, streams: list[int]) -> None:
+        """Drop what waits on streams, and their dead letters."""
+        self._call(conn, "flush_streams", Ints(streams))
+
+    def import_journal(self, conn: Connection, source: bytes, stream_id: int) -> bytes:
+        """The marks of what was imported from a source and may still be there, 16 bytes each."""
+        return bytes(self._call(conn, "import_journal", Uuid(source), stream_id)[0][0] or b"")
 
 
 def from_json(text: str | None) -> dict[str, Any] | None:

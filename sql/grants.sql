@@ -14,11 +14,19 @@ GRANT EXECUTE ON FUNCTION
     {schema}.register_worker, {schema}.consume_streams, {schema}.unregister_worker, {schema}.heartbeat, {schema}.resync, {schema}.reclaim,
     {schema}.start_runs, {schema}.post, {schema}.terminate_run, {schema}.get_run, {schema}.get_history, {schema}.await_run,
     {schema}.run_of_lease, {schema}.history_of_lease, {schema}.complete_activities, {schema}.fail_task, {schema}.advance,
-    {schema}.store_result, {schema}.get_results, {schema}.sweep, {schema}.limiter_add, {schema}.limiter_change, {schema}.limiter_change_sum
+    {schema}.enqueue, {schema}.start_workflow,
+    {schema}.store_result, {schema}.get_results, {schema}.sweep, {schema}.limiter_add, {schema}.limiter_change, {schema}.limiter_change_sum,
+    {schema}.save_schedule, {schema}.control_schedule, {schema}.fire_by_hand, {schema}.list_schedules,
+    {schema}.schedules_of_leases, {schema}.fire_schedules,
+    {schema}.abort_message, {schema}.report_running
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).
 GRANT EXECUTE ON FUNCTION
     {schema}.grant_login, {schema}.stream_counts, {schema}.stream_size, {schema}.purge_streams, {schema}.list_workers,
-    {schema}.list_runs, {schema}.list_dead_letters
+    {schema}.list_runs,
+    {schema}.pause_stream, {schema}.peek_messages, {schema}.worker_messages, {schema}.count_waiting, {schema}.purge_messages,
+    {schema}.list_dead_letters, {schema}.count_dead_letters, {schema}.redrive_dead_letters, {schema}.drop_dead_letters,
+    {schema}.import_journal, {schema}.import_messages,
+    {schema}.queue_counts, {schema}.flush_streams
 TO {admin};

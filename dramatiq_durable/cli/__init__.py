@@ -11,8 +11,11 @@ import click
 COMMANDS = {
     "check": "check:command",
     "dead-letter": "dead_letter:group",
+    "import": "import_:group",
+    "message": "message:group",
     "migrate": "migrate:command",
     "role": "role:group",
+    "schedule": "schedule:group",
     "stream": "stream:group",
     "worker": "worker:group",
     "workflow": "workflow:group",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -91,10 +91,10 @@ def option_json(command: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(command)
 
 
-def option_limit(command: Any) -> Any:
+def option_limit(default: int) -> Callable[[Any], Any]:
     """Add ``--limit`` to a listing."""
     limit = click.IntRange(1, 10_000)
-    return click.option("--limit", type=limit, default=100, show_default=True, help="The most rows.")(command)
+    return click.option("--limit", type=limit, default=default, show_default=True, help="The most rows.")
 
 
 def names(values: Sequence[str]) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from ..errors import DatabaseUnavailable, WorkflowAlreadyStarted
 from ..workflow.client import HistoryEvent, WorkflowHandle, get_handle
 from .output import cell, duration, make_table, print_facts, print_json, print_rows, print_table, text
 from .target import Target, option_json, option_limit
@@ -55,7 +54,7 @@ def parse(value: str, what: str) -> Any:
 @group.command("list")
 @click.option("--name", help="Only runs of this workflow.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status.")
-@option_limit
+@option_limit(100)
 @option_json
 @click.pass_obj
 def list_(target: Target, name: str | None, status: str | None, limit: int, as_json: bool) -> None:
@@ -211,12 +210,6 @@ def start(
         delay_ms,
     )
     status, found = target.broker.commit.submit(operation)
-    if status == "busy":
-        raise DatabaseUnavailable(f"the workflow id {workflow_id!r} is being fought over, try again")
-    if status == "exists" and id_conflict != "use_existing":
-        raise WorkflowAlreadyStarted(
-            f"a run has the workflow id {workflow_id!r} already: choose another --id, --id-conflict or --id-reuse"
-        )
     run_id = str(uuid.UUID(bytes=found))
     if as_json:
         print_json({"workflow_id": workflow_id, "run_id": run_id, "status": status})

@@ -26,15 +26,14 @@ from ..errors import (
     ForbiddenInWorkflow,
     NotConfigured,
     Timeout,
-    WorkflowAlreadyStarted,
     WorkflowCancelled,
-    WorkflowClosed,
     WorkflowFailed,
     WorkflowNotFound,
     WorkflowTerminated,
     WorkflowTimedOut,
 )
 from ..operations import Post, StartRun, Terminate
+from ..using import sending
 from .converter import decoders_of, encode, encode_call, loads
 from .definition import global_broker
 from .events import Event, described_failure
@@ -262,22 +261,15 @@ class WorkflowHandle(Generic[R]):
 
     def terminate(self, reason: str | None = None) -> None:
         """End the run at once, without a word to its code.  Raises as `cancel`."""
-        _outside_of_workflows("terminate a workflow")
+        outside_of_workflows("terminate a workflow")
         if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
             raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
-        operation = Terminate(self._key(), self._workflow_id, reason)
-        self._answered(self.broker.commit.submit(operation))
+        self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
 
     def _post(self, type: str, name: str | None, payload: bytes | None, id: str | None) -> None:
-        _outside_of_workflows("signal or cancel a workflow through a handle")
+        outside_of_workflows("signal or cancel a workflow through a handle")
         key = id if id is not None else str(uuid.uuid4())
-        self._answered(self.broker.commit.submit(Post(self._key(), self._workflow_id, type, name, payload, key)))
-
-    def _answered(self, answer: str) -> None:
-        if answer == "closed":
-            raise WorkflowClosed(f"the workflow {self._workflow_id or self.run_id!r} has ended")
-        if answer == "missing":
-            raise self._not_found()
+        self.broker.commit.submit(Post(self._key(), self._workflow_id, type, name, payload, key))
 
     # --- twins --------------------------------------------------------------------------------------------
 
@@ -294,13 +286,13 @@ class WorkflowHandle(Generic[R]):
         return await asyncio.to_thread(self.result, timeout)
 
     async def asignal(self, name: str, payload: Any = None, *, id: str | None = None) -> None:
-        await asyncio.to_thread(lambda: self.signal(name, payload, id=id))
+        await sending(lambda: self.signal(name, payload, id=id))
 
     async def acancel(self) -> None:
-        await asyncio.to_thread(self.cancel)
+        await sending(self.cancel)
 
     async def aterminate(self, reason: str | None = None) -> None:
-        await asyncio.to_thread(self.terminate, reason)
+        await sending(lambda: self.terminate(reason))
 
     # --- inside -------------------------------------------------------------------------------------------
 
@@ -317,7 +309,7 @@ class WorkflowHandle(Generic[R]):
         )
 
     def _read(self, call: Callable[[Any], Any]) -> Any:
-        _outside_of_workflows("look at a workflow through a handle")
+        outside_of_workflows("look at a workflow through a handle")
         try:
             with self.broker.database.connection() as conn:
                 return call(conn)
@@ -383,7 +375,7 @@ def start_run(
       NotEncodable, PayloadTooLarge, InvalidName: the input cannot be carried.
       DatabaseUnavailable: the database cannot be reached; nothing was started.
     """
-    _outside_of_workflows("start a workflow through a handle")
+    outside_of_workflows("start a workflow through a handle")
     broker = durable_broker(workflow.broker)
     check_call(workflow.fn, workflow.name, args, kwargs)
     run_id = uuid.uuid4()
@@ -399,21 +391,25 @@ def start_run(
         options.delay_ms,
         None if options.memo is None else encode(options.memo).decode(),
     )
-    status, found = broker.commit.submit(operation)
-    if status == "busy":
-        raise DatabaseUnavailable(f"the workflow id {workflow_id!r} is being fought over, try again")
-    if status == "exists" and options.id_conflict != "use_existing":
-        raise WorkflowAlreadyStarted(
-            f"a run has the workflow id {workflow_id!r} already; choose another id, or another id_conflict or id_reuse"
-        )
-    return WorkflowHandle(broker, workflow_id, str(uuid.UUID(bytes=found)), workflow)
+    # Which run it is may be known only later (inside `async with using(...)`); until then, whichever has the id.
+    handle = WorkflowHandle(
+        broker, workflow_id, None if options.id_conflict == "use_existing" else str(run_id), workflow
+    )
+
+    def then(started: StartRun) -> None:
+        if started.error is None:
+            handle.run_id = str(uuid.UUID(bytes=started.answer[1]))
+
+    operation.then = then
+    broker.commit.submit(operation)
+    return handle
 
 
 async def astart_run(
     workflow: Workflow[Any, R], args: tuple[Any, ...], kwargs: dict[str, Any], options: WorkflowOptions
 ) -> WorkflowHandle[R]:
     """As `start_run`, awaited."""
-    return await asyncio.to_thread(start_run, workflow, args, kwargs, options)
+    return await sending(lambda: start_run(workflow, args, kwargs, options))
 
 
 def get_handle(
@@ -447,7 +443,7 @@ def durable_broker(broker: dramatiq.Broker) -> DurableBroker:
     return broker
 
 
-def _outside_of_workflows(what: str) -> None:
+def outside_of_workflows(what: str) -> None:
     if current() is not None:
         raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
 

@@ -199,6 +199,24 @@ class Activity(Actor[P, R], _Schedulable[P, R]):
         message = self.message_with_options(args=args, kwargs=kwargs, **options)
         return self.broker.enqueue(message, delay=None if delay is None else milliseconds("delay", delay))
 
+    async def asend(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
+        """Send a message without blocking the caller's event loop; otherwise as ``send``."""
+        return await self.asend_with_options(args=args, kwargs=kwargs)
+
+    async def asend_with_options(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: timedelta | int | None = None,
+        **options: Any,
+    ) -> Message[R]:
+        """Send a message without blocking the caller's event loop; otherwise as ``send_with_options``."""
+        from ..using import sending
+
+        self._refuse_in_workflow(".asend()")
+        return await sending(lambda: self.send_with_options(args=args, kwargs=kwargs, delay=delay, **options))
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         self._refuse_in_workflow("(...)")
         return self.actor(*args, **kwargs)
@@ -235,6 +253,13 @@ class ActivityStub(_Schedulable[..., Any]):
             options=dict(dispatch.message),
         )
         return global_broker().enqueue(message, delay=dispatch.delay_ms or None)
+
+    async def asend(self, *args: Any, **kwargs: Any) -> Message[Any]:
+        """Enqueue a message without blocking the caller's event loop; otherwise as ``send``."""
+        from ..using import sending
+
+        self._refuse_in_workflow(".asend()")
+        return await sending(lambda: self.send(*args, **kwargs))
 
     def __repr__(self) -> str:
         return f"ActivityStub({self.actor_name!r}, queue_name={self.queue_name!r})"

@@ -160,7 +160,9 @@ class Runner:
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
+        coming = [delivery.stream_id] if isinstance(outcome, Reschedule) else []
         if delivery.left is not None:
+            coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
             outcome = Together([delivery.left, outcome])
         outcome.then = outcome.then or self._noticed(delivery)
         claimer = self.broker.claimer
@@ -168,6 +170,8 @@ class Runner:
             # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
             self.broker.commit.post(outcome)
             return
+        for stream_id in coming:
+            claimer.expect(stream_id)
         claimer.post(outcome)
         claimer.finished(delivery)
 
@@ -274,17 +278,16 @@ class Runner:
             raise DurableError(f"{workflow.name!r} is a workflow: start it with {workflow.name}.start(...)")
         run_id = uuid.uuid5(uuid.NAMESPACE_OID, delivery.message_id)
         payload = encode_call(args, kwargs, workflow.fn, workflow.name)
-        status, _ = self.broker.commit.submit(
+        self.broker.commit.submit(
             StartRun(
                 run_id.bytes,
                 delivery.message_id[:200],
                 self.broker.stream_id(workflow.queue_name),
                 workflow.name,
                 payload,
+                conflict="use_existing",
             )
         )
-        if status == "busy":
-            raise DatabaseUnavailable(f"the workflow id {delivery.message_id!r} is being fought over")
 
     def _run_task(self, workflow: Workflow[Any, Any], delivery: Delivery) -> None:
         assert delivery.run_id is not None
@@ -532,7 +535,7 @@ class Runner:
             if lease is None:
                 continue
             key = events.command_id(str(delivery.run_id), send.seq)
-            row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload, None)
+            row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload)
             handed = self.broker.deliver(row)
             if handed is not None:
                 claimer.take(handed)

@@ -53,7 +53,8 @@ $$;
 
 -- Wake those who wait for these streams.  NOTIFY takes a database-wide lock at commit, so it is paid only where
 -- somebody waits; while the notification queue is filling up nothing is sent, and polling finds the message.
-CREATE FUNCTION {schema}.wake(p_streams int[])
+-- p_later: the transaction is the caller's own and commits whenever he likes; by then anybody may wait.
+CREATE FUNCTION {schema}.wake(p_streams int[], p_later boolean DEFAULT false)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -62,7 +63,7 @@ DECLARE
 BEGIN
     FOR v_stream IN
         SELECT DISTINCT s FROM {schema}.worker w, unnest(w.stream_ids) s
-        WHERE w.waiting_until > clock_timestamp() AND w.stream_ids && p_streams AND s = ANY (p_streams)
+        WHERE (p_later OR w.waiting_until > clock_timestamp()) AND w.stream_ids && p_streams AND s = ANY (p_streams)
     LOOP
         IF pg_notification_queue_usage() < 0.25 THEN
             PERFORM pg_notify('{namespace}:s' || v_stream, '');

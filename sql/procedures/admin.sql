@@ -48,19 +48,19 @@ BEGIN
                count(m.message_id) FILTER (WHERE m.lease_token IS NULL AND m.due_at > clock_timestamp()),
                (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = s.stream_id),
                extract(epoch FROM clock_timestamp() - min(m.due_at) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()))::double precision
-        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id
+        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind <> 'c'
         GROUP BY s.stream_id ORDER BY s.name;
 END
 $$;
 
--- How many messages a stream still has, delayed and leased ones included.  For Broker.join.
+-- How many messages a stream still has, delayed and leased ones included, but no schedules' ticks.  For Broker.join.
 CREATE FUNCTION {schema}.stream_size(p_stream int)
 RETURNS bigint
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM {schema}.require_admin();
-    RETURN (SELECT count(*) FROM {schema}.message m WHERE m.stream_id = p_stream);
+    RETURN (SELECT count(*) FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind <> 'c');
 END
 $$;
 
@@ -73,15 +73,18 @@ DECLARE
     v_count bigint;
 BEGIN
     PERFORM {schema}.require_admin();
-    DELETE FROM {schema}.message m WHERE m.stream_id = ANY (p_streams) AND m.kind = 'm' AND m.lease_token IS NULL;
+    DELETE FROM {schema}.message m WHERE m.stream_id = ANY (p_streams) AND m.kind IN ('m', 'j') AND m.lease_token IS NULL;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
 END
 $$;
 
 -- Every worker that is registered, with what it holds and how long ago (seconds) it was last heard of.
+-- state: live, or silent for longer than its reclaim_delay.  oldest: for how many seconds it runs what it began first.
 CREATE FUNCTION {schema}.list_workers()
-RETURNS TABLE (worker_id bigint, login text, host text, pid int, threads int, streams text[], started_at timestamptz, silent double precision, holds bigint)
+RETURNS TABLE (
+    worker_id bigint, login text, host text, pid int, threads int, streams text[], started_at timestamptz, state text,
+    silent double precision, holds bigint, oldest double precision, reclaim_delay double precision)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -89,9 +92,15 @@ BEGIN
     RETURN QUERY
         SELECT w.worker_id, w.login::text, w.host, w.pid, w.threads,
                ARRAY(SELECT s.name FROM {schema}.stream s WHERE s.stream_id = ANY (w.stream_ids) ORDER BY 1),
-               w.started_at, extract(epoch FROM clock_timestamp() - w.beat_at)::double precision,
-               (SELECT count(*) FROM {schema}.message m WHERE m.message_id = ANY (w.held) AND m.worker_id = w.worker_id)
-        FROM {schema}.worker w ORDER BY w.worker_id;
+               w.started_at,
+               CASE WHEN w.beat_at + w.reclaim_delay < clock_timestamp() THEN 'silent' ELSE 'live' END,
+               extract(epoch FROM clock_timestamp() - w.beat_at)::double precision, h.holds,
+               extract(epoch FROM clock_timestamp() - h.since)::double precision,
+               extract(epoch FROM w.reclaim_delay)::double precision
+        FROM {schema}.worker w, LATERAL (
+            SELECT count(*) AS holds, min(w.running_since[array_position(w.running, m.message_id)]) AS since
+            FROM {schema}.message m WHERE m.message_id = ANY (w.held) AND m.worker_id = w.worker_id) h
+        ORDER BY w.worker_id;
 END
 $$;
 
@@ -110,23 +119,5 @@ BEGIN
         FROM {schema}.run r JOIN {schema}.stream s ON s.stream_id = r.stream_id
         WHERE (p_name IS NULL OR r.name = p_name) AND (p_status IS NULL OR r.status = p_status)
         ORDER BY r.started_at DESC LIMIT least(p_limit, 10000);
-END
-$$;
-
--- The latest dead letters, newest first; a NULL stream name matches all.
-CREATE FUNCTION {schema}.list_dead_letters(p_stream text, p_limit int)
-RETURNS TABLE (
-    dead_letter_id bigint, message_id uuid, stream text, actor text, reason text, failure text, attempt int, deaths smallint,
-    enqueued_at timestamptz, died_at timestamptz, payload bytea)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM {schema}.require_admin();
-    RETURN QUERY
-        SELECT d.dead_letter_id, d.message_id, s.name, d.actor, d.reason, d.failure, d.attempt, d.deaths, d.enqueued_at,
-               d.died_at, d.payload
-        FROM {schema}.dead_letter d JOIN {schema}.stream s ON s.stream_id = d.stream_id
-        WHERE p_stream IS NULL OR s.name = p_stream
-        ORDER BY d.died_at DESC LIMIT least(p_limit, 10000);
 END
 $$;

@@ -86,6 +86,6 @@ BEGIN
         END IF;
         RETURN NEXT;
     END LOOP;
-    PERFORM {schema}.wake(v_may);
+    PERFORM {schema}.wake(v_may, p_sender IS NULL);
 END
 $$;

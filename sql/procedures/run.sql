@@ -5,7 +5,8 @@
 -- Internal: give each of these runs a task, so that a worker looks into its inbox.
 -- It comes before the first tasks of new runs: what was begun goes on.
 -- Always a new row: whether an earlier task is still unclaimed cannot be known without waiting for somebody.
-CREATE FUNCTION {schema}.add_tasks(p_runs uuid[])
+-- p_later: as for wake().
+CREATE FUNCTION {schema}.add_tasks(p_runs uuid[], p_later boolean DEFAULT false)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -22,7 +23,7 @@ BEGIN
         RETURNING stream_id)
     SELECT array_agg(DISTINCT a.stream_id) INTO v_streams FROM added a;
     IF v_streams IS NOT NULL THEN
-        PERFORM {schema}.wake(v_streams);
+        PERFORM {schema}.wake(v_streams, p_later);
     END IF;
 END
 $$;
@@ -129,7 +130,7 @@ BEGIN
         END IF;
         RETURN NEXT;
     END LOOP;
-    PERFORM {schema}.wake(v_may);
+    PERFORM {schema}.wake(v_may, p_sender IS NULL);
 END
 $$;
 
@@ -207,7 +208,7 @@ BEGIN
         v_told := v_told || v_run.run_id;
         v_answer := v_answer || 'ok'::text;
     END LOOP;
-    PERFORM {schema}.add_tasks(v_told);
+    PERFORM {schema}.add_tasks(v_told, p_sender IS NULL);
     RETURN v_answer;
 END
 $$;

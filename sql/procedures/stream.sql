@@ -50,11 +50,28 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_stored uuid[];
     v_on int[];
-    v_answer int[];
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
+    IF v_may @> p_streams AND NOT EXISTS (
+        SELECT 1 FROM unnest(p_messages) t (message_id) WHERE substr(t.message_id::text, 15, 1) IS NOT DISTINCT FROM '8')
+    THEN
+        BEGIN
+            -- As nearly always, all are new: ON CONFLICT would log every row twice.
+            INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
+            SELECT t.message_id, t.stream_id, t.priority,
+                   v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'
+                       + t.n * interval '1 microsecond',
+                   v_now, t.actor, t.payload
+            FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
+                 WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n);
+            PERFORM {schema}.wake(v_may, p_sender IS NULL);
+            RETURN array_fill(1, ARRAY[cardinality(p_messages)]);
+        EXCEPTION WHEN unique_violation THEN
+            NULL;
+        END;
+    END IF;
     WITH stored AS (
         INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
         SELECT t.message_id, t.stream_id, t.priority,
@@ -66,17 +83,12 @@ BEGIN
         ON CONFLICT (message_id, stream_id) DO NOTHING
         RETURNING message_id, stream_id)
     SELECT array_agg(s.message_id), array_agg(s.stream_id) INTO v_stored, v_on FROM stored s;
-    IF cardinality(v_stored) = cardinality(p_messages) THEN
-        v_answer := array_fill(1, ARRAY[cardinality(p_messages)]);
-    ELSE
-        v_answer := ARRAY(
-            SELECT CASE WHEN (t.stream_id = ANY (v_may)) IS NOT TRUE OR substr(t.message_id::text, 15, 1) = '8' THEN -1
-                   WHEN EXISTS (SELECT 1 FROM unnest(v_stored, v_on) u (message_id, stream_id)
-                                WHERE u.message_id = t.message_id AND u.stream_id = t.stream_id) THEN 1 ELSE 0 END
-            FROM unnest(p_messages, p_streams) WITH ORDINALITY t (message_id, stream_id, n) ORDER BY t.n);
-    END IF;
-    PERFORM {schema}.wake(v_may);
-    RETURN v_answer;
+    PERFORM {schema}.wake(v_may, p_sender IS NULL);
+    RETURN ARRAY(
+        SELECT CASE WHEN (t.stream_id = ANY (v_may)) IS NOT TRUE OR substr(t.message_id::text, 15, 1) = '8' THEN -1
+               WHEN EXISTS (SELECT 1 FROM unnest(v_stored, v_on) u (message_id, stream_id)
+                            WHERE u.message_id = t.message_id AND u.stream_id = t.stream_id) THEN 1 ELSE 0 END
+        FROM unnest(p_messages, p_streams) WITH ORDINALITY t (message_id, stream_id, n) ORDER BY t.n);
 END
 $$;
 
@@ -102,14 +114,18 @@ $$;
 -- Hand out at most p_limits[i] messages of p_streams[i], and p_total in all, to this worker: due, of streams that are
 -- not paused, by priority and then by due time.  Each delivery has a new lease token.
 --
+-- p_acked, p_acked_leases: deliveries that are done, acknowledged first: a claim carries them, so that a busy worker's turn
+-- is one statement.
 -- p_done: messages that the worker has finished since its last claim (bookkeeping of what it holds).
 -- p_wait: milliseconds it will wait if there is nothing; while it waits, senders wake it.
--- The last row has no message: it tells the database's clock and in how many milliseconds the next message is due.
+-- The last row has no message: it tells in how many milliseconds the next message is due, and which of p_acked (by
+-- position) were not under their live lease.
 CREATE FUNCTION {schema}.claim(
-    p_worker uuid, p_streams int[], p_limits int[], p_total int, p_done uuid[], p_wait int)
+    p_worker uuid, p_acked uuid[], p_acked_leases uuid[], p_streams int[], p_limits int[], p_total int, p_done uuid[],
+    p_wait int)
 RETURNS TABLE (
     message_id uuid, lease uuid, stream_id int, kind text, run_id uuid, seq int, attempt int, reclaimed boolean,
-    actor text, payload bytea, next_due bigint)
+    actor text, payload bytea, next_due bigint, refused int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
@@ -125,10 +141,14 @@ DECLARE
     v_next timestamptz;
     v_claimed uuid[] := '{}';
     v_kept uuid[];
+    v_refused int[];
     v_row record;
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    IF cardinality(p_acked) > 0 THEN
+        v_refused := {schema}.ack(p_worker, p_acked, p_acked_leases);
+    END IF;
     v_may := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_streams, 'c');
     v_may := ARRAY(SELECT s.stream_id FROM {schema}.stream s WHERE s.stream_id = ANY (v_may) AND NOT s.paused);
     FOR i IN 1 .. cardinality(p_streams) LOOP
@@ -200,6 +220,7 @@ BEGIN
     stream_id := NULL; kind := NULL; run_id := NULL; seq := NULL; actor := NULL;
     attempt := NULL; reclaimed := NULL;
     next_due := ceil(extract(epoch FROM v_next - v_now) * 1000);
+    refused := v_refused;
     RETURN NEXT;
 END
 $$;
@@ -230,6 +251,7 @@ END
 $$;
 
 -- The messages are to be tried again: the same rows, with a new payload, due after p_delays milliseconds.
+-- A new payload was made by the worker's encoder: it is no longer SQL's JSON.
 -- Answers the positions whose lease is no longer the live one.
 CREATE FUNCTION {schema}.reschedule(
     p_worker uuid, p_messages uuid[], p_leases uuid[], p_delays bigint[], p_payloads bytea[], p_failures text[])
@@ -241,19 +263,28 @@ DECLARE
     v_worker record;
     v_now timestamptz := clock_timestamp();
     v_done bigint[];
+    v_streams int[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
         UPDATE {schema}.message m
         SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
-            due_at = v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'
-                     + t.n * interval '1 microsecond',
-            payload = coalesce(t.payload, m.payload), last_failure = t.failure
+            -- What was aborted meanwhile does not wait for its end.
+            due_at = v_now + t.n * interval '1 microsecond'
+                     + CASE WHEN m.abort_at IS NULL THEN least(greatest(t.delay, 0), 315360000000) ELSE 0 END
+                       * interval '1 millisecond',
+            payload = coalesce(t.payload, m.payload), last_failure = t.failure,
+            kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END,
+            redriven = CASE WHEN t.payload IS NULL THEN m.redriven END
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures)
              WITH ORDINALITY t (message_id, lease, delay, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
         RETURNING t.n, m.stream_id)
-    SELECT array_agg(d.n) INTO v_done FROM done d;
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;
+    IF v_streams IS NOT NULL THEN
+        -- Whoever sleeps learns when they are due.
+        PERFORM {schema}.wake(v_streams);
+    END IF;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
                  WHERE v_done IS NULL OR NOT n = ANY (v_done));
 END
@@ -302,12 +333,14 @@ BEGIN
         USING unnest(p_messages, p_leases, p_payloads, p_failures)
               WITH ORDINALITY t (message_id, lease, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-          AND m.kind = 'm'
+          AND m.kind IN ('m', 'j')
         RETURNING t.n, m.*, t.payload AS new_payload, t.failure),
     buried AS (
-        INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)
-        SELECT d.message_id, d.stream_id, d.priority, d.enqueued_at, d.attempt, d.deaths, d.actor, 'rejected', d.failure,
-               coalesce(d.new_payload, d.payload)
+        INSERT INTO {schema}.dead_letter (
+            message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)
+        SELECT d.message_id, d.stream_id, d.priority, d.enqueued_at, d.attempt, d.deaths, d.actor,
+               CASE WHEN d.abort_at IS NULL THEN 'rejected' ELSE 'aborted' END, d.failure, coalesce(d.new_payload, d.payload),
+               CASE WHEN d.new_payload IS NULL THEN d.kind ELSE 'm' END, d.group_id, d.unique_key
         FROM done d)
     SELECT array_agg(d.n) INTO v_done FROM done d;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
@@ -316,24 +349,26 @@ END
 $$;
 
 -- The actors of these reclaimed deliveries are about to begin: if the worker dies now, it is counted as a death.
--- Answers the positions whose lease is no longer the live one: their actors must not begin.
+-- Answers the positions whose lease is no longer the live one (their actors must not begin), those that are to be
+-- aborted, and those that came back from the dead letters and count their retries anew.
 CREATE FUNCTION {schema}.mark_started(p_worker uuid, p_messages uuid[], p_leases uuid[])
-RETURNS int[]
+RETURNS TABLE (refused int[], aborted int[], anew int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_worker record;
-    v_done bigint[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
-    WITH done AS (
-        UPDATE {schema}.message m SET started = true
-        FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
-        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-        RETURNING t.n)
-    SELECT array_agg(d.n) INTO v_done FROM done d;
-    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
-                 WHERE v_done IS NULL OR NOT n = ANY (v_done));
+    RETURN QUERY
+        WITH done AS (
+            UPDATE {schema}.message m SET started = true
+            FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
+            WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
+            RETURNING t.n::int, m.abort_at, m.redriven)
+        SELECT ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
+                     WHERE n NOT IN (SELECT d.n FROM done d)),
+               ARRAY(SELECT d.n FROM done d WHERE d.abort_at IS NOT NULL),
+               ARRAY(SELECT d.n FROM done d WHERE d.redriven);
 END
 $$;

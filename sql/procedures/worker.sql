@@ -168,18 +168,19 @@ BEGIN
         WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id
         RETURNING m.message_id, m.stream_id, m.kind, m.deaths)
     SELECT count(*), array_agg(DISTINCT b.stream_id),
-           array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'a')),
-           array_agg(b.stream_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'a'))
+           array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a')),
+           array_agg(b.stream_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a'))
     INTO v_reclaimed, v_streams, v_poison, v_poisoned FROM back b;
     IF v_poison IS NOT NULL THEN
         WITH gone AS (
             DELETE FROM {schema}.message m USING unnest(v_poison, v_poisoned) t (message_id, stream_id)
             WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id AND m.lease_token IS NULL RETURNING m.*),
         buried AS (
-            INSERT INTO {schema}.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)
+            INSERT INTO {schema}.dead_letter (
+                message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)
             SELECT g.message_id, g.stream_id, g.priority, g.enqueued_at, g.attempt, g.deaths, g.actor, 'poison',
-                   'the worker died ' || g.deaths || ' times while it ran this message', g.payload
-            FROM gone g WHERE g.kind = 'm'),
+                   'the worker died ' || g.deaths || ' times while it ran this message', g.payload, g.kind, g.group_id, g.unique_key
+            FROM gone g WHERE g.kind IN ('m', 'j')),
         told AS (
             INSERT INTO {schema}.inbox (run_id, type, seq, attributes)
             SELECT g.run_id, 'ActivityFailed', g.seq, json_build_object('failure', json_build_object(

@@ -89,6 +89,7 @@ AS $$
 DECLARE
     v_worker record;
     v_run uuid;
+    v_stream int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     UPDATE {schema}.message m
@@ -96,11 +97,13 @@ BEGIN
         due_at = clock_timestamp() + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond'
     WHERE m.message_id = p_message AND m.lease_token = p_lease AND m.worker_id = v_worker.worker_id
       AND m.kind IN ('s', 't', 'w')
-    RETURNING m.run_id INTO v_run;
+    RETURNING m.run_id, m.stream_id INTO v_run, v_stream;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
     UPDATE {schema}.run r SET task_failure = p_failure WHERE r.run_id = v_run AND r.status = 'running';
+    -- Whoever sleeps learns when it is due.
+    PERFORM {schema}.wake(ARRAY[v_stream]);
     RETURN true;
 END
 $$;

@@ -36,7 +36,8 @@ class Caller:
         self.token = arrays.Uuid(token)
 
     def claim(self, stream: int, limit: int = 10) -> list[tuple[Any, ...]]:
-        rows = self("claim", self.token, arrays.Ints([stream]), arrays.Ints([limit]), limit, arrays.Uuids([]), 0)
+        none = arrays.Uuids([])
+        rows = self("claim", self.token, none, none, arrays.Ints([stream]), arrays.Ints([limit]), limit, none, 0)
         return rows[:-1]
 
     def beat_of(self, worker_id: int) -> int:
@@ -223,7 +224,9 @@ def test_poison_is_dead_lettered_and_what_was_prefetched_beside_it_is_not(
         # The first death is not counted: nobody knows whether it had begun.
         assert poison[7] is (turn > 0)
         if poison[7]:
-            assert victim("mark_started", victim.token, arrays.Uuids([poison[0]]), arrays.Uuids([poison[1]])) == [([],)]
+            assert (
+                victim("mark_started", victim.token, arrays.Uuids([poison[0]]), arrays.Uuids([poison[1]]))[0][0] == []
+            )
         rows("UPDATE durable.worker SET beat_at = '2000-01-01' WHERE worker_id = %s", victim.worker_id)
         beat = watcher.beat_of(victim.worker_id)
         wait_until(lambda v=victim, b=beat: watcher("reclaim", watcher.token, v.worker_id, b) != [(0, 0)])  # type: ignore[misc]
@@ -263,7 +266,7 @@ def test_a_reclaimed_message_that_was_taken_again_does_not_begin_here(
             rows("UPDATE durable.message SET lease_token = gen_random_uuid()")
         return deliver(row)
 
-    broker._ensure_claimer(1).deliver = stolen
+    broker._ensure_claimer().deliver = stolen
     start_worker(broker, threads=1)
     assert skipped.wait(1) == [0]
     claimer = broker.claimer

@@ -88,7 +88,7 @@ def test_priorities_are_honoured(broker: durable.DurableBroker, start_worker: An
         late.send(n)
     for n in range(3):
         early.send(n)
-    late.send_with_options(args=(3,), broker_priority=-20)
+    late.send_with_options(args=(3,), broker_priority=20)  # as with RabbitMQ, the highest is the first
     start_worker(broker, threads=1)
     # The message's own priority decides what is claimed first; among what is claimed, Dramatiq goes by the actor's.
     values = got.wait(7)

@@ -24,6 +24,9 @@ SEED = "DRAMATIQ_DURABLE_TEST_SEED"
 #: How many calls a procedure gets.
 CALLS = 150
 
+#: What else would nearly always be refused for one argument, whatever the others are.
+USUAL = {"p_stream": "mine", "p_args": '["\U0001f600"]', "p_kwargs": '{"a": {"b": -0.0}}', "p_options": "{}"}
+
 #: What a caller who passes nonsense may be told: data and integrity errors, limits, and our own refusals.
 TOLD = ("22", "23", "54", "DD")
 
@@ -57,6 +60,9 @@ def scene(db: Session, grant: Grant) -> Scene:
     advance.sends = [send_activity(mine, 1), send_activity(mine, 2)]
     assert worker.advance(advance) == ["ok"]
     attacker.post(run)
+    db.schedule("w", theirs)
+    victim.claim(1)
+    attacker.schedule("w", mine)
     claimed += worker.claim()
     return Scene(db, attacker, mine, theirs, worker, run, claimed, victims_run, victim)
 
@@ -116,6 +122,10 @@ def scalar(kind: str, scene: Scene, rng: random.Random) -> str:
         return rng.choice(["", "\\x00", "\\x" + "ff" * 1000])
     if kind == "boolean":
         return rng.choice(["t", "f"])
+    if kind == "jsonb":
+        return rng.choice(["[]", "{}", "null", "1", '"x"', "[[[[]]]]", "[1e400]", '{"eta": "x", "": null}', "{"])
+    if kind == "interval":
+        return rng.choice(["0", "1 second", "-1 day", "11 years", "1e9 years", "infinity", "1 month -40 days"])
     raise AssertionError(f"a type that the fuzzer does not know: {kind}")
 
 
@@ -142,9 +152,23 @@ def array(kind: str, scene: Scene, rng: random.Random) -> str | None:
     return "{" + ",".join("NULL" if rng.random() < 0.1 else item() for _ in range(count)) + "}"
 
 
+#: What makes sense, where nonsense alone would hardly ever come to the point.
+SENSE = {
+    "p_name": ("w",),
+    "p_verb": ("pause", "resume", "delete"),
+    "p_kind": ("m", "s"),
+    "p_overlap": ("skip", "buffer_one", "allow"),
+    "p_if_exists": ("fail", "update", "keep"),
+}
+
+
 def nonsense(kind: str, scene: Scene, rng: random.Random, name: str) -> str | None:
+    if name in SENSE and rng.random() < 0.7:
+        return rng.choice(SENSE[name])
     if name == "p_worker" and rng.random() < 0.95:
         return hexed(scene.worker.token)
+    if name in USUAL and rng.random() < 0.8:
+        return USUAL[name]
     if kind.endswith("[]"):
         return array(kind.removesuffix("[]"), scene, rng)
     return None if rng.random() < 0.15 else scalar(kind, scene, rng)
@@ -161,6 +185,7 @@ def victims(scene: Scene) -> list[Any]:
         scene.db.sql("SELECT * FROM durable.inbox WHERE run_id = %s", scene.victims_run.hex()),
         scene.db.sql("SELECT * FROM durable.worker WHERE worker_id = %s", scene.victim.id),
         scene.db.sql("SELECT * FROM durable.dead_letter WHERE stream_id <> %s", scene.mine),
+        scene.db.sql("SELECT * FROM durable.schedule WHERE stream_id <> %s", scene.mine),
         *[
             scene.db.sql(f"SELECT * FROM durable.{t} ORDER BY 1")
             for t in ("stream", "stream_grant", "login", "principal")

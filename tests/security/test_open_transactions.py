@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Ints, Texts, Uuid
+from dramatiq_durable.arrays import Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import Enqueue, Result
 from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
 
@@ -24,8 +24,9 @@ LOCK_TIMEOUT, MARGIN = 2.0, 4.0
 class Side:
     """A login with a stream of its own, a worker, a message, an activity and a task that are leased to it."""
 
-    def __init__(self, session: Session, stream: int, workflow_id: str) -> None:
-        self.session, self.stream = session, stream
+    def __init__(self, session: Session, db: Session, name: str, workflow_id: str) -> None:
+        self.session, self.name = session, name
+        self.stream = stream = db.stream(name)
         self.worker = session.register(stream)
         _, self.run = session.start(stream, workflow_id)
         advance = step(self.worker.one(), 1, ("ActivityScheduled", 1, "a"))
@@ -36,6 +37,11 @@ class Side:
         self.task = self.worker.one()
         session.enqueue(stream, b"leased", b"ready", b"ready")
         (self.message,) = self.worker.claim(1)
+        session.schedule("s", stream)
+        (self.tick,) = self.worker.claim(1)
+
+    def revision(self) -> int:
+        return int(self.session.call("list_schedules", "s")[0][2])
 
     def calls(self) -> dict[str, Callable[[], Any]]:
         """Each procedure once, on what this side has."""
@@ -48,6 +54,8 @@ class Side:
             "open_streams": lambda: session.value("SELECT count(*) FROM durable.open_streams('{}')"),
             "enqueue_messages": lambda: session.enqueue(self.stream, b"x"),
             "batch_outcome": lambda: session.call("batch_outcome", *session.batch()),
+            "enqueue": lambda: session.value("SELECT durable.enqueue(%s, 'a')", self.name),
+            "start_workflow": lambda: session.value("SELECT durable.start_workflow(%s, 'w')", self.name),
             "start_runs": lambda: session.start(self.stream, f"new-{new_id().hex()}"),
             "post": lambda: session.post(run),
             "get_run": lambda: session.call("get_run", Uuid(run), None),
@@ -63,6 +71,8 @@ class Side:
             "mark_started": lambda: worker.mark_started(self.message),
             "complete_activities": lambda: worker.complete(self.activity),
             "advance": lambda: worker.advance(step(task, 2, ("TimerStarted", 9))),
+            "abort_message": lambda: session.call("abort_message", Uuids([self.message.message_id]), True),
+            "report_running": lambda: worker.call("report_running", Uuids([self.message.message_id]), Longs([1500])),
             "release": lambda: worker.release(self.message),
             "reschedule": lambda: worker.reschedule(*worker.claim(1)),
             "bury": lambda: worker.bury(*worker.claim(1)),
@@ -83,6 +93,12 @@ class Side:
                 "limiter_change_sum", "key@", "key@1", Texts(["key@1"]), 1, 9, 9
             ),
             "sweep": lambda: worker.call("sweep"),
+            "schedules_of_leases": lambda: worker.look_up(self.tick),
+            "fire_schedules": lambda: worker.fire(self.tick, 1000),
+            "save_schedule": lambda: session.schedule("s", self.stream, overlap="skip", if_exists="update"),
+            "list_schedules": lambda: session.call("list_schedules", None),
+            "fire_by_hand": lambda: session.by_hand("s", None, 1000, revision=self.revision()),
+            "control_schedule": lambda: session.control("s", "pause"),
             "resync": lambda: worker.resync(),
             "unregister_worker": lambda: worker.call("unregister_worker"),
         }
@@ -96,7 +112,7 @@ def sides(db: Session, grant: Grant) -> tuple[Side, Side]:
     """The holder, and a login of another stream."""
     holder = grant(consume=("mine",), produce=("mine",))
     other = grant(consume=("theirs",), produce=("theirs",))
-    return Side(holder, db.stream("mine"), "w"), Side(other, db.stream("theirs"), "w")
+    return Side(holder, db, "mine", "w"), Side(other, db, "theirs", "w")
 
 
 def test_all_at_once_hold_up_no_other_stream(sides: tuple[Side, Side], db: Session) -> None:
@@ -123,7 +139,7 @@ def test_all_at_once_hold_up_no_other_stream(sides: tuple[Side, Side], db: Sessi
 def test_each_holds_up_its_own_stream_no_longer_than_the_lock_timeout(
     db: Session, connect: Callable[..., Session], grant: Grant, name: str
 ) -> None:
-    holder = Side(grant(consume=("mine",), produce=("mine",)), db.stream("mine"), "w")
+    holder = Side(grant(consume=("mine",), produce=("mine",)), db, "mine", "w")
     colleague = grant(consume=("mine",), produce=("mine",))
     worker = colleague.register(holder.stream)
     holder.session.begin()
@@ -135,8 +151,9 @@ def test_each_holds_up_its_own_stream_no_longer_than_the_lock_timeout(
         "heartbeat": worker.heartbeat,
         "post": lambda: colleague.post(holder.run),
         "terminate": lambda: colleague.terminate(holder.run),
+        "schedule": lambda: colleague.schedule("s", holder.stream),
     }
-    must_not_wait = {"claim", "enqueue", "start", "heartbeat"}
+    must_not_wait = {"claim", "enqueue", "start", "heartbeat", "schedule"}
     for what, attempt in attempts.items():
         began = time.monotonic()
         try:

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Ints, Uuid
+from dramatiq_durable.arrays import Ints, Longs, Uuid, Uuids
 from tests.sql.api import Session, Worker, derived, new_id, send_activity, step
 
 from .conftest import Grant
@@ -128,6 +128,8 @@ def test_an_ungranted_login_is_nobody(
         lambda: session.post(scene.run),
         lambda: session.terminate(scene.run),
         lambda: session.call("get_run", Uuid(scene.run), None),
+        lambda: session.sql("SELECT durable.enqueue('mine', 'a')"),
+        lambda: session.sql("SELECT durable.start_workflow('mine', 'wf')"),
     ):
         assert refusal(call) == ("error", "DD001", ONE_TEXT, None, None)
 
@@ -202,7 +204,11 @@ def test_a_sessions_settings_change_nothing(scene: Scene, setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "procedure", ["open_streams", "enqueue_messages", "register_worker", "consume_streams", "claim", "start_runs"]
+    "procedure",
+    [
+        *("open_streams", "enqueue_messages", "register_worker", "consume_streams", "claim", "start_runs"),
+        *("enqueue", "start_workflow"),
+    ],
 )
 def test_a_foreign_and_a_missing_stream_look_the_same(scene: Scene, procedure: str) -> None:
     attacker = scene.attacker
@@ -215,6 +221,13 @@ def test_a_foreign_and_a_missing_stream_look_the_same(scene: Scene, procedure: s
         "consume_streams": lambda s: worker.call("consume_streams", Ints([s])),
         "claim": lambda s: worker.look(streams=[s]),
         "start_runs": lambda s: attacker.start(s, "order-1"),
+        "enqueue": lambda s: attacker.sql(
+            "SELECT durable.enqueue(%s, 'a')", "theirs" if s == scene.theirs else "nothing"
+        ),
+        "start_workflow": lambda s: attacker.sql(
+            "SELECT durable.start_workflow(%s, 'wf', p_workflow_id => 'order-1', p_id_conflict => 'use_existing')",
+            "theirs" if s == scene.theirs else "nothing",
+        ),
     }
     before = everything(scene.db)
     foreign = refusal(lambda: calls[procedure](scene.theirs))
@@ -226,6 +239,8 @@ def test_a_foreign_and_a_missing_stream_look_the_same(scene: Scene, procedure: s
 def test_a_consumer_may_not_send_and_a_producer_may_not_consume(scene: Scene) -> None:
     attacker = scene.attacker
     assert attacker.enqueue([scene.mine, scene.out, scene.theirs], b"1", b"2", b"3") == [-1, 1, -1]
+    assert attacker.value("SELECT durable.enqueue('out', 'a')") is not None
+    assert refusal(lambda: attacker.sql("SELECT durable.enqueue('mine', 'a')"))[1:3] == ("DD001", ONE_TEXT)
     assert refusal(lambda: attacker.register(scene.out))[1] == "DD001"
     assert refusal(lambda: attacker.register(scene.mine, scene.out))[1] == "DD001"
     worker = attacker.register(scene.mine)
@@ -239,6 +254,7 @@ def test_a_consumer_may_not_send_and_a_producer_may_not_consume(scene: Scene) ->
 CALLS = [
     *("claim", "heartbeat", "resync", "ack", "reschedule", "release", "bury", "mark_started", "complete", "fail_task"),
     *("advance", "run_of_lease", "history_of_lease", "unregister_worker", "reclaim"),
+    "report_running",
 ]
 
 
@@ -257,6 +273,7 @@ def test_another_logins_worker_is_as_good_as_a_forged_one(scene: Scene, call: st
             ),
             "unregister_worker": lambda: worker.call("unregister_worker"),
             "reclaim": lambda: worker.call("reclaim", scene.victim.id, 0),
+            "report_running": lambda: worker.call("report_running", Uuids([scene.message.message_id]), Longs([1000])),
             "complete": lambda: worker.complete(scene.activity),
         }.get(call, lambda: getattr(worker, call)(scene.message))()
 
@@ -282,6 +299,26 @@ def test_another_workers_leases_are_useless(scene: Scene) -> None:
     assert worker.call("run_of_lease", *arguments) == []
     assert worker.call("history_of_lease", *arguments, 0) == []
     assert everything(scene.db) == before
+
+
+def test_a_foreign_message_cannot_be_aborted_and_looks_like_a_missing_one(scene: Scene) -> None:
+    scene.victim.release(scene.message)
+    scene.db.enqueue(scene.mine, b"own", ids=[own := new_id()])
+    before = everything(scene.db)
+    for running in (True, False):
+        for theirs in (scene.message, scene.activity, scene.task):
+            asked = scene.attacker.call("abort_message", Uuids([theirs.message_id]), running)
+            assert asked == scene.attacker.call("abort_message", Uuids([new_id()]), running) == [("missing",)]
+    assert everything(scene.db) == before
+    assert scene.attacker.call("abort_message", Uuids([own, scene.message.message_id]), True) == [("queued",)]
+    assert scene.db.value("SELECT count(*) FROM durable.message WHERE abort_at IS NOT NULL") == 1
+
+
+def test_nobody_learns_of_another_workers_aborts(scene: Scene) -> None:
+    worker = scene.attacker.register(scene.mine)
+    assert scene.db.call("abort_message", Uuids([scene.message.message_id]), True) == [("running",)]
+    assert worker.call("report_running", Uuids([scene.message.message_id]), Longs([1000])) == [([],)]
+    assert scene.victim.call("report_running", Uuids([]), Longs([])) == [([scene.message.lease],)]
 
 
 def test_a_foreign_dead_worker_cannot_be_taken_back(scene: Scene) -> None:

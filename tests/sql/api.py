@@ -13,7 +13,15 @@ import psycopg
 
 from dramatiq_durable import arrays
 from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
-from dramatiq_durable.operations import Advance, Child, Context, Enqueue, EnqueueKeyed, Leave, Result, Send
+from dramatiq_durable.operations import Advance, Child, Context, Enqueue, EnqueueKeyed, Leave, Operation, Result, Send
+from dramatiq_durable.schedule_operations import (
+    ControlSchedule,
+    Due,
+    FireByHand,
+    FireSchedule,
+    LookUpSchedule,
+    SaveSchedule,
+)
 from dramatiq_durable.workflow.events import Event, command_id
 from tests.support import wait_until
 
@@ -181,6 +189,40 @@ class Session:
         given = None if run is None else Uuid(run)
         return str(self.call("terminate_run", *self.batch(), given, workflow_id, "because")[0][0])
 
+    def operate(self, operation: Operation, context: Context | None = None) -> Any:
+        """One operation as the group commit would call it; its answer."""
+        kind = type(operation)
+        rows = self.call(kind.procedure, *kind.arguments([operation], context or Context(self.sender, self.batches)))
+        kind.settle([operation], rows)
+        return operation.answer
+
+    def schedule(
+        self,
+        name: str,
+        stream: int,
+        *,
+        kind: str = "m",
+        overlap: str = "allow",
+        catch_up: int = 3_600_000,
+        if_exists: str = "fail",
+        paused: bool = False,
+        cron: str = "* * * * * *",
+        template: bytes = b"template",
+    ) -> bytes:
+        """Save a schedule; answers its id."""
+        made = SaveSchedule(
+            *(name, if_exists, paused, stream, kind, "actor", 0, template, None, cron, "UTC", catch_up, overlap)
+        )
+        self.operate(made)
+        return bytes(self.call("list_schedules", name)[0][0])
+
+    def control(self, name: str, verb: str) -> None:
+        self.operate(ControlSchedule(name, verb))
+
+    def by_hand(self, name: str, *due: int | None, revision: int = 1) -> list[bool]:
+        """Fire a schedule for due times (milliseconds), None for now."""
+        return list(self.operate(FireByHand(name, revision, [Due(at, new_id(), b"payload") for at in due])))
+
     def register(self, *streams: int, delay: int = 1000, count: int = 3) -> Worker:
         row = self.call("register_worker", "host", os.getpid(), 8, Ints(streams), delay, count)[0]
         return Worker(self, row[0], row[1], list(streams))
@@ -231,6 +273,8 @@ class Worker:
         self.session, self.token, self.id, self.streams = session, token, id, streams
         #: All that it was ever handed: a superset of what it holds, which is what a heartbeat names.
         self.named: list[bytes] = []
+        #: Which of the acks that the last claim carried were refused, by position.
+        self.refused: list[int] | None = None
 
     def over(self, session: Session) -> Worker:
         twin = Worker(session, self.token, self.id, self.streams)
@@ -259,11 +303,14 @@ class Worker:
         limits: Sequence[int] | None = None,
         done: Sequence[bytes | None] = (),
         wait: int = 0,
+        acks: Sequence[Claimed] = (),
     ) -> tuple[list[Claimed], int | None]:
         chosen = list(self.streams if streams is None else streams)
-        rows = self.call("claim", Ints(chosen), Ints(limits or [limit] * len(chosen)), limit, Uuids(done), wait)
+        acked = Uuids([c.message_id for c in acks]), Uuids([c.lease for c in acks])
+        rows = self.call("claim", *acked, Ints(chosen), Ints(limits or [limit] * len(chosen)), limit, Uuids(done), wait)
         self.named += [row[0] for row in rows[:-1]]
-        return [Claimed(*row[:-1]) for row in rows[:-1]], rows[-1][-1]
+        self.refused = rows[-1][-1]
+        return [Claimed(*row[:-2]) for row in rows[:-1]], rows[-1][-2]
 
     def one(self) -> Claimed:
         """Claim the only message that is there."""
@@ -318,6 +365,21 @@ class Worker:
 
     def fail_task(self, claimed: Claimed, delay: int = 0) -> bool:
         return bool(self.call("fail_task", Uuid(claimed.message_id), Uuid(claimed.lease), "broken", delay)[0][0])
+
+    def look_up(self, tick: Claimed) -> list[Any] | None:
+        """(schedule id, name, kind, template, cron, timezone, catch up, seen to, waiting, now) of a leased tick."""
+        found: list[Any] | None = self.operate(LookUpSchedule(tick.message_id, tick.lease))
+        return found
+
+    def fire(self, tick: Claimed, *due: int, seen: int = 0, missed: int = 0, next: int = 4_000_000_000_000) -> bool:
+        """Fire due times (milliseconds) and put the tick back; whether its lease was live."""
+        made = [Due(at, new_id(), b"payload") for at in due]
+        return bool(self.operate(FireSchedule(tick.message_id, tick.lease, seen, missed, next, made)))
+
+    def operate(self, operation: Operation) -> Any:
+        context = Context(self.session.sender, self.session.batches)
+        context.worker = Uuid(self.token)
+        return self.session.operate(operation, context)
 
     def heartbeat(self, *, holding: Sequence[bytes | None] | None = None) -> dict[int, int]:
         """Name what the worker holds, by default all that it has; the peers' beats."""

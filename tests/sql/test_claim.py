@@ -170,3 +170,15 @@ def test_a_worker_that_has_signed_off_claims_nothing(db: Session) -> None:
     assert error.value.sqlstate == "DD002"
     claimed = db.register(stream).claim()
     assert [(c.payload, c.attempt, c.reclaimed) for c in claimed] == [(b"1", 1, False), (b"2", 1, False)]
+
+
+def test_a_claim_carries_acks(db: Session) -> None:
+    stream = db.stream()
+    db.enqueue(stream, b"1", b"2", b"3")
+    worker, other = db.register(stream), db.register(stream)
+    mine, theirs = worker.claim(1), other.claim(1)
+    claimed, _ = worker.look(1, acks=[*theirs, *mine], done=[mine[0].message_id])
+    assert [c.payload for c in claimed] == [b"3"]
+    assert worker.refused == [1], "a lease of another worker's is none of its"
+    assert db.messages(stream) == 2
+    assert db.held(worker) == {claimed[0].message_id}

@@ -44,9 +44,9 @@ def read(db: Session) -> dict[str, list[int]]:
 
 
 @contextmanager
-def counting(db: Session) -> Iterator[dict[str, Counted]]:
+def counting(db: Session, *tables: str) -> Iterator[dict[str, Counted]]:
     """Runs its block as one transaction, and counts what that did, by table."""
-    counted = {table: Counted() for table in ("message", "run", "event", "inbox")}
+    counted = {table: Counted() for table in tables or ("message", "run", "event", "inbox")}
     db.begin()
     before = read(db)
     yield counted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -16,6 +17,13 @@ ROOT = Path(__file__).parent.parent.parent
 def unique_name(prefix: str = "t") -> str:
     """Return a name that nothing in the cluster has: roles and databases are shared by all tests."""
     return f"{prefix}_{uuid.uuid4().hex[:16]}"
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], T], *, timeout: float = 15, message: str = "") -> T:

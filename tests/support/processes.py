@@ -27,7 +27,14 @@ class Process:
         self._process = subprocess.Popen(
             [os.fspath(part) for part in command],
             cwd=cwd or ROOT,
-            env={**inherited, "PYTHONPATH": os.fspath(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})},
+            env={
+                **inherited,
+                # As in an activated environment: a worker that reloads itself looks for its Python there.
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+                "PYTHONPATH": os.fspath(ROOT),
+                "PYTHONUNBUFFERED": "1",
+                **(env or {}),
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,46 @@
+"""What a message carries, for people: its arguments and options, or its bytes where they cannot be decoded here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dramatiq import JSONEncoder, Message
+
+from .output import plain
+
+#: Of a value in a table, so many characters are shown; ``--json`` has all of them.
+SHOWN = 160
+
+
+def decode(payload: bytes, kind: str) -> dict[str, Any]:
+    """``args``, ``kwargs`` and ``options`` (as this process's encoder reads them), or ``bytes``.  What SQL wrote (kind
+    ``j``) is JSON, whatever the encoder."""
+    try:
+        message: Message[Any] = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
+        return {"args": list(message.args), "kwargs": message.kwargs, "options": message.options}
+    except Exception:  # whatever an encoder raises
+        return {"bytes": payload.decode("utf-8", "backslashreplace")}
+
+
+def call(decoded: Mapping[str, Any]) -> str:
+    """The arguments in one line, as they would stand in a call."""
+    if "bytes" in decoded:
+        return short(decoded["bytes"])
+    parts = [_json(value) for value in decoded["args"]]
+    parts += [f"{name}={_json(value)}" for name, value in decoded["kwargs"].items()]
+    return short(", ".join(parts))
+
+
+def last_line(failure: str | None) -> str:
+    """The line of a failure that says most."""
+    return short((failure or "").strip().rpartition("\n")[2])
+
+
+def short(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(plain(value), default=str, ensure_ascii=False)

@@ -1,0 +1,175 @@
+"""The operations of schedules: what their owners and their ticks' workers commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from .arrays import Blobs, Ints, Longs, Uuids
+from .operations import Context, LeaseOperation, Operation, Rows
+
+
+@dataclass(slots=True, eq=False)
+class SaveSchedule(Operation):
+    """Make or change a schedule."""
+
+    procedure = "save_schedule"
+    parameters = 15
+    rank = 24
+    numbered = True
+    single = True
+
+    name: str
+    if_exists: str
+    paused: bool
+    stream_id: int
+    kind: str
+    actor: str
+    priority: int
+    template: bytes
+    memo: str | None
+    cron: str
+    timezone: str
+    catch_up: int
+    overlap: str
+
+    @classmethod
+    def arguments(cls, items: Sequence[SaveSchedule], context: Context) -> list[Any]:
+        (i,) = items
+        return [
+            *(
+                context.sender,
+                context.number(),
+                i.name,
+                i.if_exists,
+                i.paused,
+                i.stream_id,
+                i.kind,
+                i.actor,
+                i.priority,
+            ),
+            *(i.template, i.memo, i.cron, i.timezone, i.catch_up, i.overlap),
+        ]
+
+    @classmethod
+    def settle(cls, items: Sequence[Operation], rows: Rows) -> None:
+        """What is refused raises; what does not is done."""
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Operation]) -> bool:
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class ControlSchedule(Operation):
+    """Pause, resume or delete a schedule."""
+
+    procedure = "control_schedule"
+    parameters = 4
+    rank = 25
+    numbered = True
+    single = True
+
+    name: str
+    verb: str
+
+    @classmethod
+    def arguments(cls, items: Sequence[ControlSchedule], context: Context) -> list[Any]:
+        (item,) = items
+        return [context.sender, context.number(), item.name, item.verb]
+
+    @classmethod
+    def settle(cls, items: Sequence[Operation], rows: Rows) -> None:
+        """What is refused raises; what does not is done."""
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Operation]) -> bool:
+        return True
+
+
+class Due(NamedTuple):
+    """A due time, in milliseconds since the epoch (None: now), the id of what it fires, and a message's payload."""
+
+    at: int | None
+    id: bytes
+    payload: bytes | None
+
+
+@dataclass(slots=True, eq=False)
+class FireByHand(Operation):
+    """Fire a schedule now or for due times of the past.  Answers for each whether it was fired."""
+
+    procedure = "fire_by_hand"
+    parameters = 7
+    rank = 26
+    numbered = True
+    single = True
+
+    name: str
+    revision: int
+    due: list[Due]
+
+    @classmethod
+    def arguments(cls, items: Sequence[FireByHand], context: Context) -> list[Any]:
+        (item,) = items
+        return [context.sender, context.number(), item.name, item.revision, *_columns(item.due)]
+
+    @classmethod
+    def settle(cls, items: Sequence[FireByHand], rows: Rows) -> None:
+        items[0].answer = rows[0][0]
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[FireByHand]) -> bool:
+        # Which of them were live already is not known; now all of them have been fired.
+        items[0].answer = [True] * len(items[0].due)
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class LookUpSchedule(LeaseOperation):
+    """What a schedule is whose tick is leased.  Answers its facts, or None when the lease is gone."""
+
+    procedure = "schedules_of_leases"
+    parameters = 3
+    rank = 17
+
+    @classmethod
+    def settle(cls, items: Sequence[LookUpSchedule], rows: Rows) -> None:
+        for item in items:
+            item.answer = None
+        for n, *facts in rows:
+            items[n - 1].answer = facts
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[LookUpSchedule]) -> bool:
+        return False
+
+
+@dataclass(slots=True, eq=False)
+class FireSchedule(LeaseOperation):
+    """Fire what is due, and put the tick back.  Times are milliseconds since the epoch."""
+
+    procedure = "fire_schedules"
+    parameters = 10
+    rank = 18
+
+    seen: int
+    missed: int
+    next: int
+    due: list[Due] = field(default_factory=list)
+
+    @classmethod
+    def arguments(cls, items: Sequence[FireSchedule], context: Context) -> list[Any]:
+        return [
+            *LeaseOperation.arguments(items, context),
+            Longs([i.seen for i in items]),
+            Longs([i.missed for i in items]),
+            Longs([i.next for i in items]),
+            Ints([len(i.due) for i in items]),
+            *_columns([due for i in items for due in i.due]),
+        ]
+
+
+def _columns(due: Sequence[Due]) -> list[Any]:
+    return [Longs([d.at for d in due]), Uuids([d.id for d in due]), Blobs([d.payload for d in due])]

@@ -1,0 +1,26 @@
+-- What Dramatiq's brokers do with a queue as a whole.  Administrators only.
+
+-- What a stream has: ready (due, and with no worker), delayed, and its dead letters.
+CREATE FUNCTION {schema}.queue_counts(p_stream int)
+RETURNS TABLE (ready bigint, delayed bigint, dead bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {schema}.require_admin();
+    RETURN QUERY
+        SELECT count(*) FILTER (WHERE m.due_at <= clock_timestamp()), count(*) FILTER (WHERE m.due_at > clock_timestamp()),
+               (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = p_stream)
+        FROM {schema}.message m WHERE m.stream_id = p_stream AND m.lease_token IS NULL;
+END
+$$;
+
+-- Drop what waits on streams (not what is leased, and nothing of a run) and their dead letters.
+CREATE FUNCTION {schema}.flush_streams(p_streams int[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM {schema}.purge_streams(p_streams);
+    DELETE FROM {schema}.dead_letter d WHERE d.stream_id = ANY (p_streams);
+END
+$$;
