@@ -222,7 +222,7 @@ class DurableBroker(Queues, Broker):
                 message = _with_eta(message, delay)
             self.emit_before("enqueue", message, delay)
             operation = self.operation(message, delay)
-            if delivery is not None and operation.message_id == delivery.key:
+            if delivery is not None and message.message_id == delivery.message_id:
                 # A copy of the message that is being processed, or the same one again in a pipeline: the row of this id
                 # is there until the end.
                 operation.message_id = uuid4().bytes
