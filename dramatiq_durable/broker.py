@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
 from dramatiq.encoder import JSONEncoder
-from dramatiq.errors import QueueNotFound
+from dramatiq.errors import ActorNotFound, QueueNotFound
 from dramatiq.middleware import Interrupt, Retries, SkipMessage
 from dramatiq.results import Results
 
@@ -214,6 +214,9 @@ class DurableBroker(Queues, Broker):
           ForbiddenInWorkflow: called inside a workflow.
         """
         delivery = current_delivery.get()
+        if delivery is not None and delivery.broker is not self:
+            # What is sent here cannot commit with another broker's message.
+            delivery = None
         try:
             delay = self._check_send(message, delay)
             if isinstance(message, Delivery) and message is delivery and not delivery.settled:
@@ -223,8 +226,8 @@ class DurableBroker(Queues, Broker):
             self.emit_before("enqueue", message, delay)
             operation = self.operation(message, delay)
             if delivery is not None and message.message_id == delivery.message_id:
-                # A copy of the message that is being processed, or the same one again in a pipeline: the row of this id
-                # is there until the end.
+                # A copy of the message that is being processed, or the same one again in a pipeline: no repetition of
+                # what is stored under this id.
                 operation.message_id = uuid4().bytes
             if delivery is not None and delivery.hooks:
                 delivery.leaving().sends.append(operation)
@@ -305,7 +308,9 @@ class DurableBroker(Queues, Broker):
         actor = self.actors.get(message.actor_name)
         priority = actor.priority if actor is not None else 0
         if urgency := message.options.get("broker_priority"):
-            # It comes from RabbitMQ, where the highest is the first.
+            if not isinstance(urgency, int):
+                raise ValueError(f"broker_priority is a whole number, the highest comes first, not {urgency!r}")
+            # As with RabbitMQ, where it comes from.
             priority = -urgency
         plain = (
             self.stream_id(message.queue_name),
@@ -534,6 +539,7 @@ class DurableBroker(Queues, Broker):
                     logger.warning("%s interrupted the hooks of %r: it will be run again", type(e).__name__, delivery)
                 except Exception:
                     logger.critical("Unexpected failure in after_process_message of %r.", middleware, exc_info=True)
+            delivery.judged = True
         finally:
             delivery.hooks = False
 
@@ -588,7 +594,10 @@ class DurableBroker(Queues, Broker):
             delivery.options.pop("retries", None)
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
-        actor = super().get_actor(actor_name)
+        try:
+            actor = self.actors[actor_name]
+        except KeyError:
+            raise ActorNotFound(actor_name) from None
         delivery = current_delivery.get()
         if delivery is not None and delivery.calling and delivery.actor_name == actor_name:
             delivery.calling = False

@@ -14,6 +14,9 @@ from tests.support import ROOT
 
 #: What a client or a worker may need later, and an import may not cost.
 HEAVY = (
+    "django",
+    "sqlalchemy",
+    "psycopg2",
     "prometheus_client",
     "opentelemetry",
     "rich",
@@ -74,7 +77,7 @@ def test_import_time() -> None:
         ours = sum(own(line) for line in lines if line.rpartition("|")[2].strip().startswith("dramatiq_durable"))
         if total < best:
             best, share = total, ours / total
-    assert share < 0.4, f"{share:.0%} of {best} us are ours"
+    assert share < 0.55, f"{share:.0%} of {best} us are ours"
 
 
 def test_every_public_name_is_there() -> None:

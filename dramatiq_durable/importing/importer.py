@@ -49,8 +49,8 @@ class Import(Operation):
 
     procedure = "import_messages"
     parameters = 15
-    rank = 25
-    numbered = True
+    rank = 27
+    numbered = single = True
 
     source: UUID
     stream_id: int
@@ -234,9 +234,9 @@ class Importer:
         return entry, "group_completion_uuid" in options
 
     def _priority(self, actor_name: str, own: Any) -> int:
-        """As our streams have it: the lower goes first."""
-        if self.source.ranked and isinstance(own, int):
-            return -max(-255, min(own, 255))
+        """As a send would have it: RabbitMQ's (the higher goes first), or else the actor's (the lower does)."""
+        if own and isinstance(own, int):
+            return max(-(2**31), min(-own, 2**31 - 1))
         actor = self.actors.get(actor_name)
         return actor.priority if actor is not None else 0
 
@@ -301,4 +301,5 @@ def _whole(number: float) -> int:
 
 def _why(error: BaseException) -> str:
     cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {cause}"[:200]
+    text = f"{type(cause).__name__}: {cause}"[:200]
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -30,7 +30,6 @@ class PostgresSource:
     """
 
     title = "Postgres"
-    ranked = False
     lists = True
 
     def __init__(self, url: str, schema: str = "dramatiq", prefix: str = "") -> None:

@@ -34,7 +34,6 @@ class RabbitmqSource:
     """
 
     title = "RabbitMQ"
-    ranked = True
     lists = False
 
     def __init__(self, url: str) -> None:

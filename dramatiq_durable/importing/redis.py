@@ -75,7 +75,6 @@ class RedisSource:
     """
 
     title = "Redis"
-    ranked = False
     lists = True
 
     def __init__(self, url: str, namespace: str = "dramatiq") -> None:

@@ -68,12 +68,10 @@ class Source(Protocol):
 
     Attributes:
       title(str): what it is called in messages.
-      ranked(bool): whether it heeds ``broker_priority``, where the higher number goes first.
       lists(bool): whether it can list its queues; one that is empty is then unknown to it.
     """
 
     title: str
-    ranked: bool
     lists: bool
 
     def identity(self) -> UUID:

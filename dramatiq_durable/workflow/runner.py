@@ -108,6 +108,9 @@ class Runner:
                 delivery, FailTask(delivery.key, delivery.lease, failure, _backoff(delivery, TASK_BACKOFF))
             )
             return
+        if delivery.begun is not None and not delivery.judged and not failed:
+            # An interrupt came between the actor's end and its hooks, and Dramatiq acks what no hook has seen.
+            delivery.broken = delivery.broken or DurableError("an interrupt came before its hooks")
         outcome = self._outcome(delivery, failed)
         if delivery.broken is not None:
             # It will be run again, and has its effect then; what its hooks sent is sent then, too.

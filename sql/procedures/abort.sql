@@ -6,7 +6,7 @@
 
 -- Abort the message that has one of these ids (a message's own, or one derived from it).  Without p_running, only while
 -- no worker has it.  Answers queued: it waited, and will not run; running: a worker has it (and, with p_running, is told);
--- missing: finished, unknown, a task of a run, or of a stream that the caller may not use.
+-- missing: finished, unknown, a task of a run or a schedule's tick, or of a stream that the caller may not use.
 CREATE FUNCTION {schema}.abort_message(p_messages uuid[], p_running boolean)
 RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
@@ -30,7 +30,7 @@ BEGIN
         UPDATE {schema}.message m
         SET abort_at = coalesce(m.abort_at, v_now), reclaimed = true,
             due_at = CASE WHEN m.lease_token IS NULL THEN least(m.due_at, v_now) ELSE m.due_at END
-        WHERE m.message_id = ANY (p_messages) AND m.kind NOT IN ('s', 't', 'w')
+        WHERE m.message_id = ANY (p_messages) AND m.kind IN ('m', 'j', 'a')
           AND (v_caller.is_admin OR m.stream_id = ANY (v_may))
           AND (p_running OR m.lease_token IS NULL)
         RETURNING m.stream_id, m.worker_id)
@@ -48,7 +48,7 @@ BEGIN
     END IF;
     IF v_workers IS NOT NULL OR EXISTS (
         SELECT 1 FROM {schema}.message m
-        WHERE m.message_id = ANY (p_messages) AND m.kind NOT IN ('s', 't', 'w')
+        WHERE m.message_id = ANY (p_messages) AND m.kind IN ('m', 'j', 'a')
           AND (v_caller.is_admin OR m.stream_id = ANY (v_may))) THEN
         RETURN 'running';
     END IF;

@@ -38,7 +38,8 @@ END
 $$;
 
 -- Messages of a stream, in the order in which they are handed out; NULL filters match all.
--- state: waiting, delayed or leased; leased ones with their worker, and since when it runs them, where that is known.
+-- Ticks of schedules are none.  state: waiting, delayed or leased; leased ones with their worker, and since when it runs
+-- them, where that is known.
 CREATE FUNCTION {schema}.peek_messages(p_stream text, p_state text, p_actor text, p_limit int)
 RETURNS TABLE (
     message_id uuid, state text, actor text, kind text, run_id uuid, priority int, due_at timestamptz, enqueued_at timestamptz,
@@ -57,7 +58,7 @@ BEGIN
                m.worker_id, w.host, w.pid, w.running_since[array_position(w.running, m.message_id)], m.abort_at,
                m.unique_key, m.last_failure, m.payload
         FROM {schema}.message m LEFT JOIN {schema}.worker w ON w.worker_id = m.worker_id
-        WHERE m.stream_id = v_stream AND (p_actor IS NULL OR m.actor = p_actor)
+        WHERE m.stream_id = v_stream AND m.kind <> 'c' AND (p_actor IS NULL OR m.actor = p_actor)
           AND (p_state IS NULL OR p_state = 'leased' AND m.lease_token IS NOT NULL
                OR p_state = 'delayed' AND m.lease_token IS NULL AND m.due_at > v_now
                OR p_state = 'waiting' AND m.lease_token IS NULL AND m.due_at <= v_now)
@@ -221,7 +222,8 @@ DECLARE
     v_now timestamptz := clock_timestamp();
 BEGIN
     v_matched := ARRAY(SELECT l.id FROM {schema}.match_dead_letters(
-        p_letters, p_messages, p_stream, p_actor, p_reason, p_after, p_before, p_text, p_above, p_upto, least(p_limit, 10000), false) l (id));
+        p_letters, p_messages, p_stream, p_actor, p_reason, p_after, p_before, p_text, p_above, p_upto,
+        least(p_limit, 10000), false) l (id));
     -- What another operator redrives or drops in this moment is his.
     v_letters := ARRAY(SELECT d.dead_letter_id FROM {schema}.dead_letter d WHERE d.dead_letter_id = ANY (v_matched)
                        ORDER BY d.dead_letter_id FOR UPDATE SKIP LOCKED);
@@ -265,7 +267,8 @@ DECLARE
     v_dropped int;
 BEGIN
     v_matched := ARRAY(SELECT l.id FROM {schema}.match_dead_letters(
-        p_letters, p_messages, p_stream, p_actor, p_reason, p_after, p_before, p_text, p_above, p_upto, least(p_limit, 10000), false) l (id));
+        p_letters, p_messages, p_stream, p_actor, p_reason, p_after, p_before, p_text, p_above, p_upto,
+        least(p_limit, 10000), false) l (id));
     DELETE FROM {schema}.dead_letter d WHERE d.dead_letter_id = ANY (v_matched);
     GET DIAGNOSTICS v_dropped = ROW_COUNT;
     RETURN QUERY SELECT cardinality(v_matched), v_dropped, v_matched[cardinality(v_matched)];

@@ -54,11 +54,13 @@ BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
-    IF v_may @> p_streams AND NOT EXISTS (
+    -- Not in a transaction of the caller's own, which may have many of these calls: the block is a subtransaction.
+    IF p_sender IS NOT NULL AND v_may @> p_streams AND NOT EXISTS (
         SELECT 1 FROM unnest(p_messages) t (message_id) WHERE substr(t.message_id::text, 15, 1) IS NOT DISTINCT FROM '8')
     THEN
         BEGIN
-            -- As nearly always, all are new: ON CONFLICT would log every row twice.
+            -- As nearly always, all are new: ON CONFLICT would log every row twice.  A transaction of the caller's own
+            -- may send again and again, and each time would be one more subtransaction of it.
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
             SELECT t.message_id, t.stream_id, t.priority,
                    v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from dramatiq import group, pipeline
 from dramatiq.middleware import Callbacks, CurrentMessage, Middleware
+from dramatiq.middleware.time_limit import TimeLimitExceeded
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
@@ -397,3 +398,28 @@ def test_one_message_twice_in_a_pipeline(broker: durable.DurableBroker, start_wo
     pipeline([add.message(1), message, message], broker=broker).run()
     assert got.wait(3) == [1, 2, 3]
     rows.drained()
+
+
+def test_an_interrupt_between_the_actor_and_its_hooks_does_not_ack(
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends Dramatiq's thread, which acks the message on its way out although no hook has seen its failure."""
+    crashed: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", crashed.append)
+
+    @dramatiq.actor(broker=broker)
+    def fails() -> None:
+        raise ValueError("no")
+
+    after = broker.emit_after
+
+    def interrupted(signal: str, *arguments: Any, **more: Any) -> None:
+        if signal == "process_message":
+            raise TimeLimitExceeded
+        after(signal, *arguments, **more)
+
+    monkeypatch.setattr(broker, "emit_after", interrupted)
+    start_worker(broker)
+    fails.send()
+    wait_until(lambda: [m[:3] for m in rows.messages()] == [("fails", 2, False)])
+    wait_until(lambda: [c.exc_type for c in crashed] == [TimeLimitExceeded])

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Longs, Uuids
+from dramatiq_durable.arrays import Longs, Uuid, Uuids
 
 from .api import Claimed, Session, Worker, in_background, new_id, send_activity, step
 from .test_advance import begin
@@ -97,9 +97,14 @@ def test_a_cancel_that_meets_a_claim_knows_who_was_first(db: Session, connect: C
     assert aborts(worker) == []
 
 
-def test_tasks_of_runs_are_no_messages_to_abort(db: Session) -> None:
-    _, run = db.start(db.stream(), "w")
+def test_tasks_of_runs_and_ticks_are_no_messages_to_abort(db: Session) -> None:
+    stream = db.stream("s")
+    _, run = db.start(stream, "w")
     assert abort(db, run) == "missing"
+    db.enqueue(stream, b"", ids=[tick := new_id()], delay=60_000)
+    db.sql("UPDATE durable.message SET kind = 'c' WHERE message_id = %s", Uuid(tick))
+    assert abort(db, tick) == "missing"
+    assert [row[3] for row in db.call("peek_messages", "s", None, None, 10)] == ["s"]
     assert db.value("SELECT count(*) FROM durable.message WHERE abort_at IS NOT NULL") == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -9,10 +10,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
+from click.testing import CliRunner, Result
 
+from dramatiq_durable.cli import main
 from tests.support import free_port, wait_until
+from tests.system.old_brokers import Old
 
 
 def program(package: str, *places: str) -> str:
@@ -95,3 +101,52 @@ def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"amqp://guest:guest@127.0.0.1:{port}"
     finally:
         subprocess.run(["epmd", "-port", str(names), "-kill"], env=env, capture_output=True, check=False)
+
+
+# --- imports from them ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def old(request: pytest.FixtureRequest) -> Iterator[Old]:
+    old = Old(request.param, request.getfixturevalue(f"{request.param}_url"))
+    yield old
+    old.close()
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Old]:
+    old = Old("redis", redis_url)
+    yield old
+    old.close()
+
+
+@pytest.fixture
+def rabbitmq(rabbitmq_url: str) -> Iterator[Old]:
+    old = Old("rabbitmq", rabbitmq_url)
+    yield old
+    old.close()
+
+
+@pytest.fixture
+def attempt(database_url: str) -> Callable[..., Result]:
+    return lambda *arguments: CliRunner().invoke(main, ["--url", database_url, *arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def moved(attempt: Callable[..., Result], old: Old) -> Callable[..., dict[str, Any]]:
+    """Imports the test's queue, and answers its report."""
+
+    def run(*more: str) -> dict[str, Any]:
+        done = attempt(*old.arguments("--json", *more))
+        assert done.exit_code == 0, done.output
+        (report,) = json.loads(done.stdout)
+        assert report["queue"] == old.queue
+        return dict(report)
+
+    return run
+
+
+@pytest.fixture
+def rows(database_url: str) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        yield lambda query, *arguments: conn.execute(query.encode(), arguments).fetchall()

@@ -4,146 +4,20 @@ from __future__ import annotations
 
 import json
 import pickle
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dramatiq
-import psycopg
 import pytest
-from click.testing import CliRunner, Result
-from dramatiq.brokers.rabbitmq import RabbitmqBroker
-from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import CurrentMessage, Retries
+from dramatiq.middleware import CurrentMessage, GroupCallbacks, Retries
+from dramatiq.rate_limits.backends import RedisBackend as RedisLimits
 
 import dramatiq_durable as durable
-from dramatiq_durable.cli import main
 from tests.support import unique_name, wait_until
-from tests.support.processes import Process, Processes
+from tests.system.old_brokers import Old, ours, working
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("servers")]
-
-
-class Old:
-    """Another broker with queues of the test's own, and what the command needs to be told of it."""
-
-    def __init__(self, kind: str, url: str) -> None:
-        self.kind = kind
-        self.url = url
-        self.namespace = unique_name("ns")
-        self.queue = unique_name("q")
-        self.made: list[Any] = []
-
-    def broker(self, **options: Any) -> Any:
-        options.setdefault("middleware", [Retries(max_retries=0)])
-        if self.kind == "redis":
-            broker: Any = RedisBroker(url=self.url, namespace=self.namespace, **options)
-        else:
-            broker = RabbitmqBroker(url=self.url, **options)
-        self.made.append(broker)
-        return broker
-
-    def actor(self, fn: Callable[..., Any], broker: Any = None, **options: Any) -> Any:
-        broker = broker or self.broker()
-        return dramatiq.actor(fn, actor_name="note", queue_name=self.queue, broker=broker, **options)
-
-    def arguments(self, *more: str, all_queues: bool = False) -> list[str]:
-        command = ["import", self.kind, self.url, *more]
-        if self.kind == "redis":
-            command += ["--namespace", self.namespace]
-        if not all_queues:
-            command += ["--queue", self.queue]
-        return command
-
-    def counts(self) -> tuple[int, int, int]:
-        """Ready, delayed, dead, as the server has them."""
-        if self.kind == "rabbitmq":
-            broker = self.broker()
-            try:
-                return tuple(broker.get_queue_message_counts(self.queue))  # type: ignore[return-value]
-            finally:
-                broker.close()
-        client = self.broker().client
-        key = f"{self.namespace}:{self.queue}"
-        return client.llen(key), client.llen(f"{key}.DQ"), client.zcard(f"{key}.XQ")
-
-    def close(self) -> None:
-        for broker in self.made:
-            broker.close()
-            if isinstance(broker, RedisBroker):
-                broker.client.close()
-
-
-@pytest.fixture(params=["redis", "rabbitmq"])
-def old(request: pytest.FixtureRequest) -> Iterator[Old]:
-    old = Old(request.param, request.getfixturevalue(f"{request.param}_url"))
-    yield old
-    old.close()
-
-
-@pytest.fixture
-def redis(redis_url: str) -> Iterator[Old]:
-    old = Old("redis", redis_url)
-    yield old
-    old.close()
-
-
-@pytest.fixture
-def rabbitmq(rabbitmq_url: str) -> Iterator[Old]:
-    old = Old("rabbitmq", rabbitmq_url)
-    yield old
-    old.close()
-
-
-@pytest.fixture
-def attempt(database_url: str) -> Callable[..., Result]:
-    return lambda *arguments: CliRunner().invoke(main, ["--url", database_url, *arguments], catch_exceptions=False)
-
-
-@pytest.fixture
-def moved(attempt: Callable[..., Result], old: Old) -> Callable[..., dict[str, Any]]:
-    """Imports the test's queue, and answers its report."""
-
-    def run(*more: str) -> dict[str, Any]:
-        done = attempt(*old.arguments("--json", *more))
-        assert done.exit_code == 0, done.output
-        (report,) = json.loads(done.stdout)
-        assert report["queue"] == old.queue
-        return dict(report)
-
-    return run
-
-
-@pytest.fixture
-def rows(database_url: str) -> Iterator[Callable[..., list[tuple[Any, ...]]]]:
-    with psycopg.connect(database_url, autocommit=True) as conn:
-        yield lambda query, *arguments: conn.execute(query.encode(), arguments).fetchall()
-
-
-@contextmanager
-def working(broker: Any, *, threads: int = 2) -> Iterator[None]:
-    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=threads)
-    worker.start()
-    try:
-        yield
-    finally:
-        worker.stop()
-
-
-@contextmanager
-def ours(database_url: str, old: Old, fn: Callable[..., Any], **options: Any) -> Iterator[durable.DurableBroker]:
-    """A worker of ours on the queue."""
-    broker = durable.DurableBroker(database_url, middleware=[CurrentMessage(), Retries()])
-    dramatiq.actor(fn, actor_name="note", queue_name=old.queue, broker=broker, **options)
-    try:
-        with working(broker):
-            yield broker
-    finally:
-        broker.close()
 
 
 # --- what is moved ----------------------------------------------------------------------------------------------
@@ -310,6 +184,29 @@ def test_priorities_of_rabbitmq_are_kept(rabbitmq: Old, attempt: Any, database_u
     assert got == [1, 4, 2, 0, 3]
 
 
+def test_a_group_that_is_under_way_completes(redis: Old, attempt: Any, database_url: str) -> None:
+    """Its members are counted where they were sent, as long as GroupCallbacks keeps that back end."""
+    limits = RedisLimits(url=redis.url)
+    sender = redis.broker(middleware=[GroupCallbacks(limits)])
+    note = redis.actor(print, sender)
+    done = dramatiq.actor(print, actor_name="done", queue_name=redis.queue, broker=sender)
+    together = dramatiq.group([note.message(n) for n in range(3)], broker=sender)
+    together.add_completion_callback(done.message("all"))
+    together.run()
+    told = attempt(*redis.arguments())
+    assert "3 message(s) belong to groups with callbacks" in told.stderr
+    got: list[Any] = []
+    broker = durable.DurableBroker(database_url, middleware=[GroupCallbacks(limits)])
+    for name in ("note", "done"):
+        dramatiq.actor(got.append, actor_name=name, queue_name=redis.queue, broker=broker)
+    with working(broker):
+        wait_until(lambda: len(got) == 4, message="the callback")
+    broker.close()
+    limits.client.close()
+    assert got[-1] == "all"
+    assert sorted(got[:-1]) == [0, 1, 2]
+
+
 # --- what is not touched ------------------------------------------------------------------------------------------
 
 
@@ -428,42 +325,7 @@ def test_an_unknown_queue_is_named(old: Old, attempt: Any) -> None:
     assert old.counts()[0] == 1
 
 
-# --- dying ----------------------------------------------------------------------------------------------------------
-
-
-def test_killed_again_and_again_it_loses_and_doubles_nothing(
-    old: Old, moved: Any, rows: Any, database_url: str, run_process: Processes
-) -> None:
-    note = old.actor(print)
-    total = 3000
-    for n in range(total):
-        if n % 3:
-            note.send(n)
-        else:
-            note.send_with_options(args=(n,), delay=100)
-    runs: Counter[int] = Counter()
-    lock = threading.Lock()
-
-    def receive(n: int) -> None:
-        with lock:
-            runs[n] += 1
-
-    def start() -> Process:
-        command = ["--url", database_url, *old.arguments("--batch", "20")]
-        return run_process.python("from dramatiq_durable.cli import main; main()", *command)
-
-    with ours(database_url, old, receive):
-        for goal in (50, 400, 1000, 1700):
-            process = start()
-            wait_until(lambda goal=goal: len(runs) >= goal, timeout=60, message=f"{goal} messages")
-            process.kill()
-        left = moved()
-        assert left["moved"] > 0, "it was killed before its end"
-        wait_until(lambda: len(runs) == total, timeout=60, message=f"{total} messages, not {len(runs)}")
-        wait_until(lambda: rows("SELECT count(*) FROM durable.message") == [(0,)], message="the last ack")
-    assert set(runs.values()) == {1}
-    assert old.counts() == (0, 0, 0)
-    assert rows("SELECT count(*) FROM durable.dead_letter") == [(0,)]
+# --- what is refused ----------------------------------------------------------------------------------------------
 
 
 def test_two_imports_from_one_redis_are_refused(redis: Old, attempt: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from dramatiq_durable import activity_stub
 from dramatiq_durable.errors import ForbiddenInWorkflow
 from tests.workflow.test_engine_support import Run, echo, ship
 
@@ -79,6 +80,9 @@ def test_refused(name: str) -> None:
         lambda: asyncio.create_subprocess_shell("true"),
         lambda: asyncio.get_running_loop().getaddrinfo("localhost", 1),
         lambda: ship.astart("x"),
+        lambda: echo.asend(1),
+        lambda: echo.asend_with_options(args=(1,)),
+        lambda: activity_stub("far").asend(1),
     ],
 )
 def test_refused_when_awaited(make: Callable[[], Any]) -> None:
