@@ -74,6 +74,8 @@ class Operation:
     then: Callable[[Any], None] | None = field(default=None, init=False)
     retried: bool = field(default=False, init=False)
     finished: bool = field(default=False, init=False)
+    #: How often somebody's lock was in its way.
+    tries: int = field(default=0, init=False)
     gate: Any = field(default=None, init=False)
 
     @classmethod
