@@ -17,8 +17,7 @@ from dramatiq import Message
 from .cron import Cron
 from .delivery import encode_message
 from .group_commit import GroupCommit
-from .operations import Operation, Reschedule
-from .schedule_operations import Due, FireSchedule, LookUpSchedule
+from .operations import Due, FireSchedule, LookUpSchedule, Operation, Reschedule
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ import psycopg
 import pytest
 
 from dramatiq_durable.arrays import Ints, Uuid
-from dramatiq_durable.operations import Context
-from dramatiq_durable.schedule_operations import Due, FireSchedule, LookUpSchedule
+from dramatiq_durable.operations import Context, Due, FireSchedule, LookUpSchedule
 
 from .api import Claimed, Session, in_background, step
 
