@@ -230,7 +230,7 @@ def test_a_clients_connection_breaks_around_its_commit(
     }[kind]
     first = dramatiq.Message("default", "work", (0,), {}, {})
     broker.enqueue(first)
-    cutter.arm(b".enqueue_messages(" if kind == "plain" else b".enqueue_keyed(", answer=answer)
+    cutter.arm(b".enqueue_message(" if kind == "plain" else b".enqueue_keyed(", answer=answer)
     outcome = broker.procedures.batch_outcome
     if answer:
 
