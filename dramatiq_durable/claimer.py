@@ -19,7 +19,7 @@ from dramatiq.common import iter_queue
 
 from .arrays import Uuid
 from .database import Connection
-from .delivery import TASK_KINDS, Delivery
+from .delivery import TASK_KINDS, TICK, Delivery
 from .errors import Abort, DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -368,7 +368,8 @@ class Claimer(threading.Thread):
             # Dramatiq's threads have not had the time to take these.
             self._last_claimed = time.monotonic()
         for row in rows:
-            counts[row[2]] += 1
+            # A tick takes nobody's place.
+            counts[row[2]] += row[3] != TICK
             delivery = self.deliver(row)
             if delivery is not None:
                 self.take(delivery)
