@@ -342,3 +342,15 @@ def test_results_count_for_the_size_of_a_batch(
     while broker.commit.pending:
         broker.commit.run_batch(give_up=lambda: True)
     assert sizes == [2, 2, 2, 2, 2]
+
+
+def test_a_batch_in_doubt_is_answered_also_when_the_database_stays_away() -> None:
+    """Its leader was interrupted; whoever waits for it must not wait for ever."""
+    broker = durable.DurableBroker("postgresql://127.0.0.1:1/nowhere", middleware=[])
+    operation = Enqueue(1, bytes(16), "actor", 0, 0, b"x")
+    operation.gate = gate = threading.Lock()
+    gate.acquire()
+    broker.commit._doubtful = ([operation], 1)
+    broker.commit.run_batch(give_up=lambda: True)
+    assert gate.acquire(timeout=1)
+    assert isinstance(operation.error, durable.OutcomeUnknown)

@@ -113,3 +113,19 @@ def test_on_a_broker_of_another_kind(database_url: str) -> None:
     assert answer.send().get_result(backend=backend, block=True, timeout=20_000) == 1
     worker.stop()
     backend.place.broker.close()
+
+
+def test_another_address_of_the_same_database_is_the_same_place(
+    broker: durable.DurableBroker, database_url: str
+) -> None:
+    backend = PostgresBackend(f"{database_url}{'&' if '?' in database_url else '?'}application_name=other")
+    assert backend.place.broker.place != broker.place
+    assert backend.place.shared_with(broker)
+    backend.place.broker.close()
+
+
+def test_a_clone_of_the_database_is_another_place(broker: durable.DurableBroker, cluster: Cluster) -> None:
+    with cluster.database(cluster.template()) as url:
+        backend = PostgresBackend(url)
+        assert not backend.place.shared_with(broker)
+        backend.place.broker.close()
