@@ -3,7 +3,8 @@
 #   make demo                    an order workflow that survives its worker's death
 #   make test                    the tests, on the embedded Postgres
 #   make test PG=DIRECTORY|URL   the same on the Postgres binaries in a directory, or on a server (URL of a superuser)
-#   make test-system             the tests that need pgbouncer, redis-server and rabbitmq-server
+#   make test-system             the tests that need pgbouncer, redis-server and rabbitmq-server; and Dramatiq's own tests,
+#                                from its release on the package index (or from DRAMATIQ_SUITE=DIRECTORY)
 #   make bench                   what a message costs, beside the peers that are installed
 #   make bench-peers             installs the peers' packages, each into an environment of its own
 #   make lint | soak | clean

@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
             report.say(f"{peer.label} is left out; to measure it: {missing}")
         else:
             peers.append(peer)
+    about = machine()
+    if about["load"] > 0.5:
+        report.say(f"Other programs are running (load average {about['load']:.1f}): do not believe figures or ratios.")
     options = Options(**{option.name: getattr(found, option.name) for option in fields(Options)})
     with tempfile.TemporaryDirectory(prefix="dramatiq-durable-bench-") as folder:
         services = Services(Path(folder), found.url, flush_delay=found.flush_delay)
@@ -77,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
             bench.close()
             services.close()
     venvs = {peer.venv for peer in peers}
-    report.finish({**machine(), "peers": {v: versions(v, REQUIREMENTS[v]) for v in sorted(venvs)}})
+    report.finish({**about, "peers": {v: versions(v, REQUIREMENTS[v]) for v in sorted(venvs)}})
 
 
 if __name__ == "__main__":

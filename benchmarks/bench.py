@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 from dramatiq import Message
 
 from benchmarks.contenders import STUB, Contender
@@ -26,7 +28,7 @@ class Options:
     rounds: int = 3
     probes: int = 300
     idle: float = 3.0
-    watch: float = 20.0
+    watch: float = 15.0
     backlog: int = 100_000
     runs: int = 1_000
 
@@ -113,7 +115,28 @@ class Bench:
             store(self.sender(contender, question))
         with self.working(contender, question, processes, before=store if in_memory else None) as workers:
             workers.wait_for(messages)
-            return workers.report()
+            acknowledged = self._acknowledged(contender, question)
+            report = workers.report()
+        if acknowledged is not None:
+            report["seconds"] = acknowledged - report["first"]
+        return report
+
+    def _acknowledged(self, contender: Contender, question: str) -> float | None:
+        """When the last message was acknowledged, in seconds of the monotonic clock, if that was after a first look.
+
+        Some start messages long before they acknowledge them: for those a drain ends here.
+        """
+        if not contender.left:
+            return None
+        at_once = True
+        with psycopg.connect(self.place(contender, question), autocommit=True) as conn:
+            deadline = time.monotonic() + 60
+            while (row := conn.execute(contender.left.encode()).fetchone()) is not None and row[0]:
+                at_once = False
+                if time.monotonic() > deadline:
+                    raise ContenderFailed(f"{contender.label}: {row[0]} messages were started and not acknowledged")
+                time.sleep(0.002)
+        return None if at_once else time.monotonic()
 
     def rounds(self, table: Table, turns: Mapping[str, tuple[Contender, Callable[[], Any]]]) -> dict[str, list[Any]]:
         """Let all take turns, round by round: what disturbs the machine disturbs everybody.

@@ -27,6 +27,7 @@ class Contender:
       service(str): the server that it needs: postgres, redis, rabbitmq; empty: none.
       venv(str): the environment with its packages; empty: that of this process.
       share(float): how many of our messages it gets, so that every measurement takes about as long.
+      left(str): the query that counts what is not acknowledged yet, for those on Postgres.
       environment(dict): variables that tune it.
     """
 
@@ -36,6 +37,7 @@ class Contender:
     service: str = "postgres"
     venv: str = ""
     share: float = 1.0
+    left: str = ""
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -58,29 +60,44 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=path)
 
 
-OURS = Contender("ours", "ours", "durable")
+_DURABLE = "SELECT count(*) FROM durable.message WHERE kind = 'm' AND due_at <= now()"
+
+OURS = Contender("ours", "ours", "durable", left=_DURABLE)
 INSERT = Contender("insert", "psycopg's one-row INSERT", "bare_insert")
-STUB = Contender("stub", "StubBroker (memory, no I/O)", "stub", service="")
+STUB = Contender("stub", "StubBroker (memory, no I/O)", "stub", "")
+
+_DRAMATIQ_PG = "SELECT count(*) FROM dramatiq.queue WHERE state IN ('queued', 'consumed')"
+_PROCRASTINATE = "SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')"
+_PGQUEUER = "SELECT count(*) FROM pgqueuer"
+
+
+def _pgqueuer(batch: int, share: float) -> Contender:
+    environment = {"BENCHMARK_BATCH": str(batch)}
+    label = f"pgqueuer, batch {batch}"
+    return Contender(
+        f"pgqueuer-{batch}", label, "pgqueuer_", "postgres", "pgqueuer", share, _PGQUEUER, environment=environment
+    )
+
+
+_TUNED = {"dramatiq_queue_prefetch": "400"}
 
 PEERS = (
     Contender("redis", "dramatiq + Redis", "redis", "redis", "dramatiq", 0.15),
+    Contender("redis-400", "dramatiq + Redis, prefetch 400", "redis", "redis", "dramatiq", 0.3, environment=_TUNED),
+    Contender("rabbitmq", "dramatiq + RabbitMQ", "rabbitmq", "rabbitmq", "dramatiq", 0.4),
     Contender(
-        "redis-400",
-        "dramatiq + Redis, prefetch 400",
-        "redis",
-        "redis",
-        "dramatiq",
-        0.3,
-        {"dramatiq_queue_prefetch": "400"},
+        "dramatiq-postgres",
+        "dramatiq-postgres",
+        "dramatiq_postgres",
+        "postgres",
+        "dramatiq-postgres",
+        0.2,
+        _DRAMATIQ_PG,
     ),
-    Contender("rabbitmq", "dramatiq + RabbitMQ", "rabbitmq", "rabbitmq", "dramatiq", 0.3),
-    Contender("dramatiq-postgres", "dramatiq-postgres", "dramatiq_postgres", venv="dramatiq-postgres", share=0.12),
-    Contender("dramatiq-pg", "dramatiq-pg", "dramatiq_pg", venv="dramatiq-pg", share=0.06),
-    Contender("procrastinate", "procrastinate", "procrastinate_", venv="procrastinate", share=0.05),
-    Contender("pgqueuer-10", "pgqueuer, batch 10", "pgqueuer_", "postgres", "pgqueuer", 0.4, {"BENCHMARK_BATCH": "10"}),
-    Contender(
-        "pgqueuer-100", "pgqueuer, batch 100", "pgqueuer_", "postgres", "pgqueuer", 1.0, {"BENCHMARK_BATCH": "100"}
-    ),
+    Contender("dramatiq-pg", "dramatiq-pg", "dramatiq_pg", "postgres", "dramatiq-pg", 0.06, _DRAMATIQ_PG),
+    Contender("procrastinate", "procrastinate", "procrastinate_", "postgres", "procrastinate", 0.05, _PROCRASTINATE),
+    _pgqueuer(10, 0.5),
+    _pgqueuer(100, 1.0),
 )
 
 REQUIREMENTS = {

@@ -71,7 +71,8 @@ class Counters:
         assert row is not None
         counted.wal = int(row[0])
         if self.inspects:
-            self.admin.execute("SELECT pg_current_xact_id()")  # its commit writes out what was only inserted so far
+            # Its commit writes out what was only inserted so far.
+            self.admin.execute("SELECT pg_logical_emit_message(true, 'benchmark', '')")
             row = self.admin.execute(
                 "SELECT sum(fpi_size) FROM pg_get_wal_stats(%s::pg_lsn, %s::pg_lsn)", (begin, end)
             ).fetchone()
@@ -84,20 +85,35 @@ class Counters:
             self.admin.execute(f"ALTER DATABASE \"{database}\" SET pg_stat_statements.track = 'top'".encode())
             self.admin.execute(f'ALTER DATABASE "{database}" SET compute_query_id = on'.encode())
 
-    def calls(self, database: str, like: str = "%") -> tuple[int, float]:
-        """(calls, milliseconds of execution) of the watched statements of a database whose text is like this."""
-        row = self.admin.execute(
-            "SELECT coalesce(sum(s.calls), 0), coalesce(sum(s.total_exec_time), 0) FROM pg_stat_statements AS s "
-            "JOIN pg_database AS d ON d.oid = s.dbid WHERE d.datname = %s AND s.query LIKE %s",
-            (database, like),
-        ).fetchone()
-        assert row is not None
-        return int(row[0]), float(row[1])
+    def effort(self, database: str, like: str) -> tuple[float, float]:
+        """(pages looked at, milliseconds) of the watched statements of a database whose text is like this."""
+        pages = self._sum("shared_blks_hit + s.shared_blks_read", database, like)
+        return pages, self._sum("total_exec_time", database, like)
 
-    def transactions(self, database: str) -> int:
-        """How many transactions of a database have ended, as far as its sessions have reported."""
+    def _sum(self, column: str, database: str, like: str = "%") -> float:
+        query = (
+            f"SELECT coalesce(sum(s.{column}), 0) FROM pg_stat_statements AS s "
+            "JOIN pg_database AS d ON d.oid = s.dbid WHERE d.datname = %s AND s.query LIKE %s"
+        )
+        row = self.admin.execute(query.encode(), (database, like)).fetchone()
+        assert row is not None
+        return float(row[0])
+
+    def done(self, database: str) -> tuple[int, int]:
+        """(transactions, statements) of the sessions of a database that have ended."""
         row = self.admin.execute(
             "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s", (database,)
         ).fetchone()
         assert row is not None
-        return int(row[0])
+        return int(row[0]), int(self._sum("calls", database)) if self.statements else 0
+
+    def wait_until_left(self, database: str) -> None:
+        """Wait until a database has no session left."""
+        deadline = time.monotonic() + 30
+        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
+        while time.monotonic() < deadline:
+            row = self.admin.execute(query, (database,)).fetchone()
+            if row is not None and not row[0]:
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"{database} still has sessions")

@@ -30,19 +30,19 @@ class Player:
     def prepare(self) -> None:
         self.system.prepare()
 
-    def send(self, n: int, size: int, threads: int = 1) -> float:
-        """Send one by one, on some threads at once; answers the seconds."""
+    def send(self, n: int, size: int, threads: int = 1) -> dict[str, float]:
+        """Send one by one, on some threads at once; answers how long it took, and how much CPU of this process."""
         # The connection is made and the statement prepared before the clock runs.
         self.system.send_each(["x" * size] * 20)
         shares = ["x" * size] * (n // threads)
         senders = [threading.Thread(target=self.system.send_each, args=(shares,)) for _ in range(threads - 1)]
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), cpu_seconds()
         for sender in senders:
             sender.start()
         self.system.send_each(shares)
         for sender in senders:
             sender.join()
-        return time.perf_counter() - began
+        return {"seconds": time.perf_counter() - began, "cpu": cpu_seconds() - cpu}
 
     def store(self, n: int, size: int) -> float:
         """Send in bulk; answers the seconds."""

@@ -64,9 +64,12 @@ class Player:
           ContenderFailed: there is none.
         """
         timer = threading.Timer(PATIENCE, self._process.kill)
+        timer.daemon = True
         timer.start()
-        line = self._answers.readline()
-        timer.cancel()
+        try:
+            line = self._answers.readline()
+        finally:
+            timer.cancel()
         if not line:
             raise self._failed("gave no answer")
         answer = json.loads(line)
@@ -129,9 +132,11 @@ class Workers:
         reports = [player.ask("report") for player in self.players]
         stopped = [player.ask("stop") for player in self.players]
         busy = [r for r in reports if r["n"]]
+        first = min((r["first"] for r in busy), default=0) / 1e9
         return {
             "n": sum(r["n"] for r in reports),
-            "seconds": ((max(r["last"] for r in busy) - min(r["first"] for r in busy)) / 1e9 if busy else 0.0),
+            "first": first,
+            "seconds": max((r["last"] for r in busy), default=0) / 1e9 - first,
             "late": sorted(late / 1e6 for r in reports for late in cast(list[int], r["late"])),
             "cpu": sum(r["cpu"] for r in reports),
             "round_trips": sum(s.get("round_trips", 0) for s in stopped),

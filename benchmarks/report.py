@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -138,9 +139,13 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    import os
-
-    return {"python": platform.python_version(), "system": platform.platform(), "cpus": os.cpu_count()}
+    """Where and amid what it is measured."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "load": os.getloadavg()[0],
+    }
 
 
 def percentile(sorted_values: Sequence[float], percent: float) -> float:

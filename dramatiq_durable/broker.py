@@ -214,6 +214,9 @@ class DurableBroker(Queues, Broker):
           ForbiddenInWorkflow: called inside a workflow.
         """
         delivery = current_delivery.get()
+        if delivery is not None and delivery.broker is not self:
+            # What is sent here cannot commit with another broker's message.
+            delivery = None
         try:
             delay = self._check_send(message, delay)
             if isinstance(message, Delivery) and message is delivery and not delivery.settled:
@@ -305,7 +308,9 @@ class DurableBroker(Queues, Broker):
         actor = self.actors.get(message.actor_name)
         priority = actor.priority if actor is not None else 0
         if urgency := message.options.get("broker_priority"):
-            # It comes from RabbitMQ, where the highest is the first.
+            if not isinstance(urgency, int):
+                raise ValueError(f"broker_priority is a whole number, the highest comes first, not {urgency!r}")
+            # As with RabbitMQ, where it comes from.
             priority = -urgency
         plain = (
             self.stream_id(message.queue_name),

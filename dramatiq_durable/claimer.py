@@ -19,7 +19,7 @@ from dramatiq.common import iter_queue
 
 from .arrays import Uuid
 from .database import Connection
-from .delivery import TASK_KINDS, Delivery
+from .delivery import TASK_KINDS, TICK, Delivery
 from .errors import Abort, DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -208,7 +208,7 @@ class Claimer(threading.Thread):
         self.commit.lead_with(self.urge)
         self.commit.on_reconnect = self._reconnected
         try:
-            while not (self._stop_by is not None and not self.commit.pending):
+            while self._stop_by is None or (self.commit.pending and not self._given_up()):
                 try:
                     self._turn()
                 except DatabaseUnavailable as e:
@@ -234,7 +234,7 @@ class Claimer(threading.Thread):
         if self._told or time.monotonic() >= self._next_report:
             self._report()
         claims = self._plan()
-        if claims or self.commit.pending:
+        if claims or self.commit.due_in() <= 0:
             self.commit.run_batch(*claims, give_up=self._given_up)
         if claims:
             self._arrived(claims)
@@ -253,13 +253,14 @@ class Claimer(threading.Thread):
         if self._free() > 0 and self.consumers and not self._resting():
             until = min(until, self._next_look)
         self._asleep = True
-        if self.commit.pending:
+        due_in = self.commit.due_in()
+        if due_in <= 0:
             # With a waiting caller, or with idle threads, the commit is due at once.
             if self.commit.urgent or len(self.held) <= self.threads // 2:
                 self._asleep = False
                 return
-            until = min(until, now + LINGER)
-        self._event.wait(max(until - now, 0.0))
+            due_in = LINGER
+        self._event.wait(max(min(until - now, due_in), 0.0))
         self._event.clear()
         self._asleep = False
 
@@ -367,7 +368,8 @@ class Claimer(threading.Thread):
             # Dramatiq's threads have not had the time to take these.
             self._last_claimed = time.monotonic()
         for row in rows:
-            counts[row[2]] += 1
+            # A tick takes nobody's place.
+            counts[row[2]] += row[3] != TICK
             delivery = self.deliver(row)
             if delivery is not None:
                 self.take(delivery)

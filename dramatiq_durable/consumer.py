@@ -56,13 +56,17 @@ class DurableConsumer(Consumer):
             return None
 
     def ack(self, message: MessageProxy) -> None:
-        """The message was processed: commit what that means, with the next batch."""
-        assert isinstance(message, Delivery)
-        self.broker.runner.settle(message, failed=False)
+        """The message was processed: commit what that means, with the next batch.
+
+        There is nothing to answer for in a message that was not handed out here; it is ignored.
+        """
+        if isinstance(message, Delivery):
+            self.broker.runner.settle(message, failed=False)
 
     def nack(self, message: MessageProxy) -> None:
-        """The message failed for good: it goes to the dead letters, or its run gets to know."""
-        assert isinstance(message, Delivery)
+        """The message failed for good: it goes to the dead letters, or its run gets to know; otherwise as `ack`."""
+        if not isinstance(message, Delivery):
+            return
         if not message.settled:
             self.broker.keep_failure(message)
             self.broker.note_failure(message)

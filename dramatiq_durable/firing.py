@@ -17,14 +17,13 @@ from dramatiq import Message
 from .cron import Cron
 from .delivery import encode_message
 from .group_commit import GroupCommit
-from .operations import Operation, Reschedule
-from .schedule_operations import Due, FireSchedule, LookUpSchedule
+from .operations import Due, FireSchedule, LookUpSchedule, Operation, Reschedule
 
 logger = logging.getLogger(__name__)
 
 #: The most due times, and bytes of their messages, that are fired at once; the tick comes back for the rest.
 MOST_DUE = 100
-MOST_BYTES = 32 * 1024 * 1024
+MOST_BYTES = 8 * 1024 * 1024
 
 #: After a long time without workers, so many missed due times are counted, and not those before them.
 MOST_MISSED = 10_000

@@ -96,6 +96,8 @@ class GroupCommit:
         #: How many batches were sent: each is one round trip and one commit.
         self.batches = 0
         self._batch: list[Operation] = []
+        #: What met a lock, and when it is tried again.
+        self._later: list[tuple[float, Operation]] = []
         #: A batch whose leader was interrupted, and its number: what became of it is not known.
         self._doubtful: tuple[list[Operation], int] | None = None
         self._unreplicated: str | None = None
@@ -155,19 +157,33 @@ class GroupCommit:
             self._wake_leader = wake
 
     def post(self, operation: Operation) -> None:
-        """Leave an operation to the next batch, without waiting for it.  Needs a leading thread."""
-        self._waiting.append(operation)
+        """Leave an operation to the next batch, without waiting for it.  Needs a leading thread.
+
+        One that has met a lock is tried again later and by itself: nobody else waits for that lock.
+        """
+        if operation.tries:
+            # However many there are of these, most of the time is for the others.
+            delay = min(0.1 * 2**operation.tries, 5.0) + 2.0 * len(self._later)
+            self._later.append((time.monotonic() + delay, operation))
+        else:
+            self._waiting.append(operation)
 
     def leased_messages(self) -> list[bytes]:
         """The messages of deliveries that are answered for here and not committed yet."""
         doubtful = self._doubtful[0] if self._doubtful else []
-        known = parts_of((*self._batch, *doubtful, *list(self._waiting)))
+        known = parts_of((*self._batch, *doubtful, *list(self._waiting), *(o for _, o in list(self._later))))
         return [o.message_id for o in known if isinstance(o, LeaseOperation)]
 
     @property
     def pending(self) -> int:
-        """How many operations wait for the next batch."""
-        return len(self._waiting) + (self._doubtful is not None)
+        """How many operations wait to be committed."""
+        return len(self._waiting) + len(self._later) + (self._doubtful is not None)
+
+    def due_in(self) -> float:
+        """In how many seconds there is something to commit: 0 now, infinity when nothing waits."""
+        if self._waiting or self._doubtful is not None:
+            return 0.0
+        return max(min((when for when, _ in self._later), default=float("inf")) - time.monotonic(), 0.0)
 
     def _lead(self, mine: Operation) -> None:
         try:
@@ -192,6 +208,10 @@ class GroupCommit:
         """
         with self._driving:
             self.urgent = False
+            due = next((item for item in self._later if item[0] <= time.monotonic()), None)
+            if due is not None:
+                self._later.remove(due)
+                self._settle([due[1]], give_up)
             batch: list[Operation] = []
             if self._doubtful:
                 (batch, numbered), self._doubtful = self._doubtful, None
@@ -202,15 +222,18 @@ class GroupCommit:
                 batch.append(operation := self._waiting.popleft())
                 room -= size_of(operation)
             batch.extend(also)
-            self._batch = batch
-            self.context.last_batch = 0
-            try:
-                self._run_until_settled(batch, give_up)
-            except BaseException:
-                self._interrupted(batch)
-                raise
-            finally:
-                self._batch = []
+            self._settle(batch, give_up)
+
+    def _settle(self, batch: list[Operation], give_up: Callable[[], bool]) -> None:
+        self._batch = batch
+        self.context.last_batch = 0
+        try:
+            self._run_until_settled(batch, give_up)
+        except BaseException:
+            self._interrupted(batch)
+            raise
+        finally:
+            self._batch = []
 
     def _interrupted(self, batch: list[Operation]) -> None:
         """The leader was interrupted: whoever leads next goes on with what has no answer yet."""
@@ -321,7 +344,8 @@ class GroupCommit:
         """What an operation's own failure means: try again where somebody was in its way, else it has its error."""
         if isinstance(error, _BUSY):
             tries = operation.answer if isinstance(operation.answer, _Tries) else _Tries(0)
-            if tries < _BUSY_TRIES:
+            # The end of a message is recorded later (see `post`), a claim is made anew: nobody need wait for them.
+            if tries < _BUSY_TRIES and not isinstance(operation, (Together, Claim)):
                 operation.answer = _Tries(tries + 1)
                 time.sleep(0.01 * 2**tries)
                 return [operation]

@@ -148,9 +148,9 @@ class Procedures:
         """Add to a limiter's key unless the sum of some would exceed a maximum; answers whether it did."""
         return bool(self._call(conn, "limiter_change_sum", anchor, key, Texts(keys), amount, maximum, ttl)[0][0])
 
-    def stream_size(self, conn: Connection, stream_id: int) -> int:
-        """How many messages a stream has, delayed and leased ones included."""
-        return int(self._call(conn, "stream_size", stream_id)[0][0])
+    def stream_is_empty(self, conn: Connection, stream_id: int) -> bool:
+        """Whether a stream has no message left, delayed and leased ones included."""
+        return bool(self._call(conn, "stream_is_empty", stream_id)[0][0])
 
     def queue_counts(self, conn: Connection, stream_id: int) -> tuple[int, int, int]:
         """What a stream has: (ready, delayed, dead)."""

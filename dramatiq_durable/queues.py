@@ -115,7 +115,7 @@ class Queues(Broker):
         successes = 0
         while True:
             with self.database.connection() as conn:
-                successes = 0 if self.procedures.stream_size(conn, stream_id) else successes + 1
+                successes = successes + 1 if self.procedures.stream_is_empty(conn, stream_id) else 0
             if successes >= min_successes:
                 return
             if deadline is not None and monotonic() >= deadline:

@@ -28,7 +28,7 @@ from .database import translate
 from .durations import Duration, parse_duration
 from .errors import ForbiddenInWorkflow, InvalidName, InvalidSchedule, ScheduleNotFound
 from .firing import MOST_BYTES, Maker, to_ms
-from .schedule_operations import ControlSchedule, Due, FireByHand, SaveSchedule
+from .operations import ControlSchedule, Due, FireByHand, SaveSchedule
 from .workflow.client import durable_broker
 from .workflow.converter import encode, encode_call
 from .workflow.definition import Activity, ActivityStub, Workflow, global_broker

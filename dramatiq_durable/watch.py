@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 #: When it looks for a result, in seconds after the look before.  The first looks close the gap between the wish to be
 #: notified and a commit that was under way beside it; the last one goes on.
-LOOKS = (0.0, 0.01, 0.05, 0.2, 1.0)
+LOOKS = (0.0, 0.003, 0.01, 0.05, 0.2, 1.0)
 
 #: For how long a wish to be notified holds in the database, in seconds; it is renewed when half of that is over.
 WISH = 120.0

@@ -50,7 +50,7 @@ def test_costs_latency_and_idleness_are_counted() -> None:
     wal = cost["bytes of WAL"]
     assert 190 < wal["value"] <= wal["figures"]["with images"]
     assert 0 < found["latency"]["ours, p50"]["value"] <= found["latency"]["ours, p99"]["value"]
-    assert found["idle"]["statements, 200 streams"]["value"] >= 0
+    assert "statements, 200 streams" in found["idle"]
 
 
 def test_an_unknown_question_or_peer_is_refused() -> None:

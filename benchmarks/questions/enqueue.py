@@ -6,6 +6,7 @@ import re
 import statistics
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ def measure(bench: Bench) -> None:
     if bench.services.pgbench:
         pgbench = Pgbench(bench)
         for clients in CLIENTS:
-            turns[f"pgbench {clients}"] = (OURS, partial(pgbench.inserts_per_second, clients))
+            turns[f"pgbench {clients}"] = (OURS, partial(pgbench.insert, clients))
     else:
         table.notes.append("pgbench was left out: install it (on Debian: apt-get install postgresql-contrib)")
     turns["ours"] = (OURS, partial(send, bench, OURS, n // 3))
@@ -45,23 +46,31 @@ def measure(bench: Bench) -> None:
             turns[f"{peer.name} bulk"] = (peer, partial(store, bench, peer, max(n // 5, 50)))
     found = bench.rounds(table, turns)
 
-    middle = {name: statistics.median(rates) for name, rates in found.items()}
-    table.add("ours, one by one", None, None, per_s=middle["ours"])
+    rates = {name: [sent.rate for sent in answers] for name, answers in found.items()}
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+
+    def figures(name: str) -> dict[str, float]:
+        cpu = [sent.cpu * 1e6 for sent in found[name] if sent.cpu is not None]
+        return {
+            "per_s": middle[name],
+            **({"sender_CPU_µs": statistics.median(cpu)} if cpu else {}),
+            **({"in_bulk_per_s": middle[f"{name} bulk"]} if f"{name} bulk" in middle else {}),
+        }
+
+    table.add("ours, one by one", None, None, **figures("ours"))
     if "pgbench 1" in found:
         for clients in CLIENTS:
-            ratio = median_ratio(found["ours" if clients == 1 else "threads"], found[f"pgbench {clients}"])
+            ratio = median_ratio(rates["ours" if clients == 1 else "threads"], rates[f"pgbench {clients}"])
             ours = "one by one" if clients == 1 else "8 threads"
             what = f"ours, {ours} ÷ pgbench's one-row INSERT, {clients} client{'s' * (clients > 1)}"
-            table.add(what, ratio, at_least(0.75) if clients == 1 else None, per_s=middle[f"pgbench {clients}"])
-    ratio = median_ratio(found["threads"], found["ours"])
-    table.add("ours, 8 threads ÷ one by one", ratio, at_least(1.7), per_s=middle["threads"])
-    table.add("ours, enqueue_many, messages a second", middle["many"], at_least(60_000), per_s=middle["many"])
+            table.add(what, ratio, at_least(0.75) if clients == 1 else None, **figures(f"pgbench {clients}"))
+    ratio = median_ratio(rates["threads"], rates["ours"])
+    table.add("ours, 8 threads ÷ one by one", ratio, at_least(1.7), **figures("threads"))
+    table.add("ours, enqueue_many, messages a second", middle["many"], at_least(60_000))
     for contender in (INSERT, STUB, *bench.peers):
         if contender.name in found:
-            ratio = median_ratio(found["ours"], found[contender.name])
-            in_bulk = middle.get(f"{contender.name} bulk")
-            bulk = {} if in_bulk is None else {"in_bulk_per_s": in_bulk}
-            table.add(f"ours, one by one ÷ {contender.label}", ratio, None, per_s=middle[contender.name], **bulk)
+            ratio = median_ratio(rates["ours"], rates[contender.name])
+            table.add(f"ours, one by one ÷ {contender.label}", ratio, None, **figures(contender.name))
     if (flush := bench.services.flush_seconds()) is not None:
         table.notes.append(
             f"A flush of the log takes {flush * 1e6:.0f} µs here; where it takes longer, it is more of all times."
@@ -69,13 +78,22 @@ def measure(bench: Bench) -> None:
     bench.report.show(table)
 
 
-def send(bench: Bench, contender: Contender, n: int, *, threads: int = 1) -> float:
-    sender = bench.sender(contender, "enqueue")
-    return n // threads * threads / float(sender.ask("send", n=n, size=bench.size, threads=threads))
+@dataclass(frozen=True)
+class Sent:
+    """Messages stored a second, and the sender's CPU for each."""
+
+    rate: float
+    cpu: float | None = None
 
 
-def store(bench: Bench, contender: Contender, n: int) -> float:
-    return n / float(bench.sender(contender, "enqueue").ask("store", n=n, size=bench.size))
+def send(bench: Bench, contender: Contender, n: int, *, threads: int = 1) -> Sent:
+    n = n // threads * threads
+    took = bench.sender(contender, "enqueue").ask("send", n=n, size=bench.size, threads=threads)
+    return Sent(n / took["seconds"], took["cpu"] / n)
+
+
+def store(bench: Bench, contender: Contender, n: int) -> Sent:
+    return Sent(n / float(bench.sender(contender, "enqueue").ask("store", n=n, size=bench.size)))
 
 
 class Pgbench:
@@ -90,10 +108,10 @@ class Pgbench:
         with psycopg.connect(self._url, autocommit=True) as conn:
             conn.execute(TABLE)
 
-    def inserts_per_second(self, clients: int) -> float:
+    def insert(self, clients: int) -> Sent:
         options = f"-n -M prepared -T {self._seconds} -c {clients} -j {min(clients, 2)} -f {self._script}".split()
         done = subprocess.run([self._program, *options, self._url], capture_output=True, text=True, check=False)
         found = re.search(r"tps = ([\d.]+) \(without", done.stdout)
         if found is None:
             raise ContenderFailed(f"pgbench: {done.stderr.strip()}")
-        return float(found[1])
+        return Sent(float(found[1]))

@@ -184,7 +184,9 @@ class Runner:
                 if isinstance(operation.error, DatabaseUnavailable):
                     # Somebody's lock was in the way: what is done is done, it only has to be recorded.
                     logger.warning("%s waits to be settled: %s", delivery, operation.error)
-                    self._post_instead(delivery, replace(operation))
+                    again = replace(operation)
+                    again.tries = operation.tries + 1
+                    self._post_instead(delivery, again)
                 elif isinstance(operation, Together) and isinstance(operation.error, NotPermitted):
                     # It went back by itself, in the same transaction.
                     logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)

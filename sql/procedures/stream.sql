@@ -115,6 +115,7 @@ $$;
 
 -- Hand out at most p_limits[i] messages of p_streams[i], and p_total in all, to this worker: due, of streams that are
 -- not paused, by priority and then by due time.  Each delivery has a new lease token.
+-- Ticks of schedules take nobody's place (no thread runs them): up to a hundred come beside the messages.
 --
 -- p_acked, p_acked_leases: deliveries that are done, acknowledged first: a claim carries them, so that a busy worker's turn
 -- is one statement.
@@ -139,6 +140,8 @@ DECLARE
     v_left int;
     v_priority int;
     v_rows int;
+    v_ticks int := 0;
+    v_before int;
     v_due timestamptz;
     v_next timestamptz;
     v_claimed uuid[] := '{}';
@@ -154,7 +157,7 @@ BEGIN
     v_may := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_streams, 'c');
     v_may := ARRAY(SELECT s.stream_id FROM {schema}.stream s WHERE s.stream_id = ANY (v_may) AND NOT s.paused);
     FOR i IN 1 .. cardinality(p_streams) LOOP
-        v_left := least(p_limits[i], p_total - cardinality(v_claimed), 10000);
+        v_left := least(p_limits[i], p_total - cardinality(v_claimed) + v_ticks, 10000);
         CONTINUE WHEN v_left <= 0 OR NOT p_streams[i] = ANY (v_may);
         -- One priority after the other: within one, what is due stands before what is delayed, so that a million
         -- delayed messages are never looked at.
@@ -162,6 +165,7 @@ BEGIN
         WHERE m.stream_id = p_streams[i] ORDER BY m.priority LIMIT 1;
         WHILE v_priority IS NOT NULL AND v_left > 0 LOOP
             v_rows := 0;
+            v_before := v_ticks;
             FOR v_row IN
                 WITH c AS MATERIALIZED (
                     SELECT m.ctid AS tid FROM {schema}.message m
@@ -179,10 +183,15 @@ BEGIN
                 kind := v_row.kind; run_id := v_row.run_id; seq := v_row.seq; attempt := v_row.attempt;
                 reclaimed := v_row.reclaimed; actor := v_row.actor; payload := v_row.payload;
                 v_claimed := v_claimed || v_row.message_id;
-                v_rows := v_rows + 1;
+                IF v_row.kind = 'c' THEN
+                    v_ticks := v_ticks + 1;
+                ELSE
+                    v_rows := v_rows + 1;
+                END IF;
                 RETURN NEXT;
             END LOOP;
             v_left := v_left - v_rows;
+            CONTINUE WHEN v_ticks > v_before AND v_ticks < 100;
             IF v_left > 0 THEN
                 -- Not min(): where the statistics are old it would read all the delayed messages.
                 SELECT m.due_at INTO v_due FROM {schema}.message m

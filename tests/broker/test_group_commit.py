@@ -17,7 +17,7 @@ import dramatiq_durable as durable
 from dramatiq_durable import group_commit
 from dramatiq_durable.errors import DatabaseUnavailable, NotPermitted, OutcomeUnknown
 from dramatiq_durable.group_commit import GroupCommit
-from dramatiq_durable.operations import Enqueue, Post
+from dramatiq_durable.operations import Ack, Enqueue, Leave, Post, Result, Together
 from tests.support import wait_until
 
 from .conftest import Record, Rows, at_once
@@ -320,3 +320,25 @@ def test_a_broker_whose_worker_stopped_too_early_still_sends(
     assert ended.wait(10)
     slow.send()
     assert [m[:3] for m in rows.messages()] == [("slow", 1, False)] * 2
+
+
+def test_results_count_for_the_size_of_a_batch(
+    broker: durable.DurableBroker, numbers: Any, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What messages leave behind may be far larger than they were: not all of it goes into one transaction."""
+    monkeypatch.setattr(group_commit, "MAX_BATCH_BYTES", 100_000)
+    sizes: list[int] = []
+
+    def noted(self: GroupCommit, conn: Any, batch: list[Any]) -> None:
+        sizes.append(len(batch))
+        for unit in batch:
+            unit.parts.clear()
+
+    monkeypatch.setattr(GroupCommit, "_execute", noted)
+    for _ in range(10):
+        leave = Leave(b"", b"")
+        leave.results.append(Result("key", b"x" * 60_000, 1))
+        broker.commit.post(Together([leave, Ack(b"", b"")]))
+    while broker.commit.pending:
+        broker.commit.run_batch(give_up=lambda: True)
+    assert sizes == [2, 2, 2, 2, 2]

@@ -96,6 +96,12 @@ def test_priorities_are_honoured(broker: durable.DurableBroker, start_worker: An
     assert values.index(("late", 3)) < values.index(("late", 0))
 
 
+def test_a_priority_is_a_whole_number(broker: durable.DurableBroker) -> None:
+    actor = dramatiq.actor(lambda: None, actor_name="work", broker=broker)
+    with pytest.raises(ValueError, match="broker_priority is a whole number"):
+        actor.send_with_options(broker_priority="high")
+
+
 @pytest.mark.parametrize("delay", [300, 300.0, timedelta(milliseconds=300)], ids=repr)
 def test_a_delayed_message_waits_in_the_database(
     broker: durable.DurableBroker, start_worker: Any, rows: Rows, delay: Any

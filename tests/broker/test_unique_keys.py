@@ -320,3 +320,40 @@ def test_after_a_lost_answer_a_skipped_one_says_who_is_there(
         app.send(2, conflict="fail")
     assert len(lost.values) == 4
     assert stored(rows) == [0]
+
+
+def test_a_follower_that_waits_for_a_key_holds_up_nobody_else(
+    app: Application, rows: Rows, start_worker: Any, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the end of the message that it follows waits, and its actor does not run again."""
+
+    @dramatiq.actor(broker=app.broker, queue_name="unread")
+    def second(n: int) -> None: ...
+
+    @dramatiq.actor(broker=app.broker)
+    def first() -> int:
+        app.ran("first")
+        return 1
+
+    second.send(0)
+    rows("DELETE FROM durable.message")
+    worker = start_worker(app.broker, threads=4, queues={"default"})
+    with psycopg.connect(database_url) as conn:
+        conn.execute(
+            "INSERT INTO durable.message"
+            " (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, unique_key)"
+            " SELECT gen_random_uuid(), stream_id, 0, now(), now(), 'second', '', 'key' FROM durable.stream"
+            " WHERE name = 'unread'"
+        )
+        pipeline([first.message(), second.message_with_options(unique_key="key")], broker=app.broker).run()
+        wait_until(lambda: "waits to be settled" in caplog.text)
+        for n in range(25):
+            app.work.send(n)
+            wait_until(lambda n=n: app.ran.values[-1] == n)  # type: ignore[misc]
+        wait_until(lambda: [m[0] for m in rows.messages()] == ["first"], timeout=5)
+        assert app.broker.claimer is not None
+        assert app.broker.commit.leased_messages()  # a heartbeat names it: it is not given to others
+        conn.rollback()
+    wait_until(lambda: [m[0] for m in rows.messages()] == ["second"])
+    assert app.ran.values.count("first") == 1
+    worker.stop()

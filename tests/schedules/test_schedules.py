@@ -222,7 +222,8 @@ def test_two_workers_and_many_schedules(
 ) -> None:
     """Each due time once, whoever fires it."""
     for _ in range(2):
-        broker = make_broker()
+        # Dramatiq's AsyncIO is for one worker in a process.
+        broker = make_broker(middleware=[CurrentMessage()])
 
         @dramatiq.actor(broker=broker, actor_name="report")
         def report(n: int) -> None:

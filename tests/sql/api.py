@@ -13,14 +13,22 @@ import psycopg
 
 from dramatiq_durable import arrays
 from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
-from dramatiq_durable.operations import Advance, Child, Context, Enqueue, EnqueueKeyed, Leave, Operation, Result, Send
-from dramatiq_durable.schedule_operations import (
+from dramatiq_durable.operations import (
+    Advance,
+    Child,
+    Context,
     ControlSchedule,
     Due,
+    Enqueue,
+    EnqueueKeyed,
     FireByHand,
     FireSchedule,
+    Leave,
     LookUpSchedule,
+    Operation,
+    Result,
     SaveSchedule,
+    Send,
 )
 from dramatiq_durable.workflow.events import Event, command_id
 from tests.support import wait_until

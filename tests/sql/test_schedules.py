@@ -10,8 +10,7 @@ import psycopg
 import pytest
 
 from dramatiq_durable.arrays import Ints, Uuid
-from dramatiq_durable.operations import Context
-from dramatiq_durable.schedule_operations import Due, FireSchedule, LookUpSchedule
+from dramatiq_durable.operations import Context, Due, FireSchedule, LookUpSchedule
 
 from .api import Claimed, Session, in_background, step
 
@@ -37,8 +36,9 @@ class Scene:
     def tick(self) -> Claimed:
         """Claim the tick, and leave what it fired alone."""
         self.db.sql("UPDATE durable.message SET due_at = clock_timestamp() - interval '1 hour' WHERE kind = 'c'")
-        (tick,) = self.worker.claim(1)
+        tick, *others = sorted(self.worker.claim(1), key=lambda c: c.kind)
         assert (tick.kind, tick.message_id) == ("c", self.id)
+        self.worker.release(*others)
         return tick
 
     def fire(self, *due: int) -> None:
@@ -80,12 +80,38 @@ def test_a_tick_is_a_message_that_only_schedules_see(scene: Callable[..., Scene]
     tick = made.tick()
     assert tick.payload == b""
     assert made.worker.bury(tick) == [1], "a tick is no dead letter"
-    assert db.value("SELECT durable.stream_size(%s)", made.stream) == 0
+    assert db.value("SELECT durable.stream_is_empty(%s)", made.stream)
     assert db.sql("SELECT ready, leased, delayed FROM durable.stream_counts()") == [(0, 0, 0)]
     assert made.worker.release(tick) == []
     assert db.sql("SELECT ready, leased, delayed FROM durable.stream_counts()") == [(0, 0, 0)]
     assert db.value("SELECT durable.purge_streams(%s)", Ints([made.stream])) == 0
     assert made.tick()
+
+
+def test_ticks_take_nobodys_place(db: Session) -> None:
+    """However many schedules a stream has, its messages are handed out."""
+    streams = [db.stream("a"), db.stream("b")]
+    for stream in streams:
+        for n in range(5):
+            db.schedule(f"{stream}.{n}", stream)
+        db.enqueue(stream, b"1", b"2", b"3")
+    worker = db.register(*streams)
+    claimed = worker.claim(2)
+    assert sorted(c.kind for c in claimed) == ["c"] * 5 + ["m"] * 2
+    claimed = worker.claim(100)
+    assert sorted(c.kind for c in claimed) == ["c"] * 5 + ["m"] * 4
+
+
+def test_no_more_than_a_hundred_ticks_at_once(db: Session) -> None:
+    stream = db.stream()
+    for n in range(130):
+        db.schedule(f"s{n}", stream)
+    db.enqueue(stream, b"1", b"2")
+    worker = db.register(stream)
+    first = worker.claim(1)
+    assert 100 <= len(first) <= 101
+    second = worker.claim(2)
+    assert sorted(c.kind for c in first + second) == ["c"] * 130 + ["m"] * 2
 
 
 def test_a_worker_is_told_what_it_needs(scene: Callable[..., Scene]) -> None:

@@ -47,7 +47,7 @@ _GROUPS = [
     ),
     (
         "test_rabbitmq.py",
-        "acks a mock with RabbitMQ's delivery tag",
+        "consumes a queue that was never declared",
         [
             "test_rabbitmq_consumers_ignore_unknown_messages_in_ack_and_nack",
         ],
@@ -84,13 +84,6 @@ _GROUPS = [
         "patches RedisBroker's do_nack",
         [
             "test_redis_consumer_nack_can_retry_on_connection_error",
-        ],
-    ),
-    (
-        "test_redis.py",
-        "nacks a message that was never delivered",
-        [
-            "test_redis_consumer_nack_does_not_raise_on_missing_id",
         ],
     ),
     (

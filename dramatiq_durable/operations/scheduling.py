@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .arrays import Blobs, Ints, Longs, Uuids
-from .operations import Context, LeaseOperation, Operation, Rows
+from ..arrays import Blobs, Ints, Longs, Uuids
+from .base import Context, LeaseOperation, Operation, Rows
 
 
 @dataclass(slots=True, eq=False)

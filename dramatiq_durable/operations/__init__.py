@@ -1,0 +1,59 @@
+"""Operations: what the group commit commits.
+
+An operation is one item; all items of one kind in a batch become one call of a SQL procedure, with parallel arrays.
+"""
+
+from .advancing import Advance, Child, Send
+from .base import Context, LeaseOperation, Operation, Rows, statement
+from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
+from .sending import Enqueue, EnqueueKeyed, Post, StartRun, Terminate
+from .settling import (
+    Ack,
+    Bury,
+    Claim,
+    CompleteActivity,
+    FailTask,
+    Leave,
+    MarkStarted,
+    Release,
+    Reschedule,
+    Result,
+    Together,
+    parts_of,
+    size_of,
+)
+
+__all__ = [
+    "Ack",
+    "Advance",
+    "Bury",
+    "Child",
+    "Claim",
+    "CompleteActivity",
+    "Context",
+    "ControlSchedule",
+    "Due",
+    "Enqueue",
+    "EnqueueKeyed",
+    "FailTask",
+    "FireByHand",
+    "FireSchedule",
+    "LeaseOperation",
+    "Leave",
+    "LookUpSchedule",
+    "MarkStarted",
+    "Operation",
+    "Post",
+    "Release",
+    "Reschedule",
+    "Result",
+    "Rows",
+    "SaveSchedule",
+    "Send",
+    "StartRun",
+    "Terminate",
+    "Together",
+    "parts_of",
+    "size_of",
+    "statement",
+]
