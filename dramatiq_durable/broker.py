@@ -36,6 +36,7 @@ from .procedures import Procedures
 from .queues import Queues
 from .results import PostgresBackend
 from .settings import Settings, check_url
+from .settling import Settler
 from .wakeup import Listener
 from .workflow.options import check_name
 from .workflow.replay import current
@@ -106,6 +107,7 @@ class DurableBroker(Queues, Broker):
         self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
         self.runner = Runner(self)
+        self.settler = Settler(self)
         self._embedded: Any = None
         self._streams: dict[str, int] = {}
         self._stream_names: dict[int, str] = {}
@@ -463,7 +465,7 @@ class DurableBroker(Queues, Broker):
         except Exception as e:
             # Whatever an encoder raises: its neighbours are handed out.
             logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)
-            self.commit.post(self.runner.undecodable(key, lease, kind, attempt, e))
+            self.commit.post(self.settler.undecodable(key, lease, kind, attempt, e))
             return None
         return Delivery(
             message,

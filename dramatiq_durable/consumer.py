@@ -61,7 +61,7 @@ class DurableConsumer(Consumer):
         There is nothing to answer for in a message that was not handed out here; it is ignored.
         """
         if isinstance(message, Delivery):
-            self.broker.runner.settle(message, failed=False)
+            self.broker.settler.settle(message, failed=False)
 
     def nack(self, message: MessageProxy) -> None:
         """The message failed for good: it goes to the dead letters, or its run gets to know; otherwise as `ack`."""
@@ -70,7 +70,7 @@ class DurableConsumer(Consumer):
         if not message.settled:
             self.broker.keep_failure(message)
             self.broker.note_failure(message)
-        self.broker.runner.settle(message, failed=True)
+        self.broker.settler.settle(message, failed=True)
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Give back what was not begun."""
@@ -78,7 +78,7 @@ class DurableConsumer(Consumer):
             assert isinstance(message, Delivery)
             if not message.settled:
                 message.settled = True
-                self.broker.runner.commit_outcome(message, Release(message.key, message.lease))
+                self.broker.settler.commit_outcome(message, Release(message.key, message.lease))
 
     def close(self) -> None:
         for delivery in self.unoffer():

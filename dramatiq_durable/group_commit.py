@@ -30,7 +30,19 @@ import psycopg
 
 from .database import Connection, Database, is_connection_lost, translate
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
-from .operations import Ack, Claim, Context, LeaseOperation, Operation, Together, parts_of, size_of, statement
+from .operations import (
+    Ack,
+    Claim,
+    Context,
+    Enqueue,
+    EnqueueOne,
+    LeaseOperation,
+    Operation,
+    Together,
+    parts_of,
+    size_of,
+    statement,
+)
 from .procedures import Procedures
 
 logger = logging.getLogger(__name__)
@@ -90,6 +102,7 @@ class GroupCommit:
         self._lock = threading.Lock()
         self._leading = False
         self._conn: Connection | None = None
+        self._cursor: Any = None
         self._lost = False
         #: Whether somebody waits for the next batch.
         self.urgent = False
@@ -306,6 +319,7 @@ class GroupCommit:
                         raise translate(e) from e
                     raise
             self._conn, self._lost = conn, False
+            self._cursor = conn.cursor(binary=True)
         return self._conn
 
     def _run(self, conn: Connection, batch: list[Operation], give_up: Callable[[], bool]) -> list[Operation]:
@@ -383,12 +397,12 @@ class GroupCommit:
 
     def _execute(self, conn: Connection, batch: list[Operation]) -> None:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
-        calls_of = carried(by_kind(parts_of(batch)))
-        groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in calls_of]
+        groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in calls_of(batch)]
         self.batches += 1
         if len(groups) == 1:
             kind, items, arguments = groups[0]
-            cursor = conn.cursor(binary=True)
+            # Making a cursor takes as long as using it: this one is made once a connection.
+            cursor = self._cursor
             cursor.execute(self._statement(kind), arguments)
             calls.append((kind, items, cursor))
         else:
@@ -476,10 +490,12 @@ def by_kind(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Oper
     return calls
 
 
-def carried(
-    calls: list[tuple[type[Operation], list[Operation]]],
-) -> list[tuple[type[Operation], list[Operation]]]:
-    """Acks and a claim, which is what a busy worker's batches are, become one call."""
+def calls_of(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Operation]]]:
+    """A batch's calls.  The two commonest batches are one call each that is made for them: a message that is alone, and
+    a busy worker's acks with its claim."""
+    calls = by_kind(parts_of(batch))
+    if len(calls) == 1 and calls[0][0] is Enqueue and len(calls[0][1]) == 1:
+        return [(EnqueueOne, calls[0][1])]
     together = len(calls) == 2 and calls[0][0] is Ack
     for kind, items in calls:
         if kind is Claim:

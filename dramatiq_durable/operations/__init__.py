@@ -6,7 +6,7 @@ An operation is one item; all items of one kind in a batch become one call of a 
 from .advancing import Advance, Child, Send
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
-from .sending import Enqueue, EnqueueKeyed, Post, StartRun, Terminate
+from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
 from .settling import (
     Ack,
     Bury,
@@ -35,6 +35,7 @@ __all__ = [
     "Due",
     "Enqueue",
     "EnqueueKeyed",
+    "EnqueueOne",
     "FailTask",
     "FireByHand",
     "FireSchedule",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from psycopg.types.numeric import Int4, Int8
+
 from ..arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
 from ..errors import (
     DatabaseUnavailable,
@@ -65,6 +67,31 @@ class Enqueue(Operation):
         for item in items:
             item.answer = 1
         return True
+
+
+@dataclass(slots=True, eq=False)
+class EnqueueOne(Enqueue):
+    """How an `Enqueue` that is alone in its batch is called: with plain values, which is faster on both sides."""
+
+    procedure = "enqueue_message"
+
+    @classmethod
+    def arguments(cls, items: Sequence[Enqueue], context: Context) -> list[Any]:
+        (item,) = items
+        return [
+            context.sender,
+            Int8(context.number()),
+            Int4(item.stream_id),
+            Uuid(item.message_id),
+            item.actor,
+            Int4(item.priority),
+            Int8(item.delay),
+            item.payload,
+        ]
+
+    @classmethod
+    def settle(cls, items: Sequence[Enqueue], rows: Rows) -> None:
+        Enqueue.settle(items, [([rows[0][0]],)])
 
 
 @dataclass(slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""What a worker does with what Dramatiq has processed: plain messages, activities, and the tasks of runs.
+"""How a worker takes runs forward: by the tasks that it is handed, and by the activities that end in it.
 
 A step of a run is made in memory, on the thread that brought the news, and queued for the group commit together with
 the end of the delivery that led to it: the outcome of an activity, the run's next step and the hand-out of its next
@@ -12,7 +12,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,6 @@ from ..errors import (
 from ..operations import (
     Ack,
     Advance,
-    Bury,
     Child,
     CompleteActivity,
     FailTask,
@@ -42,8 +40,8 @@ from ..operations import (
     Reschedule,
     Send,
     StartRun,
-    Together,
 )
+from ..settling import TASK_BACKOFF, backoff, text_of
 from . import events
 from .cache import CachedRun, RunCache
 from .commands import (
@@ -59,7 +57,7 @@ from .commands import (
     StartChild,
     StartTimer,
 )
-from .converter import encode, encode_call, loads
+from .converter import encode_call, loads
 from .events import Event
 from .failures import failure_to_json
 from .replay import Execution, Info, Parent
@@ -75,176 +73,28 @@ _CLOSING = {CompleteWorkflow: "completed", FailWorkflow: "failed", CancelWorkflo
 #: The priority of timers: what was begun goes on before new runs are.
 TASK_PRIORITY = -1
 
-#: The backoff of workflow tasks that failed, in milliseconds.
-TASK_BACKOFF = (200, 60_000)
-
 #: How soon a step that met another one comes again, in milliseconds.
 REFUSED_BACKOFF = (5, 2_000)
 
 
 class Runner:
-    """Settles deliveries and advances runs, for one broker."""
+    """Advances the runs of a broker."""
 
     def __init__(self, broker: DurableBroker) -> None:
         self.broker = broker
         self.cache = RunCache()
 
-    # --- deliveries -------------------------------------------------------------------------------------
-
-    def settle(self, delivery: Delivery, *, failed: bool) -> None:
-        """Answer for a delivery that Dramatiq has processed.
-
-        Returns once the outcome is queued for the commit; the outcome of a ``transaction()`` is committed at once.
-        """
-        if delivery.settled:
-            return
-        delivery.settled = True
-        if delivery.kind in TASK_KINDS:
-            # Its actor settles a task by itself: this one never ran.  Some middleware was in the way, or no workflow of
-            # this name is known here: another worker may know it.
-            why = delivery.exception or delivery._exception
-            failure = f"its task did not run here: {_text(why) or 'a middleware was in the way'}"
-            self.commit_outcome(
-                delivery, FailTask(delivery.key, delivery.lease, failure, _backoff(delivery, TASK_BACKOFF))
-            )
-            return
-        if delivery.begun is not None and not delivery.judged and not failed:
-            # An interrupt came between the actor's end and its hooks, and Dramatiq acks what no hook has seen.
-            delivery.broken = delivery.broken or DurableError("an interrupt came before its hooks")
-        outcome = self._outcome(delivery, failed)
-        if delivery.broken is not None:
-            # It will be run again, and has its effect then; what its hooks sent is sent then, too.
-            delivery.left = None
-            if delivery.transaction is not None:
-                delivery.transaction.roll_back()
-                delivery.transaction = None
-        if delivery.transaction is not None:
-            self._commit_transaction(delivery, outcome)
-        elif delivery.kind == "a" and isinstance(outcome, CompleteActivity) and delivery.left is None:
-            self._advance_activity(delivery, outcome)
-        else:
-            self.commit_outcome(delivery, outcome)
-
-    def _outcome(self, delivery: Delivery, failed: bool) -> Operation:
-        """What the end of an actor means for its message."""
-        key, lease = delivery.key, delivery.lease
-        if delivery.broken is not None:
-            return Reschedule(key, lease, 30_000, None, f"its hooks failed: {_text(delivery.broken)}")
-        if delivery.retry is not None and not failed:
-            if delivery.left is not None:
-                # It does not end yet: it counts for its group when it does.
-                delivery.left.member = False
-            return Reschedule(key, lease, delivery.retry, _payload(delivery), _text(delivery.exception))
-        if delivery.kind == "a":
-            return self._activity_outcome(delivery, failed)
-        if failed:
-            return Bury(key, lease, _payload(delivery), _text(delivery.exception or delivery._exception))
-        return Ack(key, lease)
-
-    def _activity_outcome(self, delivery: Delivery, failed: bool) -> CompleteActivity:
-        exception = delivery.exception or delivery._exception
-        if exception is None and not failed:
-            try:
-                payload = encode(delivery.result, f"the result of {delivery.actor_name!r}")
-                return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_COMPLETED, payload, None)
-            except (NotEncodable, PayloadTooLarge) as e:
-                exception = e
-        failure = failure_to_json(exception or DurableError("it was rejected"), retryable=not failed)
-        failure["attempt"] = delivery.attempt
-        return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
-
-    def undecodable(self, key: bytes, lease: bytes, kind: str, attempt: int, error: Exception) -> Operation:
-        """What becomes of a message that cannot be decoded: a dead letter; an activity fails in its run."""
-        if kind == "a":
-            failure = failure_to_json(error, retryable=False)
-            failure["attempt"] = attempt
-            return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, {"failure": failure})
-        return Bury(key, lease, None, f"it cannot be decoded: {_text(error)}")
-
-    def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
-        """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
-        coming = [delivery.stream_id] if isinstance(outcome, Reschedule) else []
-        if delivery.left is not None:
-            coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
-            outcome = Together([delivery.left, outcome])
-        outcome.then = outcome.then or self._noticed(delivery)
-        claimer = self.broker.claimer
-        if claimer is None:
-            # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
-            self.broker.commit.post(outcome)
-            return
-        for stream_id in coming:
-            claimer.expect(stream_id)
-        claimer.post(outcome)
-        claimer.finished(delivery)
-
-    def _noticed(self, delivery: Delivery) -> Callable[[Any], None]:
-        def then(operation: Operation) -> None:
-            if operation.error is not None and not isinstance(operation.error, LeaseLost):
-                if isinstance(operation.error, DatabaseUnavailable):
-                    # Somebody's lock was in the way: what is done is done, it only has to be recorded.
-                    logger.warning("%s waits to be settled: %s", delivery, operation.error)
-                    again = replace(operation)
-                    again.tries = operation.tries + 1
-                    self._post_instead(delivery, again)
-                elif isinstance(operation, Together) and isinstance(operation.error, NotPermitted):
-                    # It went back by itself, in the same transaction.
-                    logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
-                elif isinstance(operation, Together):
-                    logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
-                    text = f"what follows it could not be stored: {_text(operation.error)}"
-                    self._post_instead(delivery, Reschedule(delivery.key, delivery.lease, 30_000, None, text))
-                elif not isinstance(operation, Release):
-                    logger.error("%s was not settled and goes back: %s", delivery, operation.error)
-                    self._post_instead(delivery, Release(delivery.key, delivery.lease))
-                else:
-                    logger.error("%s could not go back: %s", delivery, operation.error)
-            elif not operation.retried and (operation.error is not None or operation.answer is False):
-                logger.warning(
-                    "the lease on %s was given to another worker: what was done here is not recorded", delivery
-                )
-
-        return then
-
-    def _post_instead(self, delivery: Delivery, operation: Operation) -> None:
-        """Settle a delivery with another operation than the one that was refused."""
-        claimer = self.broker.claimer
-        if claimer is None:
-            self.broker.commit.post(operation)
-        elif not (claimer.draining and isinstance(operation, Release)):
-            # A worker that ends gives back all that it has, with its good-bye.
-            operation.then = self._noticed(delivery)
-            claimer.post_instead(delivery, operation)
-
-    def _commit_transaction(self, delivery: Delivery, outcome: Operation) -> None:
-        """Effect, result and ack in one commit, on the actor's own connection."""
-        transaction, delivery.transaction = delivery.transaction, None
-        claimer = self.broker.claimer
-        try:
-            recorded = transaction.commit([outcome] if delivery.left is None else [delivery.left, outcome])
-        except Exception as e:
-            logger.error("the transaction of %s was not committed, it will be run again: %s", delivery, e)
-            delivery.left = None
-            self.commit_outcome(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, _text(e)))
-            return
-        if not recorded:
-            logger.warning("the lease on %s was given to another worker: its transaction is rolled back", delivery)
-        if claimer is not None:
-            claimer.finished(delivery)
-
-    # --- steps of runs ----------------------------------------------------------------------------------
-
-    def _advance_activity(self, delivery: Delivery, outcome: CompleteActivity) -> None:
+    def advance_activity(self, delivery: Delivery, outcome: CompleteActivity) -> None:
         """An activity ended: if its run is in memory here, take the next step with it."""
         assert delivery.run_id is not None
         run = self.cache.peek(delivery.run_id)
         if run is None or delivery.exception is not None:
-            self.commit_outcome(delivery, outcome)
+            self.broker.settler.commit_outcome(delivery, outcome)
             return
         with run.stepping():
             execution = run.execution
             if execution is None or execution.closed:
-                self.commit_outcome(delivery, outcome)
+                self.broker.settler.commit_outcome(delivery, outcome)
                 return
             event = Event(
                 0, outcome.type, _now_ms(), delivery.seq, delivery.actor_name, outcome.payload, outcome.attributes
@@ -254,10 +104,10 @@ class Runner:
             except BaseException:
                 logger.exception("the run %s could not take a step; it is loaded again", delivery.run_id)
                 run.drop()
-                self.commit_outcome(delivery, outcome)
+                self.broker.settler.commit_outcome(delivery, outcome)
                 return
             advance.then = lambda a: self._advanced(delivery, run, a, outcome)
-            self.commit_outcome(delivery, advance)
+            self.broker.settler.commit_outcome(delivery, advance)
 
     def entry(self, workflow: Workflow[Any, Any]) -> Callable[..., None]:
         """The function of the actor that carries a workflow's tasks.
@@ -308,7 +158,7 @@ class Runner:
             except BaseException as e:
                 run.drop()
                 outcome = self._failed_task(delivery, e)
-            self.commit_outcome(delivery, outcome)
+            self.broker.settler.commit_outcome(delivery, outcome)
 
     def _failed_task(self, delivery: Delivery, error: BaseException) -> Operation:
         """The run stays open; the task comes again, and meanwhile shows why it failed."""
@@ -316,7 +166,7 @@ class Runner:
             logger.error("run %s is nondeterministic: %s", delivery.run_id, error)
         else:
             logger.error("the task of run %s failed and is tried again", delivery.run_id, exc_info=error)
-        return FailTask(delivery.key, delivery.lease, _text(error) or "", _backoff(delivery, TASK_BACKOFF))
+        return FailTask(delivery.key, delivery.lease, text_of(error) or "", backoff(delivery, TASK_BACKOFF))
 
     def _take_task(self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun) -> Operation:
         """Bring the run up to date and give it what is new; answers the operation that ends the delivery."""
@@ -346,7 +196,7 @@ class Runner:
         if not news or execution.closed:
             if delivery.kind == "w" and not committed:
                 # The step after which nobody waits for this timer is on its way, and may be refused.
-                return Reschedule(delivery.key, delivery.lease, _backoff(delivery, REFUSED_BACKOFF))
+                return Reschedule(delivery.key, delivery.lease, backoff(delivery, REFUSED_BACKOFF))
             return Ack(delivery.key, delivery.lease)
         advance = self._step(delivery, run, execution, news)
         advance.inbox = inbox
@@ -527,8 +377,8 @@ class Runner:
             # The news itself is recorded; a task follows, and the run is loaded.
             follow_up = outcome
         else:
-            follow_up = Reschedule(delivery.key, delivery.lease, _backoff(delivery, REFUSED_BACKOFF))
-        self._post_instead(delivery, follow_up)
+            follow_up = Reschedule(delivery.key, delivery.lease, backoff(delivery, REFUSED_BACKOFF))
+        self.broker.settler.post_instead(delivery, follow_up)
 
     def _hand_out(self, delivery: Delivery, advance: Advance) -> None:
         """Deliver the activities that were leased to this worker as they were stored."""
@@ -580,40 +430,3 @@ def _precedence(item: tuple[int, Event]) -> int:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _payload(delivery: Delivery) -> bytes | None:
-    """The message with the options that it has now; None, as it came, where that cannot be stored.
-
-    Options that cannot be encoded (a middleware's own objects) are left out: without the count of its retries among
-    them, a message would be retried for ever.
-    """
-
-    def storable(name: str, value: Any) -> bool:
-        try:
-            encode_message(replace(delivery._message, args=(), kwargs={}, options={name: value}))
-        except (NotEncodable, PayloadTooLarge):
-            return False
-        return True
-
-    try:
-        return encode_message(delivery)
-    except (NotEncodable, PayloadTooLarge):
-        options = {name: value for name, value in delivery.options.items() if storable(name, value)}
-    try:
-        return encode_message(replace(delivery._message, options=options))
-    except (NotEncodable, PayloadTooLarge):
-        return None
-
-
-def _text(exception: BaseException | None) -> str | None:
-    """A failure as one line of text that Postgres can store."""
-    if exception is None:
-        return None
-    text = f"{type(exception).__name__}: {exception}"[:4000].replace("\0", "\N{SYMBOL FOR NULL}")
-    return text.encode("utf-8", "replace").decode()
-
-
-def _backoff(delivery: Delivery, bounds: tuple[int, int]) -> int:
-    least, most = bounds
-    return int(min(most, least * 2 ** min(delivery.attempt - 1, 20)))

@@ -106,7 +106,7 @@ if AT == "claim":
     claimer.Claimer._hand_over = hand_over_or_die  # type: ignore[method-assign]
 
 elif AT == "decided":
-    settle = broker.runner.settle
+    settle = broker.settler.settle
 
     def settle_or_die(delivery: Any, *, failed: bool) -> None:
         if delivery.actor_name == ON:
@@ -115,7 +115,7 @@ elif AT == "decided":
             die()
         settle(delivery, failed=failed)
 
-    broker.runner.settle = settle_or_die  # type: ignore[method-assign]
+    broker.settler.settle = settle_or_die  # type: ignore[method-assign]
 
 elif AT in ("before", "after"):
     execute_batch = group_commit.GroupCommit._execute

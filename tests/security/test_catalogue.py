@@ -12,7 +12,8 @@ from tests.sql.api import Session
 #: What a scoped worker may call.  A procedure that is added here has to be attacked in this directory.
 # fmt: off
 WORKER = {
-    "schema_version", "namespace_identity", "open_streams", "enqueue_messages", "batch_outcome", "claim", "ack",
+    "schema_version", "namespace_identity", "open_streams", "enqueue_messages", "enqueue_message",
+    "batch_outcome", "claim", "ack",
     "reschedule", "release", "bury",
     "mark_started", "register_worker", "consume_streams", "unregister_worker", "heartbeat", "resync", "reclaim",
     "enqueue", "start_workflow",

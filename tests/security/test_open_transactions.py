@@ -54,6 +54,7 @@ class Side:
             "namespace_identity": lambda: session.call("namespace_identity"),
             "open_streams": lambda: session.value("SELECT count(*) FROM durable.open_streams('{}')"),
             "enqueue_messages": lambda: session.enqueue(self.stream, b"x"),
+            "enqueue_message": lambda: session.enqueue_one(self.stream),
             "batch_outcome": lambda: session.call("batch_outcome", *session.batch()),
             "enqueue": lambda: session.value("SELECT durable.enqueue(%s, 'a')", self.name),
             "start_workflow": lambda: session.value("SELECT durable.start_workflow(%s, 'w')", self.name),

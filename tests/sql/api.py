@@ -21,6 +21,7 @@ from dramatiq_durable.operations import (
     Due,
     Enqueue,
     EnqueueKeyed,
+    EnqueueOne,
     FireByHand,
     FireSchedule,
     Leave,
@@ -126,6 +127,13 @@ class Session:
                 Longs(every(delay)),
                 Blobs(payloads),
             )[0][0]
+        )
+
+    def enqueue_one(self, stream: int, *, id: bytes | None = None, delay: int = 0) -> int:
+        """Store a message that is alone: 1; 0 if it is there; -1 if that is not permitted."""
+        message = EnqueueOne(stream, id or new_id(), "actor", 0, delay, b"x")
+        return int(
+            self.call("enqueue_message", *EnqueueOne.arguments([message], Context(self.sender, self.batches)))[0][0]
         )
 
     def enqueue_keyed(

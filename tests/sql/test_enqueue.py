@@ -5,7 +5,7 @@ import pytest
 
 from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuids
 
-from .api import Session, new_id
+from .api import Session, derived, new_id
 
 
 def test_messages_of_a_call_keep_their_order(db: Session) -> None:
@@ -116,3 +116,30 @@ def test_payloads_are_kept_byte_for_byte(db: Session) -> None:
     payload = bytes(range(256)) * 100
     db.enqueue(stream, payload, b"")
     assert [c.payload for c in db.register(stream).claim()] == [payload, b""]
+
+
+def test_a_message_that_is_alone(db: Session) -> None:
+    stream = db.stream()
+    id = new_id()
+    assert db.enqueue_one(stream, id=id) == 1
+    assert db.enqueue_one(stream, id=id) == 0, "the stream has it"
+    assert db.enqueue_one(stream + 1000) == -1
+    assert db.enqueue_one(stream, id=derived(new_id(), 1)) == -1, "ids of version 8 are the database's"
+    assert db.enqueue_one(stream, delay=60_000) == 1
+    claimed, next_due = db.register(stream).look(9)
+    assert [c.message_id for c in claimed] == [id]
+    assert next_due is not None
+    assert 50_000 < next_due <= 60_000
+
+
+def test_a_message_that_is_alone_has_its_batch(db: Session) -> None:
+    """A batch that was given up cannot be committed late, and one that was committed is known."""
+    stream = db.stream()
+    assert db.enqueue_one(stream) == 1
+    sender, last = db.batch()
+    assert db.call("batch_outcome", sender, last - 1)[0][0] is True
+    assert db.call("batch_outcome", sender, last + 5)[0][0] is False
+    with pytest.raises(psycopg.Error) as e:
+        db.enqueue_one(stream)
+    assert e.value.sqlstate == "DD003"
+    assert db.messages(stream) == 1

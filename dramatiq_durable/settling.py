@@ -1,0 +1,211 @@
+"""What becomes of a delivery that Dramatiq has processed: the operation that ends it, and what it leaves behind.
+
+Outcomes are queued for the group commit; only that of a ``transaction()`` is committed at once, on its own connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from .delivery import TASK_KINDS, Delivery, encode_message
+from .errors import DatabaseUnavailable, DurableError, LeaseLost, NotEncodable, NotPermitted, PayloadTooLarge
+from .operations import Ack, Bury, CompleteActivity, FailTask, Operation, Release, Reschedule, Together
+from .workflow import events
+from .workflow.converter import encode
+from .workflow.failures import failure_to_json
+
+if TYPE_CHECKING:
+    from .broker import DurableBroker
+
+logger = logging.getLogger(__name__)
+
+#: The backoff of workflow tasks that failed, in milliseconds.
+TASK_BACKOFF = (200, 60_000)
+
+
+class Settler:
+    """Answers for a broker's deliveries."""
+
+    def __init__(self, broker: DurableBroker) -> None:
+        self.broker = broker
+
+    def settle(self, delivery: Delivery, *, failed: bool) -> None:
+        """Answer for a delivery that Dramatiq has processed.
+
+        Returns once the outcome is queued for the commit; the outcome of a ``transaction()`` is committed at once.
+        """
+        if delivery.settled:
+            return
+        delivery.settled = True
+        if delivery.kind in TASK_KINDS:
+            # Its actor settles a task by itself: this one never ran.  Some middleware was in the way, or no workflow of
+            # this name is known here: another worker may know it.
+            why = delivery.exception or delivery._exception
+            failure = f"its task did not run here: {text_of(why) or 'a middleware was in the way'}"
+            self.commit_outcome(
+                delivery, FailTask(delivery.key, delivery.lease, failure, backoff(delivery, TASK_BACKOFF))
+            )
+            return
+        if delivery.begun is not None and not delivery.judged and not failed:
+            # An interrupt came between the actor's end and its hooks, and Dramatiq acks what no hook has seen.
+            delivery.broken = delivery.broken or DurableError("an interrupt came before its hooks")
+        outcome = self._outcome(delivery, failed)
+        if delivery.broken is not None:
+            # It will be run again, and has its effect then; what its hooks sent is sent then, too.
+            delivery.left = None
+            if delivery.transaction is not None:
+                delivery.transaction.roll_back()
+                delivery.transaction = None
+        if delivery.transaction is not None:
+            self._commit_transaction(delivery, outcome)
+        elif delivery.kind == "a" and isinstance(outcome, CompleteActivity) and delivery.left is None:
+            self.broker.runner.advance_activity(delivery, outcome)
+        else:
+            self.commit_outcome(delivery, outcome)
+
+    def _outcome(self, delivery: Delivery, failed: bool) -> Operation:
+        """What the end of an actor means for its message."""
+        key, lease = delivery.key, delivery.lease
+        if delivery.broken is not None:
+            return Reschedule(key, lease, 30_000, None, f"its hooks failed: {text_of(delivery.broken)}")
+        if delivery.retry is not None and not failed:
+            if delivery.left is not None:
+                # It does not end yet: it counts for its group when it does.
+                delivery.left.member = False
+            return Reschedule(key, lease, delivery.retry, payload_of(delivery), text_of(delivery.exception))
+        if delivery.kind == "a":
+            return self._activity_outcome(delivery, failed)
+        if failed:
+            return Bury(key, lease, payload_of(delivery), text_of(delivery.exception or delivery._exception))
+        return Ack(key, lease)
+
+    def _activity_outcome(self, delivery: Delivery, failed: bool) -> CompleteActivity:
+        exception = delivery.exception or delivery._exception
+        if exception is None and not failed:
+            try:
+                payload = encode(delivery.result, f"the result of {delivery.actor_name!r}")
+                return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_COMPLETED, payload, None)
+            except (NotEncodable, PayloadTooLarge) as e:
+                exception = e
+        failure = failure_to_json(exception or DurableError("it was rejected"), retryable=not failed)
+        failure["attempt"] = delivery.attempt
+        return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+
+    def undecodable(self, key: bytes, lease: bytes, kind: str, attempt: int, error: Exception) -> Operation:
+        """What becomes of a message that cannot be decoded: a dead letter; an activity fails in its run."""
+        if kind == "a":
+            failure = failure_to_json(error, retryable=False)
+            failure["attempt"] = attempt
+            return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+        return Bury(key, lease, None, f"it cannot be decoded: {text_of(error)}")
+
+    def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
+        """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
+        coming = [delivery.stream_id] if isinstance(outcome, Reschedule) else []
+        if delivery.left is not None:
+            coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
+            outcome = Together([delivery.left, outcome])
+        outcome.then = outcome.then or self._noticed(delivery)
+        claimer = self.broker.claimer
+        if claimer is None:
+            # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
+            self.broker.commit.post(outcome)
+            return
+        for stream_id in coming:
+            claimer.expect(stream_id)
+        claimer.post(outcome)
+        claimer.finished(delivery)
+
+    def _noticed(self, delivery: Delivery) -> Callable[[Any], None]:
+        def then(operation: Operation) -> None:
+            if operation.error is not None and not isinstance(operation.error, LeaseLost):
+                if isinstance(operation.error, DatabaseUnavailable):
+                    # Somebody's lock was in the way: what is done is done, it only has to be recorded.
+                    logger.warning("%s waits to be settled: %s", delivery, operation.error)
+                    again = replace(operation)
+                    again.tries = operation.tries + 1
+                    self.post_instead(delivery, again)
+                elif isinstance(operation, Together) and isinstance(operation.error, NotPermitted):
+                    # It went back by itself, in the same transaction.
+                    logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
+                elif isinstance(operation, Together):
+                    logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
+                    text = f"what follows it could not be stored: {text_of(operation.error)}"
+                    self.post_instead(delivery, Reschedule(delivery.key, delivery.lease, 30_000, None, text))
+                elif not isinstance(operation, Release):
+                    logger.error("%s was not settled and goes back: %s", delivery, operation.error)
+                    self.post_instead(delivery, Release(delivery.key, delivery.lease))
+                else:
+                    logger.error("%s could not go back: %s", delivery, operation.error)
+            elif not operation.retried and (operation.error is not None or operation.answer is False):
+                logger.warning(
+                    "the lease on %s was given to another worker: what was done here is not recorded", delivery
+                )
+
+        return then
+
+    def post_instead(self, delivery: Delivery, operation: Operation) -> None:
+        """Settle a delivery with another operation than the one that was refused."""
+        claimer = self.broker.claimer
+        if claimer is None:
+            self.broker.commit.post(operation)
+        elif not (claimer.draining and isinstance(operation, Release)):
+            # A worker that ends gives back all that it has, with its good-bye.
+            operation.then = self._noticed(delivery)
+            claimer.post_instead(delivery, operation)
+
+    def _commit_transaction(self, delivery: Delivery, outcome: Operation) -> None:
+        """Effect, result and ack in one commit, on the actor's own connection."""
+        transaction, delivery.transaction = delivery.transaction, None
+        claimer = self.broker.claimer
+        try:
+            recorded = transaction.commit([outcome] if delivery.left is None else [delivery.left, outcome])
+        except Exception as e:
+            logger.error("the transaction of %s was not committed, it will be run again: %s", delivery, e)
+            delivery.left = None
+            self.commit_outcome(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, text_of(e)))
+            return
+        if not recorded:
+            logger.warning("the lease on %s was given to another worker: its transaction is rolled back", delivery)
+        if claimer is not None:
+            claimer.finished(delivery)
+
+
+def payload_of(delivery: Delivery) -> bytes | None:
+    """The message with the options that it has now; None, as it came, where that cannot be stored.
+
+    Options that cannot be encoded (a middleware's own objects) are left out: without the count of its retries among
+    them, a message would be retried for ever.
+    """
+
+    def storable(name: str, value: Any) -> bool:
+        try:
+            encode_message(replace(delivery._message, args=(), kwargs={}, options={name: value}))
+        except (NotEncodable, PayloadTooLarge):
+            return False
+        return True
+
+    try:
+        return encode_message(delivery)
+    except (NotEncodable, PayloadTooLarge):
+        options = {name: value for name, value in delivery.options.items() if storable(name, value)}
+    try:
+        return encode_message(replace(delivery._message, options=options))
+    except (NotEncodable, PayloadTooLarge):
+        return None
+
+
+def text_of(exception: BaseException | None) -> str | None:
+    """A failure as one line of text that Postgres can store."""
+    if exception is None:
+        return None
+    text = f"{type(exception).__name__}: {exception}"[:4000].replace("\0", "\N{SYMBOL FOR NULL}")
+    return text.encode("utf-8", "replace").decode()
+
+
+def backoff(delivery: Delivery, bounds: tuple[int, int]) -> int:
+    least, most = bounds
+    return int(min(most, least * 2 ** min(delivery.attempt - 1, 20)))
