@@ -25,13 +25,14 @@ from dramatiq.results import Results
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import TASK_KINDS, TICK, Delivery, current_delivery, encode_message, key_of
+from .delivery import TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import Abort, DatabaseUnavailable, ForbiddenInWorkflow
+from .errors import Abort, DatabaseUnavailable
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import Enqueue, EnqueueKeyed, MarkStarted
+from .operations import MarkStarted
+from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .queues import Queues
 from .results import PostgresBackend
@@ -39,7 +40,6 @@ from .settings import Settings, check_url
 from .settling import Settler
 from .wakeup import Listener
 from .workflow.options import check_name
-from .workflow.replay import current
 from .workflow.runner import TASK_PRIORITY, Runner
 
 if TYPE_CHECKING:
@@ -49,12 +49,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-#: The longest delay, in milliseconds: ten years.
-MAX_DELAY = 315_360_000_000
-
-#: What may become of a second message with a unique key.
-UNIQUE_CONFLICTS = ("skip", "fail", "replace")
 
 
 class DurableBroker(Queues, Broker):
@@ -220,13 +214,13 @@ class DurableBroker(Queues, Broker):
             # What is sent here cannot commit with another broker's message.
             delivery = None
         try:
-            delay = self._check_send(message, delay)
+            delay = check_send(self, message, delay)
             if isinstance(message, Delivery) and message is delivery and not delivery.settled:
                 return self._ask_again(delivery, delay)
             if delay is not None:
-                message = _with_eta(message, delay)
+                message = with_eta(message, delay)
             self.emit_before("enqueue", message, delay)
-            operation = self.operation(message, delay)
+            operation = operation_of(self, message, delay)
             if delivery is not None and message.message_id == delivery.message_id:
                 # A copy of the message that is being processed, or the same one again in a pipeline: no repetition of
                 # what is stored under this id.
@@ -237,7 +231,7 @@ class DurableBroker(Queues, Broker):
                 if self._claimer is not None:
                     self._claimer.expect(operation.stream_id)
                 self.commit.submit(operation)
-                message = self._stored(message, operation)
+                message = stored(message, operation)
         except Exception as e:
             if delivery is not None and delivery.hooks:
                 # What a hook sends belongs to the message: if it cannot be stored, neither can the ack.
@@ -263,24 +257,6 @@ class DurableBroker(Queues, Broker):
         finally:
             message.options.pop("eta", None)
 
-    def _check_send(self, message: Message[Any] | Delivery, delay: Any) -> int | None:
-        """The delay in whole milliseconds, if this message may be sent with it; raises as `enqueue`."""
-        if current() is not None:
-            raise ForbiddenInWorkflow(
-                f"a workflow cannot send messages ({message.actor_name!r}): run it as an activity with "
-                "`await durable.activity(actor).execute(...)`, so that the send is recorded and not repeated"
-            )
-        if message.queue_name not in self.queues:
-            raise QueueNotFound(message.queue_name)
-        if delay is None and isinstance(eta := message.options.get("eta"), (int, float)):
-            # Dramatiq's workers would keep it in memory until then.
-            delay = min(max(eta - current_millis(), 0), MAX_DELAY)
-        if delay is None:
-            return None
-        if not isinstance(delay, (int, float)) or not 0 <= delay <= MAX_DELAY:
-            raise ValueError(f"a delay is between 0 and {MAX_DELAY} milliseconds (ten years), not {delay!r}")
-        return int(delay)
-
     def enqueue_many(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
         """Store many messages, in as few transactions as their number allows.
 
@@ -290,56 +266,20 @@ class DurableBroker(Queues, Broker):
         Raises:
           as `enqueue`; nothing is stored when a message cannot be encoded.
         """
-        delays = [self._check_send(m, delay) for m in messages]
-        messages = [m if d is None else _with_eta(m, d) for m, d in zip(messages, delays, strict=True)]
+        delays = [check_send(self, m, delay) for m in messages]
+        messages = [m if d is None else with_eta(m, d) for m, d in zip(messages, delays, strict=True)]
         for message, due in zip(messages, delays, strict=True):
             self.emit_before("enqueue", message, due)
-        operations = [self.operation(m, d) for m, d in zip(messages, delays, strict=True)]
+        operations = [operation_of(self, m, d) for m, d in zip(messages, delays, strict=True)]
         if operations:
             self.commit.submit_many(operations)
         for operation in operations:
             if operation.error is not None:
                 raise operation.error
-        stored = [self._stored(m, o) for m, o in zip(messages, operations, strict=True)]
-        for message, due in zip(stored, delays, strict=True):
+        messages = [stored(m, o) for m, o in zip(messages, operations, strict=True)]
+        for message, due in zip(messages, delays, strict=True):
             self.emit_after("enqueue", message, due)
-        return stored
-
-    def operation(self, message: Message[Any] | Delivery, delay: int | None = None) -> Enqueue:
-        """A message as the operation that stores it; raises as `enqueue`."""
-        actor = self.actors.get(message.actor_name)
-        priority = actor.priority if actor is not None else 0
-        if urgency := message.options.get("broker_priority"):
-            if not isinstance(urgency, int):
-                raise ValueError(f"broker_priority is a whole number, the highest comes first, not {urgency!r}")
-            # As with RabbitMQ, where it comes from.
-            priority = -urgency
-        plain = (
-            self.stream_id(message.queue_name),
-            key_of(message.message_id),
-            check_name(message.actor_name, "an actor's name"),
-            max(-(2**31), min(int(priority), 2**31 - 1)),
-            delay or 0,
-            encode_message(message),
-        )
-        unique_key, group = message.options.get("unique_key"), message.options.get("group_completion_uuid")
-        if unique_key is None and group is None:
-            return Enqueue(*plain)
-        if unique_key is not None:
-            check_name(unique_key, "a unique key")
-        conflict = message.options.get("unique_conflict", "skip")
-        if conflict not in UNIQUE_CONFLICTS:
-            raise ValueError(f"unique_conflict is one of {', '.join(UNIQUE_CONFLICTS)}, not {conflict!r}")
-        return EnqueueKeyed(*plain, None if group is None else key_of(str(group)), unique_key, conflict)
-
-    def _stored(self, message: Message[Any], operation: Enqueue) -> Message[Any]:
-        """The message that is there now: this one, or the live one that has its unique key."""
-        if operation.unique_key is None or operation.answer is None:
-            return message
-        status, found = operation.answer
-        if status or found == operation.message_id:
-            return message
-        return message.copy(message_id=str(UUID(bytes=found)))
+        return messages
 
     def count_member(self, delivery: Delivery) -> None:
         """A member of a group has succeeded: its ack counts it, and sends the callbacks if it is the last."""
@@ -349,9 +289,9 @@ class DurableBroker(Queues, Broker):
         try:
             for fields in delivery.options.get("group_completion_callbacks") or ():
                 callback: Message[Any] = Message(**fields)
-                delay = self._check_send(callback, None)
+                delay = check_send(self, callback, None)
                 self.emit_before("enqueue", callback, delay)
-                left.callbacks.append(self.operation(callback, delay))
+                left.callbacks.append(operation_of(self, callback, delay))
             left.member = True
         except Exception as e:
             # Counted without its callbacks, it might be the last one, and nobody would send them.
@@ -640,11 +580,6 @@ class DurableBroker(Queues, Broker):
             self._listener = None
             self.waiters = None
             self._shared.clear()
-
-
-def _with_eta(message: Message[Any], delay: int) -> Message[Any]:
-    """A message that says when it is due, as Dramatiq's brokers make it."""
-    return message.copy(options={"eta": current_millis() + delay})
 
 
 @contextmanager

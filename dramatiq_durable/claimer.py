@@ -393,14 +393,13 @@ class Claimer(threading.Thread):
             self.commit.context.worker = Uuid(token)
             self.registered(self.membership.worker_id)
         elif streams != self._known_streams:
-            token = self.membership.token
-            self.commit.call(lambda conn: self.membership.procedures.consume_streams(conn, token, streams))
+            self._as_worker(lambda conn, token: self.membership.procedures.consume_streams(conn, token, streams))
         self._known_streams = streams
         return True
 
     def _beat(self) -> None:
         try:
-            self.commit.call(lambda conn: self.membership.beat(conn, self._holding()))
+            self._as_worker(lambda conn, _: self.membership.beat(conn, self._holding()))
         except LeaseLost:
             self._declared_dead()
 
@@ -409,17 +408,18 @@ class Claimer(threading.Thread):
 
         While only short messages run nothing is said, unless somebody asks.
         """
-        token = self.membership.token
         now = time.monotonic()
         told, self._told = self._told, False
         self._next_report = now + self.poll_interval
         running = [(d.key, now - d.begun) for d in list(self.held.values()) if d.begun is not None]
         long_ones = [(key, int(age * 1000)) for key, age in running if age >= self.poll_interval]
-        if token is None or not self.held or not (told or long_ones):
+        if self.membership.token is None or not self.held or not (told or long_ones):
             return
         keys, ages = [key for key, _ in long_ones], [age for _, age in long_ones]
         try:
-            leases = self.commit.call(lambda conn: self.membership.procedures.report_running(conn, token, keys, ages))
+            leases = self._as_worker(
+                lambda conn, token: self.membership.procedures.report_running(conn, token, keys, ages)
+            )
         except LeaseLost:
             self._declared_dead()
             return
@@ -430,6 +430,16 @@ class Claimer(threading.Thread):
             delivery = self.held.get(lease)
             if delivery is not None:
                 delivery.interrupt(Abort)
+
+    def _as_worker(self, call: Callable[[Connection, bytes], Any]) -> Any:
+        """Make a call with this worker's token: a connection that has to be made anew brings a new one."""
+
+        def with_token(conn: Connection) -> Any:
+            if self.membership.token is None:
+                raise DatabaseUnavailable("this worker has to register again")
+            return call(conn, self.membership.token)
+
+        return self.commit.call(with_token)
 
     def _declared_dead(self) -> None:
         logger.error(

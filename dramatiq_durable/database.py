@@ -58,6 +58,7 @@ class Database:
         self._pool_pid = 0
         self._lock = threading.Lock()
         self._checked = False
+        self._identity: bytes | None = None
         _databases.add(self)
 
     @property
@@ -187,6 +188,23 @@ class Database:
                     raise
             else:
                 return conn
+
+    def identity(self, *, again: bool = False) -> bytes:
+        """What tells the namespace from any other, also of the same name in another database.
+
+        Parameters:
+          again(bool): ask the database also where the answer is known: the namespace may have been made anew.
+
+        Raises:
+          DatabaseUnavailable, NotConfigured, SchemaOutOfDate: as `connect`.
+        """
+        if self._identity is None or again:
+            with self.connection() as conn:
+                row = conn.execute(
+                    f'SELECT id FROM "{self.namespace}".namespace_identity()'.encode(), binary=True
+                ).fetchone()
+            self._identity = bytes(row[0]) if row else b""
+        return self._identity
 
     def close(self) -> None:
         """Close the pool; connections that were made with `connect` belong to their makers."""

@@ -227,15 +227,30 @@ class GroupCommit:
                 self._settle([due[1]], give_up)
             batch: list[Operation] = []
             if self._doubtful:
-                (batch, numbered), self._doubtful = self._doubtful, None
-                self._batch = batch
-                batch = self._recover(batch, numbered, give_up)
+                batch = self._doubt(give_up)
             room = MAX_BATCH_BYTES
             while self._waiting and len(batch) < MAX_BATCH and room > 0:
                 batch.append(operation := self._waiting.popleft())
                 room -= size_of(operation)
             batch.extend(also)
             self._settle(batch, give_up)
+
+    def _doubt(self, give_up: Callable[[], bool]) -> list[Operation]:
+        """What became of the batch whose leader was interrupted; answers what has to be run again."""
+        assert self._doubtful is not None
+        (batch, numbered), self._doubtful = self._doubtful, None
+        self._batch = batch
+        try:
+            return self._recover(batch, numbered, give_up)
+        except DurableError as e:
+            # Its callers wait for an answer, also when there is none.
+            for operation in batch:
+                operation.error = _unknown(e) if numbered and operation.numbered else e
+            self._finish(batch)
+            return []
+        except BaseException:
+            self._doubtful = (batch, numbered)
+            raise
 
     def _settle(self, batch: list[Operation], give_up: Callable[[], bool]) -> None:
         self._batch = batch
@@ -273,10 +288,7 @@ class GroupCommit:
                 if not transient or give_up():
                     for operation in batch:
                         if operation.retried and operation.numbered and transient:
-                            operation.error = OutcomeUnknown(
-                                f"the connection broke around the commit, and the database did not come back: {error}. "
-                                "It is safe to repeat the call with the same id"
-                            )
+                            operation.error = _unknown(error)
                         else:
                             operation.error = error
                     self._finish(batch)
@@ -479,6 +491,13 @@ class GroupCommit:
 
 class _Tries(int):
     """How often an operation met a lock."""
+
+
+def _unknown(error: Exception) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"the connection broke around the commit, and the database did not come back: {error}. It is safe to repeat "
+        "the call with the same id"
+    )
 
 
 def by_kind(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Operation]]]:

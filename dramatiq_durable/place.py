@@ -9,7 +9,7 @@ import dramatiq
 import psycopg
 
 from .database import Connection, translate
-from .errors import NotConfigured
+from .errors import DurableError, NotConfigured
 from .procedures import Procedures
 
 if TYPE_CHECKING:
@@ -57,7 +57,15 @@ class Place:
     def shared_with(self, other: Any) -> bool:
         """Whether a delivery's broker keeps its messages in the same place."""
         broker = self.broker
-        return other is broker or bool(other.place == broker.place)
+        if other is broker or other.place == broker.place:
+            return True
+        if other.namespace != broker.namespace:
+            return False
+        try:
+            # One database has many addresses.
+            return bool(broker.database.identity() == other.database.identity())
+        except DurableError:
+            return False
 
     def call(self, function: Callable[[Procedures, Connection], T]) -> T:
         """Call procedures on a connection of one's own, each in a transaction of its own.

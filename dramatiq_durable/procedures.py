@@ -33,10 +33,6 @@ class Procedures:
         """The ids of streams.  Raises NotPermitted (as DD001) for one that is missing or foreign."""
         return dict(self._call(conn, "open_streams", Texts(names)))
 
-    def namespace_identity(self, conn: Connection) -> bytes:
-        """What tells this namespace from any other."""
-        return bytes(self._call(conn, "namespace_identity")[0][0])
-
     def batch_outcome(self, conn: Connection, sender: bytes, batch: int) -> bool:
         """Whether a batch was committed; if it was not, it no longer can be."""
         return bool(self._call(conn, "batch_outcome", Uuid(sender), batch)[0][0])

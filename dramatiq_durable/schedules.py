@@ -29,6 +29,7 @@ from .durations import Duration, parse_duration
 from .errors import ForbiddenInWorkflow, InvalidName, InvalidSchedule, ScheduleNotFound
 from .firing import MOST_BYTES, Maker, to_ms
 from .operations import ControlSchedule, Due, FireByHand, SaveSchedule
+from .outgoing import operation_of
 from .workflow.client import durable_broker
 from .workflow.converter import encode, encode_call
 from .workflow.definition import Activity, ActivityStub, Workflow, global_broker
@@ -364,7 +365,7 @@ def fires_of(broker: DurableBroker, target: Any, args: Any, kwargs: Any) -> Fire
     if dispatch is not None and dispatch.delay_ms:
         raise InvalidSchedule("the target has a delay: a schedule's messages are sent at its due times, leave it out")
     # The same definition has the same bytes: each message gets an id and a time of its own.
-    operation = broker.operation(message.copy(message_id=str(uuid.UUID(int=0)), message_timestamp=0))
+    operation = operation_of(broker, message.copy(message_id=str(uuid.UUID(int=0)), message_timestamp=0))
     return Fires("m", message.queue_name, operation.actor, operation.priority, operation.payload)
 
 

@@ -164,7 +164,7 @@ class _AsyncRide:
                 "block inside"
             )
         # Before the transaction is touched, and while it may block as the look-up of a stream does.
-        _identity(commit)
+        commit.database.identity()
         self._sent += [(commit, operation, place) for operation in operations]
 
     async def at_once(self, call: Callable[[], R]) -> R:
@@ -213,9 +213,6 @@ _ENDED = (
 
 # --- what is asked on the connection --------------------------------------------------------------------------
 
-#: The namespaces' identities, as their brokers' own connections told them.
-_identities: WeakKeyDictionary[GroupCommit, bytes] = WeakKeyDictionary()
-
 #: The namespaces that connections were found to belong to; by the driver's own connection, which pools keep.
 _known: WeakKeyDictionary[Any, set[bytes]] = WeakKeyDictionary()
 
@@ -232,19 +229,11 @@ _CATALOGUE = """
 """
 
 
-def _identity(commit: GroupCommit, *, again: bool = False) -> bytes:
-    identity = _identities.get(commit)
-    if identity is None or again:
-        with commit.database.connection() as conn:
-            identity = _identities[commit] = commit.procedures.namespace_identity(conn)
-    return identity
-
-
 def _questions(commit: GroupCommit, operations: Sequence[Operation], driver: Any) -> Questions:
     """Everything that is to be asked so that the operations are done; they have their answers or errors then."""
-    if _identity(commit) not in _known.get(driver, ()):
+    if commit.database.identity() not in _known.get(driver, ()):
         yield from _belongs(commit)
-        _known.setdefault(driver, set()).add(_identity(commit))
+        _known.setdefault(driver, set()).add(commit.database.identity())
     for items in _calls(operations):
         kind = type(items[0])
         # The outcome of a caller's own transaction he finds out by himself: no sender.
@@ -279,7 +268,7 @@ def _belongs(commit: GroupCommit) -> Questions:
             [],
         )
         found, granted = json.loads(answer)
-        if UUID(found).bytes not in (_identity(commit), _identity(commit, again=True)):
+        if UUID(found).bytes not in (commit.database.identity(), commit.database.identity(again=True)):
             raise elsewhere
         if granted:
             return

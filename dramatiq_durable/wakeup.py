@@ -48,6 +48,9 @@ class Listener(threading.Thread):
         self._running = False
         os.write(self._writer, b"x")
         self.join(5)
+        if not self.is_alive():
+            os.close(self._reader)
+            os.close(self._writer)
 
     def run(self) -> None:
         delay = 0.1
@@ -62,8 +65,6 @@ class Listener(threading.Thread):
             if self._running:
                 select.select([self._reader], [], [], delay)
                 delay = min(delay * 2, 5.0)
-        os.close(self._reader)
-        os.close(self._writer)
 
     def _serve(self, conn: psycopg.Connection[tuple[object, ...]]) -> None:
         while self._running:

@@ -17,9 +17,10 @@ from uuid import UUID
 from dramatiq import Actor, Message
 
 from ..arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
-from ..broker import MAX_DELAY, DurableBroker
+from ..broker import DurableBroker
 from ..delivery import MAX_PAYLOAD, key_of
 from ..operations import Operation, Rows
+from ..outgoing import MAX_DELAY
 from ..workflow.options import check_name
 from .source import MAX_BYTES, Box, Found, Place, Source
 

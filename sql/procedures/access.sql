@@ -112,7 +112,9 @@ CREATE FUNCTION {schema}.namespace_identity(OUT id uuid, OUT granted boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    SELECT i.id INTO namespace_identity.id FROM {schema}.identity i;
+    -- A dump that was restored elsewhere, or a database's clone, has its table's row: not its place.
+    SELECT md5(i.id::text || ':' || d.oid || ':' || (SELECT c.system_identifier FROM pg_control_system() c))::uuid
+    INTO namespace_identity.id FROM {schema}.identity i, pg_database d WHERE d.datname = current_database();
     namespace_identity.granted := EXISTS (
         SELECT 1 FROM {schema}.login l
         WHERE l.login = session_user AND (l.expires_at IS NULL OR l.expires_at > clock_timestamp()));

@@ -123,6 +123,22 @@ def rows(database_url: str) -> Iterator[Rows]:
     rows.conn.close()
 
 
+#: Notes, in the same transaction, what happens to messages and results.
+NOTES = """
+CREATE TABLE note (what text, tx text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN INSERT INTO public.note VALUES (TG_ARGV[0], pg_current_xact_id()::text); RETURN NULL; END $$;
+CREATE TRIGGER note AFTER INSERT OR UPDATE ON durable.result FOR EACH ROW EXECUTE FUNCTION note('result');
+CREATE TRIGGER note AFTER DELETE ON durable.message FOR EACH ROW EXECUTE FUNCTION note('end');
+"""
+
+
+@pytest.fixture
+def notes(rows: Rows) -> Callable[[], list[tuple[str, str]]]:
+    rows.conn.execute(NOTES.encode())
+    return lambda: rows("SELECT what, tx FROM note ORDER BY tx, what")
+
+
 def middleware() -> list[Middleware]:
     """Dramatiq's default middleware, with a time limit that is looked at often."""
     return [

@@ -17,6 +17,7 @@ from dramatiq_durable import group_commit
 from dramatiq_durable.errors import DatabaseUnavailable, NotPermitted, OutcomeUnknown
 from dramatiq_durable.group_commit import GroupCommit
 from dramatiq_durable.operations import Ack, Enqueue, Leave, Post, Result, Together
+from dramatiq_durable.outgoing import operation_of
 from tests.support import wait_until
 
 from .conftest import Record, Rows, at_once
@@ -99,7 +100,7 @@ def test_one_bad_item_fails_alone(
     stream_id = broker.stream_id("numbers")
 
     def operation(n: int) -> Enqueue:
-        made: Enqueue = broker.operation(numbers.message(n))
+        made: Enqueue = operation_of(broker, numbers.message(n))
         if n == 3:
             assert made.stream_id == stream_id
             if spoil == "stream":
@@ -126,7 +127,7 @@ def test_a_busy_item_does_not_hold_up_its_neighbours(
     """Somebody's open transaction has inserted the same message: the others are stored, this one answers in time."""
     numbers.send(0)
     message = numbers.message(1)
-    made = broker.operation(message)
+    made = operation_of(broker, message)
     with psycopg.connect(database_url) as other:
         other.execute(
             "INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)"
@@ -210,7 +211,7 @@ def test_a_connection_lost_among_single_items_repeats_none_that_was_done(
 ) -> None:
     """A batch is run one by one because of a bad item; the connection breaks at the third, the first was consumed."""
     numbers.send(-1)
-    operations = [broker.operation(numbers.message(n)) for n in range(4)]
+    operations = [operation_of(broker, numbers.message(n)) for n in range(4)]
     operations[0].actor = "with a \0"
     told = Record()
     for operation in operations:
@@ -240,7 +241,7 @@ def test_an_error_among_the_arguments_leaves_no_half_batch(
     """Two kinds of operations go as a pipeline, which would commit what went before the error."""
     numbers.send(0)
     spoilt = Post(None, "x", "SignalReceived", object(), None, "key")  # type: ignore[arg-type]
-    good = broker.operation(numbers.message(1))
+    good = operation_of(broker, numbers.message(1))
     execute, stored = GroupCommit._execute, Record()
 
     def look(self: GroupCommit, conn: Any, batch: list[Any]) -> None:
@@ -341,3 +342,15 @@ def test_results_count_for_the_size_of_a_batch(
     while broker.commit.pending:
         broker.commit.run_batch(give_up=lambda: True)
     assert sizes == [2, 2, 2, 2, 2]
+
+
+def test_a_batch_in_doubt_is_answered_also_when_the_database_stays_away() -> None:
+    """Its leader was interrupted; whoever waits for it must not wait for ever."""
+    broker = durable.DurableBroker("postgresql://127.0.0.1:1/nowhere", middleware=[])
+    operation = Enqueue(1, bytes(16), "actor", 0, 0, b"x")
+    operation.gate = gate = threading.Lock()
+    gate.acquire()
+    broker.commit._doubtful = ([operation], 1)
+    broker.commit.run_batch(give_up=lambda: True)
+    assert gate.acquire(timeout=1)
+    assert isinstance(operation.error, durable.OutcomeUnknown)

@@ -195,3 +195,41 @@ def test_a_server_that_takes_no_writes_for_a_while_is_waited_for(
         conn.execute("SELECT pg_reload_conf()")
     sender.join(15)
     assert sorted(got.wait(2)) == ["before", "during"]
+
+
+@pytest.mark.parametrize("call", ["report", "streams"])
+def test_a_call_that_finds_the_connection_broken_goes_on_with_the_new_token(
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    """A new connection has a new token: with the old one the worker would seem to have been declared dead."""
+    got, begun, go = Record(), threading.Event(), threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def take() -> None:
+        begun.set()
+        go.wait(30)
+        got()
+
+    start_worker(broker, threads=1)  # it has nothing to claim for while the actor runs
+    take.send()
+    assert begun.wait(10)
+    claimer = broker.claimer
+    assert claimer is not None
+    # While the claimer's thread is held up, its connection ends, and the next call is this one.
+    with broker.commit._driving:
+        before = rows("SELECT token FROM durable.worker")
+        rows(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        if call == "report":
+            claimer._told = True
+        else:
+            claimer._known_streams = []
+        claimer.wake()
+    wait_until(lambda: rows("SELECT token FROM durable.worker") != before)
+    go.set()
+    broker.join("default", timeout=10_000)
+    assert got.values == [None]
+    assert "declared dead" not in caplog.text
+    assert "the claimer failed" not in caplog.text

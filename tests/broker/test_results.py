@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import dramatiq
 import pytest
 from dramatiq import group, pipeline
-from dramatiq.brokers.stub import StubBroker
 from dramatiq.encoder import PickleEncoder
-from dramatiq.middleware import Middleware, Retries, SkipMessage
+from dramatiq.middleware import Middleware, SkipMessage
 from dramatiq.results import ResultFailure, ResultMissing, Results, ResultTimeout
 
 import dramatiq_durable as durable
 from dramatiq_durable.delivery import MAX_PAYLOAD
 from dramatiq_durable.results import PostgresBackend
 from tests.support import wait_until
-from tests.support.postgres import Cluster
 
 from .conftest import Record, Rows, in_thread, middleware
-
-#: Notes, in the same transaction, what happens to messages and results.
-NOTES = """
-CREATE TABLE note (what text, tx text);
-CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
-BEGIN INSERT INTO public.note VALUES (TG_ARGV[0], pg_current_xact_id()::text); RETURN NULL; END $$;
-CREATE TRIGGER note AFTER INSERT OR UPDATE ON durable.result FOR EACH ROW EXECUTE FUNCTION note('result');
-CREATE TRIGGER note AFTER DELETE ON durable.message FOR EACH ROW EXECUTE FUNCTION note('end');
-"""
 
 
 @pytest.fixture
@@ -37,20 +26,6 @@ def backend(broker: durable.DurableBroker) -> PostgresBackend:
     backend = PostgresBackend(broker)
     broker.add_middleware(Results(backend=backend))
     return backend
-
-
-@pytest.fixture
-def notes(rows: Rows) -> Callable[[], list[tuple[str, str]]]:
-    rows.conn.execute(NOTES.encode())
-    return lambda: rows("SELECT what, tx FROM note ORDER BY tx, what")
-
-
-@pytest.fixture
-def global_broker(broker: durable.DurableBroker) -> Iterator[durable.DurableBroker]:
-    before = dramatiq.broker.global_broker
-    dramatiq.set_broker(broker)
-    yield broker
-    dramatiq.broker.global_broker = before
 
 
 def results(rows: Rows) -> int:
@@ -620,94 +595,3 @@ def test_workflow_code_is_refused(broker: durable.DurableBroker, backend: Postgr
     refused = flow.start().result(timeout=20)
     assert len(refused) == 2
     assert "execute(...)" in refused[0]
-
-
-# --- which database -------------------------------------------------------------------------------------------
-
-
-def test_made_from_a_url_it_is_the_same_place(
-    broker: durable.DurableBroker, start_worker: Any, notes: Any, database_url: str
-) -> None:
-    backend = PostgresBackend(database_url)
-    broker.add_middleware(Results(backend=backend, store_results=True))
-
-    @dramatiq.actor(broker=broker)
-    def answer() -> int:
-        return 1
-
-    start_worker(broker)
-    assert answer.send().get_result(backend=backend, block=True, timeout=20_000) == 1
-    [(_, one), (_, other)] = notes()
-    assert one == other
-    backend.place.broker.close()
-
-
-def test_made_from_nothing_it_is_the_global_broker(
-    global_broker: durable.DurableBroker, start_worker: Any, notes: Any
-) -> None:
-    backend = PostgresBackend()
-    global_broker.add_middleware(Results(backend=backend, store_results=True))
-
-    @dramatiq.actor
-    def answer() -> int:
-        return 1
-
-    start_worker(global_broker)
-    assert answer.send().get_result(block=True, timeout=20_000) == 1
-    [(_, one), (_, other)] = notes()
-    assert one == other
-
-
-def test_a_broker_of_another_kind_needs_a_place_to_be_named(global_broker: durable.DurableBroker) -> None:
-    stub = StubBroker()
-    dramatiq.set_broker(stub)
-    message = dramatiq.Message("q", "a", (), {}, {})
-    with pytest.raises(durable.NotConfigured, match="DurableBroker or a database's URL"):
-        message.get_result(backend=PostgresBackend())
-    assert isinstance(PostgresBackend(global_broker).place.broker, durable.DurableBroker)
-
-
-def test_on_another_database_than_the_brokers(
-    broker: durable.DurableBroker, start_worker: Any, cluster: Cluster, rows: Rows
-) -> None:
-    with cluster.database(cluster.template()) as url:
-        backend = PostgresBackend(url)
-        broker.add_middleware(Results(backend=backend, store_results=True))
-        there = Rows(url)
-        there.conn.execute(NOTES.encode())
-
-        @dramatiq.actor(broker=broker)
-        def answer() -> int:
-            return 1
-
-        @dramatiq.actor(broker=broker, max_retries=0)
-        def fails() -> int:
-            raise KeyError("no")
-
-        start_worker(broker)
-        assert answer.send().get_result(backend=backend, block=True, timeout=20_000) == 1
-        with pytest.raises(ResultFailure, match="no"):
-            fails.send().get_result(backend=backend, block=True, timeout=20_000)
-        broker.join("default", timeout=10_000)
-        assert results(rows) == 0
-        # Each is written once, the failure where Dramatiq writes it.
-        wait_until(lambda: len(there("SELECT 1 FROM note")) >= 2)
-        assert len(there("SELECT 1 FROM note")) == 2
-        there.conn.close()
-        backend.place.broker.close()
-
-
-def test_on_a_broker_of_another_kind(database_url: str) -> None:
-    stub = StubBroker(middleware=[Retries()])
-    backend = PostgresBackend(database_url)
-    stub.add_middleware(Results(backend=backend, store_results=True))
-
-    @dramatiq.actor(broker=stub)
-    def answer() -> int:
-        return 1
-
-    worker = dramatiq.Worker(stub, worker_timeout=50, worker_threads=1)
-    worker.start()
-    assert answer.send().get_result(backend=backend, block=True, timeout=20_000) == 1
-    worker.stop()
-    backend.place.broker.close()

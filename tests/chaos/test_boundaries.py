@@ -93,6 +93,7 @@ class Life:
             self.conn.execute("DELETE FROM durable.limiter")
         if kind == "effect":
             assert self.rows("SELECT count(*) FROM effect") == [(1,)]
+            self.conn.execute("DELETE FROM effect")
         backend = self.application.backend
         if kind == "hopeless":
             with pytest.raises(ResultFailure, match="ValueError: hopeless"):
@@ -158,6 +159,47 @@ def test_a_worker_dies(life: Life, point: str) -> None:
 @pytest.mark.parametrize("point", POINTS)
 def test_a_worker_dies_with_every_kind_of_message(life: Life, point: str) -> None:
     die_at(life, point, KINDS * 5)
+
+
+def kill_groups(life: Life, *, groups: int, kills: int) -> None:
+    """Groups of four, whose members are pipelines' firsts, while two workers are killed again and again."""
+    application = life.application
+    workers = [life.worker(), life.worker()]
+    for _ in range(groups):
+        members = [
+            application.work.message(n).copy(options={"pipe_target": application.follow.message().asdict()})
+            for n in range(4)
+        ]
+        made = group(members, broker=application.broker)
+        made.add_completion_callback(application.done.message())
+        made.run()
+    for turn in range(kills):
+        (before,) = life.rows("SELECT count(*) FROM execution")
+        wait_until(lambda b=before: life.ended() or life.rows("SELECT count(*) FROM execution") > [b], timeout=30)  # type: ignore[misc]
+        workers[turn % 2].kill()
+        workers[turn % 2] = life.worker()
+    wait_until(life.ended, timeout=60)
+    # However often an actor ran: every message was sent once, every result stored once, every group counted out.
+    assert life.rows("SELECT what, count(*) FROM note GROUP BY 1 ORDER BY 1") == [
+        ("done", groups),
+        ("follow", 4 * groups),
+        ("result", 9 * groups),
+        ("work", 4 * groups),
+    ]
+    assert life.rows("SELECT DISTINCT value FROM durable.limiter") == [(0,)]
+    assert life.rows("SELECT count(*) FROM durable.dead_letter") == [(0,)]
+    for worker in workers:
+        worker.kill()
+
+
+def test_groups_whose_workers_are_killed(life: Life) -> None:
+    kill_groups(life, groups=40, kills=3)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_many_groups_whose_workers_are_killed(life: Life) -> None:
+    kill_groups(life, groups=1000, kills=20)
 
 
 @pytest.mark.parametrize("answer", [False, True], ids=["lost request", "lost answer"])
@@ -230,7 +272,7 @@ def test_a_clients_connection_breaks_around_its_commit(
     }[kind]
     first = dramatiq.Message("default", "work", (0,), {}, {})
     broker.enqueue(first)
-    cutter.arm(b".enqueue_messages(" if kind == "plain" else b".enqueue_keyed(", answer=answer)
+    cutter.arm(b".enqueue_message(" if kind == "plain" else b".enqueue_keyed(", answer=answer)
     outcome = broker.procedures.batch_outcome
     if answer:
 

@@ -64,7 +64,7 @@ class Cutter:
     def _serve(self, client: socket.socket) -> None:
         server = self._connect()
         self._sockets += [client, server]
-        with client, server, contextlib.suppress(OSError):
+        with client, server, contextlib.suppress(OSError, ValueError):  # closed from outside
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sent, answered, waiting = b"", b"", False
             while True:
