@@ -371,7 +371,12 @@ class GroupCommit:
         if isinstance(error, _BUSY):
             tries = operation.answer if isinstance(operation.answer, _Tries) else _Tries(0)
             # The end of a message is recorded later (see `post`), a claim is made anew: nobody need wait for them.
-            if tries < _BUSY_TRIES and not isinstance(operation, (Together, Claim)):
+            later = isinstance(operation, (Together, Claim)) or (
+                isinstance(operation, LeaseOperation)
+                and operation.gate is None
+                and isinstance(error, psycopg.errors.LockNotAvailable)
+            )
+            if tries < _BUSY_TRIES and not later:
                 operation.answer = _Tries(tries + 1)
                 time.sleep(0.01 * 2**tries)
                 return [operation]

@@ -15,6 +15,9 @@ from .workflow.events import Event
 
 Rows = list[tuple[Any, ...]]
 
+#: A result's key, and the queue of its message; None where it was kept outside of any delivery.
+Wanted = tuple[str, str | None]
+
 
 class Procedures:
     """The calls that are made by themselves, each a function of a connection."""
@@ -114,11 +117,12 @@ class Procedures:
         return self._call(conn, "list_schedules", name)
 
     def get_results(
-        self, conn: Connection, keys: Sequence[str], channel: bytes | None = None, wait: int = 0
-    ) -> dict[str, bytes]:
+        self, conn: Connection, wanted: Sequence[Wanted], channel: bytes | None = None, wait: int = 0
+    ) -> dict[Wanted, bytes]:
         """Those of these results that are there; a channel is notified of others for ``wait`` milliseconds."""
+        keys, queues = Texts([key for key, _ in wanted]), Texts([queue for _, queue in wanted])
         listening = None if channel is None else Uuid(channel)
-        return dict(self._call(conn, "get_results", Texts(keys), listening, wait))
+        return {wanted[n - 1]: value for n, value in self._call(conn, "get_results", keys, queues, listening, wait)}
 
     def store_result(self, conn: Connection, key: str, value: bytes, ttl: int) -> None:
         """Keep a result, outside of any delivery, for ``ttl`` milliseconds."""

@@ -78,7 +78,7 @@ class PostgresBackend(RateLimiterBackend):
     def wait(self, key: str, timeout: int | None) -> bool:
         """Wait until a key is notified, for so many milliseconds (None: for ever); answers whether it was."""
         event = _event(key)
-        return Watch.of(self.place.broker).wait(event, None if timeout is None else timeout / 1000) is not None
+        return Watch.of(self.place.broker).wait((event, None), None if timeout is None else timeout / 1000) is not None
 
     def wait_notify(self, key: str, ttl: int) -> None:
         """Wake all who wait on a key, and those who come to wait on it while it lives."""

@@ -11,9 +11,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
+from dramatiq.common import q_name
 from dramatiq.encoder import Encoder
 from dramatiq.results import ResultBackend, ResultMissing, ResultTimeout
-from dramatiq.results.backend import DEFAULT_TIMEOUT, Missing
+from dramatiq.results.backend import DEFAULT_TIMEOUT
 from dramatiq.results.result import wrap_exception
 
 from .delivery import MAX_PAYLOAD, current_delivery
@@ -72,15 +73,16 @@ class PostgresBackend(ResultBackend):
           ResultFailure: the actor failed, and that is its result.
           DatabaseUnavailable, NotPermitted: it cannot be looked up.
         """
-        key = self.build_message_key(message)
-        if not block:
-            result = self._get(key)
-            if result is Missing:
-                raise ResultMissing(message)
-            return self.unwrap_result(result)
+        # What was stored with another queue's messages is no result of this one.
+        wanted = self.build_message_key(message), q_name(message.queue_name)
         _outside_of_workflows()
+        if not block:
+            found = self.place.call(lambda procedures, conn: procedures.get_results(conn, [wanted]))
+            if not found:
+                raise ResultMissing(message)
+            return self.unwrap_result(self.encoder.decode(found[wanted]))
         seconds = (DEFAULT_TIMEOUT if timeout is None else timeout) / 1000
-        value = Watch.of(self.place.broker).wait(key, seconds)
+        value = Watch.of(self.place.broker).wait(wanted, seconds)
         if value is None:
             raise ResultTimeout(message)
         return self.unwrap_result(self.encoder.decode(value))
@@ -91,11 +93,6 @@ class PostgresBackend(ResultBackend):
         if len(key.encode()) <= MAX_KEY and "\0" not in key:
             return key
         return hashlib.md5(key.encode()).hexdigest()
-
-    def _get(self, message_key: str) -> Any:
-        _outside_of_workflows()
-        found = self.place.call(lambda procedures, conn: procedures.get_results(conn, [message_key]))
-        return self.encoder.decode(found[message_key]) if found else Missing
 
     def _store(self, message_key: str, result: Any, ttl: int) -> None:
         ttl = time_to_live(ttl)

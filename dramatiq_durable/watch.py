@@ -16,6 +16,7 @@ import psycopg
 
 from .database import translate
 from .errors import DatabaseUnavailable
+from .procedures import Wanted
 
 if TYPE_CHECKING:
     from .broker import DurableBroker
@@ -39,10 +40,10 @@ STRETCH = 0.5
 class _Wish:
     """One caller's waiting for one result."""
 
-    __slots__ = ("asked", "done", "error", "key", "looks", "next_look", "until", "value")
+    __slots__ = ("asked", "done", "error", "looks", "next_look", "until", "value", "wanted")
 
-    def __init__(self, key: str) -> None:
-        self.key = key
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
         self.done = threading.Event()
         #: Whether it was looked for at all, or tried to be.
         self.asked = False
@@ -73,7 +74,7 @@ class Watch:
         """The one of this process; a forked child makes its own."""
         return broker.shared("watch", lambda: cls(broker))
 
-    def wait(self, key: str, timeout: float | None) -> bytes | None:
+    def wait(self, wanted: Wanted, timeout: float | None) -> bytes | None:
         """Wait for a result, for so many seconds at the most; None is for ever.  It is looked for at least once.
 
         Returns:
@@ -83,7 +84,7 @@ class Watch:
           DatabaseUnavailable: the time is over, and the database was away at the end.
           NotPermitted, SchemaOutOfDate, NotConfigured: it cannot be looked up.
         """
-        wish = _Wish(key)
+        wish = _Wish(wanted)
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         with self._lock:
             self._wishes.add(wish)
@@ -138,8 +139,8 @@ class Watch:
     def _look(self, due: list[_Wish], now: float) -> None:
         try:
             new = [w for w in due if w.until < now]
-            found = self._find([w.key for w in new], self._channel)
-            found.update(self._find([w.key for w in due if w.until >= now], None))
+            found = self._find([w.wanted for w in new], self._channel)
+            found.update(self._find([w.wanted for w in due if w.until >= now], None))
         except DatabaseUnavailable as e:
             logger.debug("the database is away, looking for results again: %s", e)
             for wish in due:
@@ -156,17 +157,17 @@ class Watch:
             wish.looks = 0
         for wish in due:
             wish.error = None
-            if wish.key in found:
-                wish.value = found[wish.key]
+            if wish.wanted in found:
+                wish.value = found[wish.wanted]
                 wish.done.set()
             wish.next_look = time.monotonic() + LOOKS[min(wish.looks, len(LOOKS) - 1)]
             wish.looks += 1
 
-    def _find(self, keys: list[str], channel: bytes | None) -> dict[str, bytes]:
-        if not keys:
+    def _find(self, wanted: list[Wanted], channel: bytes | None) -> dict[Wanted, bytes]:
+        if not wanted:
             return {}
         try:
             with self._broker.database.connection() as conn:
-                return self._broker.procedures.get_results(conn, list(set(keys)), channel, int(WISH * 1000))
+                return self._broker.procedures.get_results(conn, list(set(wanted)), channel, int(WISH * 1000))
         except psycopg.Error as e:
             raise translate(e) from e

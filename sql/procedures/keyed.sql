@@ -37,9 +37,13 @@ BEGIN
                 RETURN;
             END IF;
         END IF;
+        -- Two looks, each on its index: one for both would read the whole stream.
         SELECT m.message_id INTO store_keyed.message_id FROM {schema}.message m
-        WHERE m.stream_id = p_stream AND (m.unique_key = p_key OR m.message_id = p_message)
-        ORDER BY m.unique_key = p_key DESC NULLS LAST LIMIT 1;
+        WHERE m.stream_id = p_stream AND m.unique_key = p_key;
+        IF NOT FOUND THEN
+            SELECT m.message_id INTO store_keyed.message_id FROM {schema}.message m
+            WHERE m.message_id = p_message AND m.stream_id = p_stream;
+        END IF;
         -- One that ended in this very moment makes room; one that replaces meets another that does.
         IF FOUND AND (p_conflict <> 'replace' OR store_keyed.message_id = p_message) THEN
             RETURN;

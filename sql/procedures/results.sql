@@ -129,8 +129,10 @@ BEGIN
     FROM unnest(p_keys, p_streams, p_values, p_ttls) WITH ORDINALITY t (key, stream_id, value, ttl, n)
     ORDER BY t.key, t.stream_id, t.n DESC
     ON CONFLICT (key, stream_id) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at;
+    -- Not without end: anybody may wait for a key that he knows.  Those who are left out look by themselves.
     FOR v_channel IN
-        SELECT DISTINCT w.channel FROM {schema}.result_waiter w WHERE w.key = ANY (p_keys) AND w.until > v_now
+        SELECT DISTINCT c.channel
+        FROM (SELECT w.channel FROM {schema}.result_waiter w WHERE w.key = ANY (p_keys) AND w.until > v_now LIMIT 10000) c
     LOOP
         IF pg_notification_queue_usage() < 0.25 THEN
             PERFORM pg_notify('durable:c' || v_channel, '');
@@ -152,51 +154,67 @@ BEGIN
 END
 $$;
 
--- Those of these results that are there and not expired, of streams that the caller may use.
+-- Those of these results that are there and not expired (n: position).  p_streams[i] is the name of the stream that has
+-- the message whose result p_keys[i] is: nobody else can have stored it.  Besides, and for NULL alone, what was kept
+-- outside of any delivery: by administrators for administrators, by any other principal for itself.
 -- p_channel: where NULL, that is all; else the channel is notified when one of the others comes, within p_wait milliseconds.
 -- What was being stored while the wish was being committed is found by asking again.
-CREATE FUNCTION {schema}.get_results(p_keys text[], p_channel uuid, p_wait bigint)
-RETURNS TABLE (key text, value bytea)
+CREATE FUNCTION {schema}.get_results(p_keys text[], p_streams text[], p_channel uuid, p_wait bigint)
+RETURNS TABLE (n int, value bytea)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
-#variable_conflict use_column
 DECLARE
     v_caller record;
+    v_own int;
     v_until timestamptz := clock_timestamp() + least(greatest(p_wait, 0), 3600000) * interval '1 millisecond';
 BEGIN
     IF cardinality(p_keys) > 10000 THEN
         RAISE EXCEPTION 'a call has at most 10000 items, not %', cardinality(p_keys) USING ERRCODE = '54000';
     END IF;
     SELECT * INTO v_caller FROM {schema}.caller();
+    v_own := -{schema}.space();
     IF p_channel IS NOT NULL THEN
         INSERT INTO {schema}.result_waiter AS w (key, channel, until)
         SELECT DISTINCT k, p_channel, v_until FROM unnest(p_keys) k ORDER BY 1
         ON CONFLICT (key, channel) DO UPDATE SET until = excluded.until;
     END IF;
     RETURN QUERY
-        SELECT DISTINCT ON (r.key) r.key, r.value FROM {schema}.result r
-        WHERE r.key = ANY (p_keys) AND r.expires_at > clock_timestamp()
-          AND (v_caller.is_admin OR r.stream_id = -v_caller.principal_id OR EXISTS (
+        SELECT DISTINCT ON (t.n) t.n::int, r.value
+        FROM unnest(p_keys, p_streams) WITH ORDINALITY t (key, stream, n)
+        JOIN {schema}.result r ON r.key = t.key
+        LEFT JOIN {schema}.stream s ON s.name = t.stream
+        WHERE r.expires_at > clock_timestamp()
+          AND (r.stream_id = v_own OR r.stream_id = s.stream_id AND (v_caller.is_admin OR EXISTS (
               SELECT 1 FROM {schema}.stream_grant g
-              WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id AND (g.consume OR g.produce)))
-        ORDER BY r.key, r.expires_at DESC;
+              WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id AND (g.consume OR g.produce))))
+        ORDER BY t.n, r.expires_at DESC;
 END
 $$;
 
 -- Forget what has expired, a bounded number of rows of each kind; nobody is waited for.  Answers how many rows.
+-- Whoever keeps this transaction open stands in the way of those who come back to what it forgets: a worker that is no
+-- administrator's forgets what is its principal's own, and of the others only what has been over for a month.
 CREATE FUNCTION {schema}.sweep(p_worker uuid)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 AS $$
 DECLARE
+    v_worker record;
     v_now timestamptz := clock_timestamp();
+    v_foreign timestamptz;
+    v_streams int[];
     v_rows bigint;
     v_all bigint := 0;
 BEGIN
-    PERFORM {schema}.authenticate(p_worker);
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    v_foreign := v_now - CASE WHEN v_worker.is_admin THEN interval '0' ELSE interval '30 days' END;
+    v_streams := ARRAY(SELECT g.stream_id FROM {schema}.stream_grant g
+                       WHERE g.principal_id = v_worker.principal_id AND g.consume) || -v_worker.principal_id;
     DELETE FROM {schema}.result r WHERE r.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM {schema}.result o WHERE o.expires_at < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
+        SELECT o.ctid FROM {schema}.result o
+        WHERE o.expires_at < v_now AND (o.expires_at < v_foreign OR o.stream_id = ANY (v_streams))
+        LIMIT 5000 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_rows = ROW_COUNT;
     v_all := v_all + v_rows;
     DELETE FROM {schema}.result_waiter w WHERE w.ctid = ANY (ARRAY(
@@ -209,13 +227,17 @@ BEGIN
     v_all := v_all + v_rows;
     -- A group may take longer than its barrier lives: its count is kept for a week more.
     DELETE FROM {schema}.limiter l WHERE l.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM {schema}.limiter o WHERE o.expires_at < v_now - CASE WHEN o.key LIKE '%@%' THEN interval '1 hour' ELSE interval '7 days' END
+        SELECT o.ctid FROM {schema}.limiter o
+        WHERE o.expires_at < v_now - CASE WHEN o.key LIKE '%@%' THEN interval '1 hour' ELSE interval '7 days' END
+          AND (o.expires_at < v_foreign OR o.space = v_worker.principal_id)
         LIMIT 5000 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_rows = ROW_COUNT;
     v_all := v_all + v_rows;
     -- A sender asks about its last batch within minutes, if ever.
     DELETE FROM {schema}.sender s WHERE s.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM {schema}.sender o WHERE o.at < v_now - interval '7 days' LIMIT 5000 FOR UPDATE SKIP LOCKED));
+        SELECT o.ctid FROM {schema}.sender o
+        WHERE o.at < v_now - interval '7 days' AND (o.at < v_foreign OR o.login = session_user)
+        LIMIT 5000 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_rows = ROW_COUNT;
     RETURN v_all + v_rows;
 END

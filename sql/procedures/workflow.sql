@@ -50,7 +50,7 @@ $$;
 CREATE FUNCTION {schema}.complete_activities(
     p_worker uuid, p_messages uuid[], p_leases uuid[], p_types text[], p_payloads bytea[], p_attributes text[])
 RETURNS int[]
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
@@ -84,7 +84,7 @@ $$;
 -- p_delay milliseconds, and the failure is shown.  Answers whether the lease was live.
 CREATE FUNCTION {schema}.fail_task(p_worker uuid, p_message uuid, p_lease uuid, p_failure text, p_delay bigint)
 RETURNS boolean
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
     v_worker record;

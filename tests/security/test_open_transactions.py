@@ -88,7 +88,9 @@ class Side:
                 sends=[Enqueue(self.stream, new_id(), "a", 0, 0, b"")],
             ),
             "store_result": lambda: session.call("store_result", "key", b"1", 1000),
-            "get_results": lambda: session.call("get_results", Texts(["key"]), Uuid(new_id()), 1000),
+            "get_results": lambda: session.call(
+                "get_results", Texts(["key"]), Texts([self.name]), Uuid(new_id()), 1000
+            ),
             "limiter_add": lambda: session.call("limiter_add", "key", 1, 1000),
             "limiter_change": lambda: session.call("limiter_change", "key", 1, None, None, 1000),
             "limiter_change_sum": lambda: session.call(

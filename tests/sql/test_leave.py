@@ -22,8 +22,9 @@ def actors(db: Session) -> list[str]:
     return sorted(actor for (actor,) in db.sql("SELECT actor FROM durable.message"))
 
 
-def result(db: Session, key: str) -> bytes | None:
-    return dict(db.call("get_results", Texts([key]), None, 0)).get(key)
+def result(db: Session, key: str, stream: str | None = "s") -> bytes | None:
+    found = db.call("get_results", Texts([key]), Texts([stream]), None, 0)
+    return found[0][1] if found else None
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def test_a_sweep_forgets_what_is_over_and_waits_for_nobody(
         db.call("store_result", f"gone {n}", b"v", 0)
         db.call("limiter_add", f"window@{n}", 1, 0)
     db.call("store_result", "kept", b"v", 60_000)
-    db.call("get_results", Texts(["gone 0", "nobody"]), Uuid(new_id()), 0)
+    db.call("get_results", Texts(["gone 0", "nobody"]), Texts([None] * 2), Uuid(new_id()), 0)
     group = str(uuid.uuid4())
     db.call("limiter_add", group, 1, 0)
     db.sql("UPDATE durable.limiter SET expires_at = expires_at - interval '2 hours'")
