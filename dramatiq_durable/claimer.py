@@ -243,7 +243,9 @@ class Claimer(threading.Thread):
 
     def _sleep(self) -> None:
         # While nothing is to be claimed, the wake-ups that ask for a claim stay unanswered.
-        wanted = self._second_look or any(self._room(of_runs) > 0 for of_runs in self._more)
+        wanted = self._second_look or any(
+            of_runs in self._more and self._room(of_runs) > 0 for of_runs in (True, False)
+        )
         if wanted and self.consumers and not self._resting():
             return
         now = time.monotonic()
