@@ -325,7 +325,7 @@ class Claimer(threading.Thread):
             return None
         streams, limits = [], []
         # The stream that was not looked at for longest comes first, so that a total that is used up goes round.
-        for stream_id, consumer in sorted(list(self.consumers.items()), key=lambda item: item[1].turn):
+        for stream_id, consumer in sorted(self.consumers.copy().items(), key=lambda item: item[1].turn):
             limit = min(total, consumer.room()) if self.fixed else total
             if consumer.of_runs is of_runs and limit > 0:
                 streams.append(stream_id)
