@@ -133,9 +133,9 @@ END
 $$;
 
 -- After a lost answer: was this batch committed?  If it was not, it is given up: it can no longer be committed.
+-- refused: the messages of the sender's last call of enqueue_keyed that were not stored.
 -- May be asked again, when its own answer is lost: the answer stays the same.
-CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint)
-RETURNS boolean
+CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint, OUT committed boolean, OUT refused uuid[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
@@ -143,11 +143,11 @@ BEGIN
     VALUES (p_sender, session_user, p_batch, p_batch, clock_timestamp())
     ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, given_up = excluded.batch, at = excluded.at
     WHERE s.batch < excluded.batch AND s.login = excluded.login;
-    IF FOUND THEN
-        RETURN false;
+    IF NOT FOUND THEN
+        SELECT s.refused INTO batch_outcome.refused
+        FROM {schema}.sender s WHERE s.sender = p_sender AND s.login = session_user AND s.given_up <> p_batch;
     END IF;
-    RETURN EXISTS (
-        SELECT 1 FROM {schema}.sender s WHERE s.sender = p_sender AND s.login = session_user AND s.given_up <> p_batch);
+    committed := batch_outcome.refused IS NOT NULL;
 END
 $$;
 

@@ -181,7 +181,7 @@ def test_a_reclaim_looks_only_at_what_was_held(db: Session, statistics: Callable
     assert counted["message"].cheap, counted
 
 
-@pytest.mark.parametrize("conflict", ["skip", "look", "replace"])
+@pytest.mark.parametrize("conflict", ["skip", "fail", "replace"])
 def test_a_unique_key_that_is_taken_is_found(db: Session, statistics: Callable[[], None], conflict: str) -> None:
     stream = db.stream()
     fill(db, stream)
@@ -189,5 +189,5 @@ def test_a_unique_key_that_is_taken_is_found(db: Session, statistics: Callable[[
     statistics()
     with counting(db) as counted:
         assert db.enqueue_keyed(stream, "key", conflict)[0] == (conflict == "replace")
-        assert db.enqueue_keyed(stream, "another", "look")[0] == 1
+        assert db.enqueue_keyed(stream, "another", conflict)[0] == 1
     assert counted["message"].cheap, counted
