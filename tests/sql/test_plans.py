@@ -99,6 +99,25 @@ def test_a_claim_does_not_look_at_delayed_messages(db: Session, statistics: Call
     assert counted["message"].cheap, counted
 
 
+def test_a_claim_passes_by_very_many_priorities(db: Session, statistics: Callable[[], None]) -> None:
+    stream = db.stream()
+    db.sql("SELECT setseed(0.5)")
+    fill(db, stream, priority="(random() * 1000000000)::int")
+    last = [db.enqueue(stream, b"%d" % n, priority=2_000_000_000 + n) for n in range(3)]
+    assert last == [[1]] * 3
+    statistics()
+    worker = db.register(stream)
+    with counting(db) as counted:
+        claimed, next_due = worker.look(2)
+    assert [c.payload for c in claimed] == [b"0", b"1"]
+    assert counted["message"].seq_scans == 0
+    assert counted["message"].rows < 500, counted
+    claimed, next_due = worker.look(2)
+    assert [c.payload for c in claimed] == [b"2"]
+    assert next_due is not None
+    assert next_due <= 1000
+
+
 def test_a_claim_takes_no_more_from_a_long_queue_than_it_hands_out(db: Session, statistics: Callable[[], None]) -> None:
     stream, other = db.stream(), db.stream("other")
     fill(db, stream, delay="-1 second")
