@@ -243,7 +243,8 @@ class Claimer(threading.Thread):
 
     def _sleep(self) -> None:
         # While nothing is to be claimed, the wake-ups that ask for a claim stay unanswered.
-        wanted = self._second_look or any(self._room(of_runs) > 0 for of_runs in self._more)
+        kinds = [of_runs for of_runs in (True, False) if of_runs in self._more]
+        wanted = self._second_look or any(self._room(of_runs) > 0 for of_runs in kinds)
         if wanted and self.consumers and not self._resting():
             return
         now = time.monotonic()
@@ -324,7 +325,7 @@ class Claimer(threading.Thread):
             return None
         streams, limits = [], []
         # The stream that was not looked at for longest comes first, so that a total that is used up goes round.
-        for stream_id, consumer in sorted(self.consumers.items(), key=lambda item: item[1].turn):
+        for stream_id, consumer in sorted(self.consumers.copy().items(), key=lambda item: item[1].turn):
             limit = min(total, consumer.room()) if self.fixed else total
             if consumer.of_runs is of_runs and limit > 0:
                 streams.append(stream_id)

@@ -20,9 +20,9 @@ from tests.support.processes import Process, Processes
 DEMO = (sys.executable, "-m", "examples.orders.demo", "--shared", "--patience", "8s")
 
 
-def blocks() -> list[str]:
-    """The README's blocks of Python, without the indentation of a list they may stand in."""
-    text = (ROOT / "README.md").read_text()
+def blocks(page: str = "README.md") -> list[str]:
+    """A page's blocks of Python, without the indentation of a list they may stand in."""
+    text = (ROOT / page).read_text()
     found = re.findall(r"^( *)```python\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
 
@@ -39,8 +39,82 @@ def test_the_example_of_the_readme_runs(run_process: Processes, database_url: st
     assert client.output == "receipt-o-1: 1 on the way, approved by Kim\n"
 
 
+def test_what_the_readme_shows_of_dramatiq_runs(run_process: Processes, database_url: str) -> None:
+    before = """
+import os, dramatiq, dramatiq_durable as durable
+from dramatiq.middleware import GroupCallbacks
+from dramatiq.results import Results
+from sqlalchemy import Column, MetaData, String, Table, create_engine, insert
+
+broker = durable.DurableBroker()
+dramatiq.set_broker(broker)
+engine = create_engine(os.environ["ALCHEMY_URL"])
+metadata = MetaData()
+orders = Table("orders", metadata, Column("id", String))
+metadata.create_all(engine)
+
+
+@dramatiq.actor
+def charge(order_id, cents): ...
+
+
+@dramatiq.actor
+def report(period): ...
+
+
+message = report.send("first")
+"""
+    after = """
+assert durable.schedules.describe("report").timezone == "Europe/Berlin"
+broker.close()
+"""
+    environment = {
+        "DRAMATIQ_DURABLE_URL": database_url,
+        "ALCHEMY_URL": database_url.replace("postgresql://", "postgresql+psycopg://", 1),
+    }
+    process = run_process.python(before + blocks()[1] + after, env=environment)
+    assert process.wait(timeout=60) == 0, process.output
+    with psycopg.connect(database_url) as conn:
+        assert conn.execute("SELECT id FROM orders").fetchall() == [("o-1",)]
+        waiting = conn.execute("SELECT actor, unique_key, abort_at IS NULL FROM durable.message WHERE kind = 'm'")
+        assert set(waiting.fetchall()) == {
+            ("charge", None, True), ("report", "report-daily", True), ("report", None, False)
+        }  # fmt: skip
+
+
+def test_what_the_page_on_queues_shows_runs(run_process: Processes, database_url: str) -> None:
+    results, groups, unique = blocks("docs/queues.md")
+    program = f"""
+import dramatiq, dramatiq_durable as durable
+
+broker = durable.DurableBroker()
+dramatiq.set_broker(broker)
+
+
+@dramatiq.actor
+def report(period): ...
+
+
+worker = dramatiq.Worker(broker, worker_timeout=50)
+worker.start()
+{results}
+assert add.send(2, 3).get_result(block=True, timeout=20_000) == 5
+{groups}
+done = dramatiq.group([report.message("a"), report.message("b")])
+done.add_completion_callback(report.message("c"))
+done.run()
+broker.join("default", timeout=20_000)
+worker.stop()
+{unique}
+assert report.send_with_options(args=("again",), unique_key="report-daily").message_id == message.message_id
+broker.close()
+"""
+    process = run_process.python(program, env={"DRAMATIQ_DURABLE_URL": database_url})
+    assert process.wait(timeout=60) == 0, process.output
+
+
 def test_the_activity_of_the_readme_writes_its_row_once(run_process: Processes, database_url: str) -> None:
-    (book_activity,) = blocks()[1:]
+    book_activity = blocks()[2]
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute("CREATE TABLE charge (order_id text, cents int)")
         program = (
