@@ -35,6 +35,7 @@ from .operations import (
     Claim,
     Context,
     Enqueue,
+    EnqueueKeyed,
     EnqueueOne,
     LeaseOperation,
     Operation,
@@ -396,19 +397,21 @@ class GroupCommit:
         while True:
             try:
                 conn = self._connection()
-                committed = self.procedures.batch_outcome(conn, self.sender, numbered)
+                refused = self.procedures.batch_outcome(conn, self.sender, numbered)
                 break
             except (DurableError, psycopg.Error) as e:
                 self._drop_connection()
                 if give_up():
                     raise DatabaseUnavailable(str(e)) from e
                 time.sleep(0.2)
-        if not committed:
+        if refused is None:
             return batch
         again: list[Operation] = []
         settled: list[Operation] = []
-        for kind, items in by_kind(batch):
-            (settled if kind.settle_committed(items) else again).extend(items)
+        for operation in batch:
+            # Whatever was in the way of these then, now they may be stored.
+            refusal = isinstance(operation, EnqueueKeyed) and operation.message_id in refused
+            (settled if not refusal and operation.settle_committed([operation]) else again).append(operation)
         self._finish(settled)
         return again
 

@@ -33,9 +33,11 @@ class Procedures:
         """The ids of streams.  Raises NotPermitted (as DD001) for one that is missing or foreign."""
         return dict(self._call(conn, "open_streams", Texts(names)))
 
-    def batch_outcome(self, conn: Connection, sender: bytes, batch: int) -> bool:
-        """Whether a batch was committed; if it was not, it no longer can be."""
-        return bool(self._call(conn, "batch_outcome", Uuid(sender), batch)[0][0])
+    def batch_outcome(self, conn: Connection, sender: bytes, batch: int) -> set[bytes] | None:
+        """Of a batch that was committed, the messages with a unique key that were not stored; None for one that was not
+        committed, and no longer can be."""
+        committed, refused = self._call(conn, "batch_outcome", Uuid(sender), batch)[0]
+        return set(refused) if committed else None
 
     def register_worker(
         self, conn: Connection, host: str, pid: int, threads: int, streams: list[int], delay: int, count: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -101,17 +101,13 @@ class EnqueueKeyed(Enqueue):
     procedure = "enqueue_keyed"
     parameters = 11
 
-    #: It was committed, and its answer lost.  Storing it again would repeat it, if it is done by now: it is only looked
-    #: for, by itself or by its key.
-    committed: bool = field(default=False, init=False)
-
     @classmethod
     def arguments(cls, items: Sequence[Enqueue], context: Context) -> list[Any]:
         return [
             *Enqueue.arguments(items, context),
             Uuids([i.group for i in items]),
             Texts([i.unique_key for i in items]),
-            Texts(["look" if isinstance(i, EnqueueKeyed) and i.committed else i.conflict for i in items]),
+            Texts([i.conflict for i in items]),
         ]
 
     @classmethod
@@ -131,11 +127,10 @@ class EnqueueKeyed(Enqueue):
 
     @classmethod
     def settle_committed(cls, items: Sequence[Enqueue]) -> bool:
-        # Which id is there is not known: called again, it tells.
+        # Those that were not stored are called again (see `GroupCommit`).
         for item in items:
-            assert isinstance(item, EnqueueKeyed)
-            item.committed = True
-        return False
+            item.answer = (1, item.message_id)
+        return True
 
 
 @dataclass(slots=True, eq=False)

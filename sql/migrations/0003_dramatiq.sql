@@ -9,6 +9,9 @@ ALTER TABLE {schema}.message
 -- At most one live message of a stream has a key.
 CREATE UNIQUE INDEX message_unique ON {schema}.message (stream_id, unique_key) WHERE unique_key IS NOT NULL;
 
+-- After a lost answer: which messages of its last call of enqueue_keyed were not stored.
+ALTER TABLE {schema}.sender ADD COLUMN refused uuid[] NOT NULL DEFAULT '{}';
+
 -- What a redrive needs to bring the message back as it was.
 ALTER TABLE {schema}.dead_letter
     ADD COLUMN kind "char" NOT NULL DEFAULT 'm',

@@ -2,9 +2,8 @@
 
 -- Internal: store one message, of which a stream has at most one live with its key (and with its id).
 -- p_conflict says what happens where there is one: skip and fail store nothing; replace takes the place of one that waits,
--- and takes the key from one that is being worked on; look stores nothing in any case (what was stored and is done by now
--- must not come back).
--- Answers 1 and its own id: stored (or, for look, no other is live); 0 and the live one's id: not.
+-- and takes the key from one that is being worked on.
+-- Answers 1 and its own id: stored; 0 and the live one's id: not.
 CREATE FUNCTION {schema}.store_keyed(
     p_stream int, p_message uuid, p_actor text, p_priority int, p_delay bigint, p_payload bytea, p_group uuid, p_key text,
     p_conflict text, OUT status int, OUT message_id uuid)
@@ -26,16 +25,14 @@ BEGIN
             WHERE m.stream_id = p_stream AND m.unique_key = p_key AND m.lease_token IS NOT NULL
               AND m.message_id <> p_message;
         END IF;
-        IF p_conflict IS DISTINCT FROM 'look' THEN
-            INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, group_id, unique_key)
-            VALUES (p_message, p_stream, p_priority,
-                    v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond', v_now, p_actor, p_payload,
-                    p_group, p_key)
-            ON CONFLICT DO NOTHING;
-            IF FOUND THEN
-                status := 1;
-                RETURN;
-            END IF;
+        INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, group_id, unique_key)
+        VALUES (p_message, p_stream, p_priority,
+                v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond', v_now, p_actor, p_payload,
+                p_group, p_key)
+        ON CONFLICT DO NOTHING;
+        IF FOUND THEN
+            status := 1;
+            RETURN;
         END IF;
         -- Two looks, each on its index: one for both would read the whole stream.
         SELECT m.message_id INTO store_keyed.message_id FROM {schema}.message m
@@ -49,10 +46,6 @@ BEGIN
             RETURN;
         END IF;
         message_id := p_message;
-        IF p_conflict = 'look' THEN
-            status := 1;
-            RETURN;
-        END IF;
     END LOOP;
     RAISE EXCEPTION 'too many at once store messages with one unique key' USING ERRCODE = '40001';
 END
@@ -72,6 +65,7 @@ DECLARE
     v_caller record;
     v_may int[];
     v_stored record;
+    v_refused uuid[] := '{}';
     i int;
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
@@ -88,8 +82,14 @@ BEGIN
             status := v_stored.status;
             message_id := v_stored.message_id;
         END IF;
+        IF message_id IS DISTINCT FROM p_messages[i] THEN
+            v_refused := v_refused || p_messages[i];
+        END IF;
         RETURN NEXT;
     END LOOP;
+    -- By the time that a lost answer is asked for, nobody could tell any more: what was stored may be done, and what was
+    -- in the way gone.
+    UPDATE {schema}.sender s SET refused = v_refused WHERE s.sender = p_sender AND s.refused <> v_refused;
     PERFORM {schema}.wake(v_may, p_sender IS NULL);
 END
 $$;

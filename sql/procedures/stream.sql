@@ -133,9 +133,9 @@ END
 $$;
 
 -- After a lost answer: was this batch committed?  If it was not, it is given up: it can no longer be committed.
+-- refused: the messages of the sender's last call of enqueue_keyed that were not stored.
 -- May be asked again, when its own answer is lost: the answer stays the same.
-CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint)
-RETURNS boolean
+CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint, OUT committed boolean, OUT refused uuid[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
@@ -143,11 +143,11 @@ BEGIN
     VALUES (p_sender, session_user, p_batch, p_batch, clock_timestamp())
     ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, given_up = excluded.batch, at = excluded.at
     WHERE s.batch < excluded.batch AND s.login = excluded.login;
-    IF FOUND THEN
-        RETURN false;
+    IF NOT FOUND THEN
+        SELECT s.refused INTO batch_outcome.refused
+        FROM {schema}.sender s WHERE s.sender = p_sender AND s.login = session_user AND s.given_up <> p_batch;
     END IF;
-    RETURN EXISTS (
-        SELECT 1 FROM {schema}.sender s WHERE s.sender = p_sender AND s.login = session_user AND s.given_up <> p_batch);
+    committed := batch_outcome.refused IS NOT NULL;
 END
 $$;
 
@@ -177,6 +177,7 @@ DECLARE
     v_may int[];
     v_left int;
     v_priority int;
+    v_priorities int;
     v_rows int;
     v_ticks int := 0;
     v_before int;
@@ -201,6 +202,7 @@ BEGIN
         -- delayed messages are never looked at.
         SELECT m.priority INTO v_priority FROM {schema}.message m
         WHERE m.stream_id = p_streams[i] ORDER BY m.priority LIMIT 1;
+        v_priorities := 0;
         WHILE v_priority IS NOT NULL AND v_left > 0 LOOP
             v_rows := 0;
             v_before := v_ticks;
@@ -237,8 +239,19 @@ BEGIN
                 ORDER BY m.due_at LIMIT 1;
                 v_next := least(v_next, v_due);
             END IF;
-            SELECT m.priority INTO v_priority FROM {schema}.message m
-            WHERE m.stream_id = p_streams[i] AND m.priority > v_priority ORDER BY m.priority LIMIT 1;
+            v_priorities := v_priorities + 1;
+            IF v_priorities < 100 THEN
+                SELECT m.priority INTO v_priority FROM {schema}.message m
+                WHERE m.stream_id = p_streams[i] AND m.priority > v_priority ORDER BY m.priority LIMIT 1;
+            ELSE
+                -- Whoever gives nearly every message a priority of its own holds nobody up: from here on only those that
+                -- have something due, in one pass, and the others are looked for in a second.
+                SELECT m.priority INTO v_priority FROM {schema}.message m
+                WHERE m.stream_id = p_streams[i] AND m.priority > v_priority AND m.due_at <= v_now
+                  AND m.lease_token IS NULL
+                ORDER BY m.priority, m.due_at LIMIT 1;
+                v_next := least(v_next, v_now + interval '1 second');
+            END IF;
         END LOOP;
     END LOOP;
     -- Whatever the worker says that it has finished: what is still leased to it stays among what it holds, or else

@@ -322,6 +322,50 @@ def test_after_a_lost_answer_a_skipped_one_says_who_is_there(
     assert stored(rows) == [0]
 
 
+@pytest.mark.parametrize("conflict", ["skip", "fail"])
+def test_after_a_lost_answer_a_skipped_one_is_stored_once_there_is_room(
+    app: Application, rows: Rows, monkeypatch: pytest.MonkeyPatch, conflict: str
+) -> None:
+    """What was in its way has ended before anybody asks: nobody must believe that it was this message."""
+    first = app.send(0)
+    execute, lost = GroupCommit._execute, Record()
+
+    def lose(self: GroupCommit, conn: Any, batch: list[Any]) -> None:
+        execute(self, conn, batch)
+        lost()
+        if len(lost.values) == 1:
+            rows("DELETE FROM durable.message")
+            conn.close()
+            raise psycopg.OperationalError("the connection is lost")
+
+    monkeypatch.setattr(GroupCommit, "_execute", lose)
+    assert app.send(1, conflict=conflict).message_id != first.message_id
+    assert stored(rows) == [1]
+
+
+@pytest.mark.parametrize("conflict", ["skip", "fail"])
+def test_after_a_lost_answer_one_that_was_stored_is_not_taken_for_its_successor(
+    app: Application, rows: Rows, monkeypatch: pytest.MonkeyPatch, conflict: str
+) -> None:
+    """It is done, and another has its key, before anybody asks."""
+    app.work.send(0)
+    rows("DELETE FROM durable.message")
+    message = app.work.message_with_options(args=(1,), unique_key="key", unique_conflict=conflict)
+    execute, lost = GroupCommit._execute, Record()
+
+    def lose(self: GroupCommit, conn: Any, batch: list[Any]) -> None:
+        execute(self, conn, batch)
+        lost()
+        if len(lost.values) == 1:
+            rows("UPDATE durable.message SET message_id = gen_random_uuid()")
+            conn.close()
+            raise psycopg.OperationalError("the connection is lost")
+
+    monkeypatch.setattr(GroupCommit, "_execute", lose)
+    assert app.broker.enqueue(message).message_id == message.message_id
+    assert len(lost.values) == 1
+
+
 def test_a_follower_that_waits_for_a_key_holds_up_nobody_else(
     app: Application, rows: Rows, start_worker: Any, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

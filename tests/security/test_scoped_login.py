@@ -429,7 +429,7 @@ def test_an_activities_worker_sees_nothing_of_the_run(scene: Scene, grant: Grant
 def test_another_logins_batches_tell_nothing(scene: Scene) -> None:
     scene.db.enqueue(scene.theirs, b"x")
     asked = scene.attacker.call("batch_outcome", Uuid(scene.db.sender), 10)
-    assert asked == scene.attacker.call("batch_outcome", Uuid(new_id()), 10) == [(False,)]
+    assert asked == scene.attacker.call("batch_outcome", Uuid(new_id()), 10) == [(False, None)]
     assert scene.db.enqueue(scene.theirs, b"y") == [1], "and nothing was given up"
 
 

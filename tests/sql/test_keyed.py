@@ -10,11 +10,11 @@ import pytest
 from .api import Session, in_background, new_id
 
 
-@pytest.mark.parametrize("conflict", ["skip", "fail", "replace", "look"])
+@pytest.mark.parametrize("conflict", ["skip", "fail", "replace"])
 def test_a_free_key(db: Session, conflict: str) -> None:
     id = new_id()
     assert db.enqueue_keyed(db.stream(), "key", conflict, id=id) == (1, id)
-    assert db.value("SELECT count(*) FROM durable.message") == (0 if conflict == "look" else 1)
+    assert db.value("SELECT count(*) FROM durable.message") == 1
 
 
 @pytest.mark.parametrize("state", ["waiting", "delayed", "leased", "rescheduled"])
@@ -26,7 +26,7 @@ def test_a_key_that_is_taken(db: Session, state: str) -> None:
     claimed = worker.claim() if state in ("leased", "rescheduled") else []
     if state == "rescheduled":
         worker.reschedule(*claimed, delay=60_000)
-    for conflict in ("skip", "fail", "look"):
+    for conflict in ("skip", "fail"):
         assert db.enqueue_keyed(stream, "key", conflict) == (0, first)
     assert db.enqueue_keyed(stream, "key", "replace", id=second) == (1, second)
     left = {id for (id,) in db.sql("SELECT message_id FROM durable.message")}
@@ -39,7 +39,7 @@ def test_a_key_that_is_taken(db: Session, state: str) -> None:
 def test_the_same_id_again(db: Session) -> None:
     stream, id = db.stream(), new_id()
     for key in ("key", None):
-        for conflict in ("skip", "fail", "replace", "look"):
+        for conflict in ("skip", "fail", "replace"):
             status, found = db.enqueue_keyed(stream, key, conflict, id=id)
             assert found == id
             assert status == (key == "key" and conflict == "skip")

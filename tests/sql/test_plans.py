@@ -99,6 +99,25 @@ def test_a_claim_does_not_look_at_delayed_messages(db: Session, statistics: Call
     assert counted["message"].cheap, counted
 
 
+def test_a_claim_passes_by_very_many_priorities(db: Session, statistics: Callable[[], None]) -> None:
+    stream = db.stream()
+    db.sql("SELECT setseed(0.5)")
+    fill(db, stream, priority="(random() * 1000000000)::int")
+    last = [db.enqueue(stream, b"%d" % n, priority=2_000_000_000 + n) for n in range(3)]
+    assert last == [[1]] * 3
+    statistics()
+    worker = db.register(stream)
+    with counting(db) as counted:
+        claimed, next_due = worker.look(2)
+    assert [c.payload for c in claimed] == [b"0", b"1"]
+    assert counted["message"].seq_scans == 0
+    assert counted["message"].rows < 500, counted
+    claimed, next_due = worker.look(2)
+    assert [c.payload for c in claimed] == [b"2"]
+    assert next_due is not None
+    assert next_due <= 1000
+
+
 def test_a_claim_takes_no_more_from_a_long_queue_than_it_hands_out(db: Session, statistics: Callable[[], None]) -> None:
     stream, other = db.stream(), db.stream("other")
     fill(db, stream, delay="-1 second")
@@ -181,7 +200,7 @@ def test_a_reclaim_looks_only_at_what_was_held(db: Session, statistics: Callable
     assert counted["message"].cheap, counted
 
 
-@pytest.mark.parametrize("conflict", ["skip", "look", "replace"])
+@pytest.mark.parametrize("conflict", ["skip", "fail", "replace"])
 def test_a_unique_key_that_is_taken_is_found(db: Session, statistics: Callable[[], None], conflict: str) -> None:
     stream = db.stream()
     fill(db, stream)
@@ -189,5 +208,5 @@ def test_a_unique_key_that_is_taken_is_found(db: Session, statistics: Callable[[
     statistics()
     with counting(db) as counted:
         assert db.enqueue_keyed(stream, "key", conflict)[0] == (conflict == "replace")
-        assert db.enqueue_keyed(stream, "another", "look")[0] == 1
+        assert db.enqueue_keyed(stream, "another", conflict)[0] == 1
     assert counted["message"].cheap, counted
