@@ -13,8 +13,8 @@ from typing import Literal
 import psycopg
 from psycopg import sql
 
-from .database import Connection, translate, translate_connect_error
-from .errors import DurableError
+from .database import IS_IT_RUNNING, Connection, translate, translate_connect_error
+from .errors import DatabaseUnavailable, DurableError
 from .migrate import MINIMUM_SERVER, Names, check_namespace, expected_version, procedure_texts
 from .roles import names_of, quoted
 
@@ -76,6 +76,9 @@ def check(url: str, namespace: str = "durable") -> list[Finding]:
 
 
 def _connect_finding(error: Exception) -> Finding:
+    if isinstance(error, DatabaseUnavailable):
+        text = str(error).removesuffix(f". {IS_IT_RUNNING}")
+        return Finding("error", "connection", text, "start the server, or correct DRAMATIQ_DURABLE_URL")
     # The message of such an error ends with what to do about it.
     what, _, fix = str(error).partition(": ") if isinstance(error, DurableError) else (str(error), "", "")
     return Finding("error", "connection", what, fix or "look into the server's log")

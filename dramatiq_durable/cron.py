@@ -109,7 +109,7 @@ def _split(expression: str) -> list[str]:
             CronSim(" ".join(alone), EPOCH)
         except Exception:  # whatever it stumbles over
             raise InvalidSchedule(
-                f"in the cron expression {expression!r} the {name} {value!r} is wrong: a {name} is {range_}, or a list "
+                f"in the cron expression {expression!r} the {name} {value!r} is wrong: it is {range_}, or a list "
                 f"(1,2), a range (1-5), a step (*/5) or *; {right}"
             ) from None
     return fields

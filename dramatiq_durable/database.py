@@ -260,6 +260,9 @@ def translate(error: psycopg.Error) -> Exception:
     return error
 
 
+IS_IT_RUNNING = "Is the server running, and does DRAMATIQ_DURABLE_URL point to it?"
+
+
 def translate_connect_error(error: psycopg.Error, conninfo: str) -> DurableError:
     """What to do about a connection that could not be made; never shows a password."""
     where = _address(conninfo)
@@ -279,9 +282,7 @@ def translate_connect_error(error: psycopg.Error, conninfo: str) -> DurableError
         return NotConfigured(f"the host of {where} is unknown: correct DRAMATIQ_DURABLE_URL")
     # libpq asks much the same, on a line of its own.
     text = re.sub(r"\s*Is the server running .*\?", "", text)
-    return DatabaseUnavailable(
-        f"cannot connect to {where}: {text}. Is the server running, and does DRAMATIQ_DURABLE_URL point to it?"
-    )
+    return DatabaseUnavailable(f"cannot connect to {where}: {text}. {IS_IT_RUNNING}")
 
 
 def _address(conninfo: str) -> str:

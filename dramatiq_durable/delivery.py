@@ -154,5 +154,5 @@ def _blame(message: Message[Any] | Delivery) -> str:
         try:
             get_encoder().encode({"value": value})
         except Exception:
-            return f"The {place} is a {type(value).__name__}. "
+            return f"Its {place} is of type {type(value).__name__}. "
     return ""

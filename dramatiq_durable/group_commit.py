@@ -498,8 +498,8 @@ class _Tries(int):
 
 def _unknown(error: Exception) -> OutcomeUnknown:
     return OutcomeUnknown(
-        f"the connection broke around the commit, and the database did not come back: {error}. It is safe to repeat "
-        "the call with the same id"
+        "the connection broke around the commit, and the database did not come back. It is safe to repeat the call "
+        f"with the same id. {error}"
     )
 
 

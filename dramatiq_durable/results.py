@@ -116,7 +116,7 @@ class PostgresBackend(ResultBackend):
         try:
             value = self.encoder.encode(result)
         except Exception as e:
-            error: Exception = NotEncodable(f"the result, a {type(result).__name__}, cannot be encoded: {e}")
+            error: Exception = NotEncodable(f"the result, of type {type(result).__name__}, cannot be encoded: {e}")
         else:
             if len(value) <= MAX_PAYLOAD:
                 return value

@@ -215,10 +215,10 @@ class Opaque:
 @pytest.mark.parametrize(
     ("args", "kwargs", "place"),
     [
-        ((1, Opaque()), {}, "argument 2 is a Opaque"),
-        ((), {"order": {1, 2}}, "argument 'order' is a set"),
-        ((b"bytes",), {}, "argument 1 is a bytes"),
-        (({(1, 2): 3},), {}, "argument 1 is a dict"),
+        ((1, Opaque()), {}, "argument 2 is of type Opaque"),
+        ((), {"order": {1, 2}}, "argument 'order' is of type set"),
+        ((b"bytes",), {}, "argument 1 is of type bytes"),
+        (({(1, 2): 3},), {}, "argument 1 is of type dict"),
     ],
     ids=["object", "set", "bytes", "key"],
 )

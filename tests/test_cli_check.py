@@ -144,7 +144,8 @@ def test_a_read_only_database_is_found(made: Scratch) -> None:
 def test_a_server_that_is_not_there_is_a_finding_without_the_password() -> None:
     done = run("postgresql://me:secret@127.0.0.1:1/x")
     assert done.exit_code == 1
-    assert done.output.startswith("error: cannot connect to me@127.0.0.1:1/x. Fix: ")
+    assert done.output.startswith("error: cannot connect to me@127.0.0.1:1/x: ")
+    assert done.output.endswith(". Fix: start the server, or correct DRAMATIQ_DURABLE_URL\n")
     assert done.output.count("\n") == 1
     assert "secret" not in done.output
 

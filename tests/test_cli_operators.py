@@ -125,6 +125,9 @@ def test_peek(broker: durable.DurableBroker, actors: Actors, work: Any, cli: Any
     assert (found["message_id"], found["pid"]) == (running.message_id, os.getpid())
     assert f"pid {os.getpid()}" in cli("stream", "peek", "two").output
     assert listed("stream", "peek", "two", "--state", "waiting") == []
+    assert "--limit" not in shown
+    actors.flaky.send_with_options(args=("b", 2), delay=3_600_000)
+    assert "no more than 1 shown: see --limit" in cli("stream", "peek", "one", "--limit", "1").output
     assert "there is no such message" in cli("stream", "peek", "two", "--actor", "x").output
     assert cli("stream", "peek", "nowhere", code=1).output == 'Error: there is no stream named "nowhere"\n'
 

@@ -144,7 +144,8 @@ def list_(ctx: click.Context, chosen: Filter, limit: int, as_json: bool) -> None
             row["arguments"] = call(row)
             row["failure"] = last_line(row["failure"])
     columns = ("dead_letter_id", "stream", "actor", "arguments", "reason", "attempt", "died_at", "failure")
-    print_rows(rows, columns, as_json=as_json, empty="there are no dead letters" + (" like these" if chosen else ""))
+    empty = "there are no dead letters" + (" like these" if chosen else "")
+    print_rows(rows, columns, as_json=as_json, empty=empty, limit=limit)
     if chosen.has_ids and not rows:
         ctx.exit(1)
 

@@ -35,7 +35,9 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(plain(value), indent=2, default=str))
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
+def print_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, empty: str, limit: int | None = None
+) -> None:
     """Print a listing.
 
     Parameters:
@@ -43,6 +45,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
       columns(Sequence): which of it a table shows; JSON has everything.
       as_json(bool): print JSON.
       empty(str): what a table says where there is nothing.
+      limit(int | None): how many rows were asked for; where so many came, a table says that there may be more.
     """
     if as_json:
         print_json(rows)
@@ -54,6 +57,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_
     for row in rows:
         table.add_row(*(text(cell(row.get(column))) for column in columns))
     print_table(table)
+    if len(rows) == limit:
+        click.echo(f"no more than {limit} shown: see --limit")
 
 
 def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
@@ -63,7 +68,8 @@ def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
         return
     table = make_table(["", ""], header=False)
     for name, value in facts.items():
-        table.add_row(text(name.replace("_", " ")), text(cell(value)))
+        shown = f"{cell(value)} {value.astimezone():%Z}" if isinstance(value, datetime) else cell(value)
+        table.add_row(text(name.replace("_", " ")), text(shown))
     print_table(table)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,12 +14,15 @@ from .. import schedules
 from ..workflow.converter import encode_call
 from ..workflow.definition import ActivityStub
 from ..workflow.options import check_name, check_queue_name
-from .output import print_facts, print_json, print_rows
+from .output import cell, duration, print_facts, print_json, print_rows
 from .target import Target, option_json
 from .workflow import parse
 
 #: How a listing and one schedule show a due time.
 COLUMNS = ("name", "cron", "timezone", "target", "queue_name", "next_due", "last_due", "fired", "skipped", "missed")
+
+#: Seconds after which a due time that nobody has fired is called late.
+LATE = 3
 
 
 @click.group("schedule")
@@ -104,12 +108,18 @@ def show(target: Target, name: str, as_json: bool) -> None:
 
 
 def facts(schedule: schedules.Schedule, as_json: bool) -> dict[str, Any]:
-    """What is printed; for people, the next due time alone, or that there is none."""
+    """What is printed; for people, the next due time alone, how late it is, or that there is none."""
     known = {field.name: getattr(schedule, field.name) for field in dataclasses.fields(schedule)}
     if as_json:
         known["catch_up"] = schedule.catch_up.total_seconds()
+    elif schedule.paused:
+        known["next_due"] = "paused"
     else:
-        known["next_due"] = "paused" if schedule.paused else next(iter(schedule.next_due), None)
+        due = known["next_due"] = next(iter(schedule.next_due), None)
+        late = 0.0 if due is None else (datetime.now(UTC) - due).total_seconds()
+        # The workers of its stream fire it within a second; where none runs, or it is paused, this tells.
+        if late > LATE:
+            known["next_due"] = f"{cell(due)} ({duration(late)} late)"
     return known
 
 
@@ -167,10 +177,11 @@ def backfill(target: Target, name: str, start: str, end: str, as_json: bool) -> 
 
 def time(value: str, what: str) -> datetime:
     """A time from the command line."""
-    try:
-        return datetime.fromisoformat(value)
-    except ValueError:
-        raise click.UsageError(f"{what} is a time such as 2026-01-31T00:00Z, not {value!r}") from None
+    with suppress(ValueError):
+        at = datetime.fromisoformat(value)
+        if at.tzinfo is not None:
+            return at
+    raise click.UsageError(f"{what} is a time such as 2026-01-31T00:00Z, with its zone, not {value!r}")
 
 
 def between(times: Sequence[datetime]) -> str:

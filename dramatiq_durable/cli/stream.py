@@ -69,7 +69,8 @@ def peek(target: Target, stream: str, state: str | None, actor: str | None, limi
         "for",
         "last_failure",
     ]
-    print_rows(rows, columns, as_json=as_json, empty="there is no such message")
+    empty = "there is no such message" if state or actor else f"{stream} is empty"
+    print_rows(rows, columns, as_json=as_json, empty=empty, limit=limit)
 
 
 def _for_people(row: dict[str, Any], now: datetime) -> None:

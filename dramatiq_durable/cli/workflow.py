@@ -67,7 +67,7 @@ def list_(target: Target, name: str | None, status: str | None, limit: int, as_j
     columns = ["workflow_id", "name", "status", "queue_name", "started_at", "closed_at", "history_length"]
     if any(row["task_failure"] for row in rows):
         columns.append("task_failure")
-    print_rows(rows, columns, as_json=as_json, empty="there are no runs")
+    print_rows(rows, columns, as_json=as_json, empty="there are no runs", limit=limit)
 
 
 @group.command("show")

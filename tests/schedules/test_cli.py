@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +16,7 @@ import dramatiq_durable as durable
 from dramatiq_durable import schedules
 from dramatiq_durable.cli import main
 from tests.broker.conftest import Record, Rows
+from tests.support import wait_until
 
 Run = Callable[..., str]
 
@@ -120,7 +122,7 @@ def test_what_it_made_runs(
         (("trigger", "s"), "there is no schedule 's'"),
         (("delete", "s"), "there is no schedule 's'"),
         (("backfill", "there", "yesterday", "2026-01-01T00:00Z"), "START is a time such as 2026-01-31T00:00Z"),
-        (("backfill", "there", "2026-01-01T00:00", "2026-01-02T00:00Z"), "start is a datetime with a time zone"),
+        (("backfill", "there", "2026-01-01T00:00", "2026-01-02T00:00Z"), "START is a time such as 2026-01-31T00:00Z"),
     ],
 )
 def test_mistakes(run: Run, attempt: Callable[..., Result], arguments: tuple[str, ...], said: str) -> None:
@@ -128,6 +130,14 @@ def test_mistakes(run: Run, attempt: Callable[..., Result], arguments: tuple[str
     done = attempt(*arguments)
     assert done.exit_code in (1, 2)
     assert said in " ".join(done.output.split())
+
+
+def test_a_due_time_that_nobody_fired_is_called_late(run: Run) -> None:
+    run("create", "s", "--cron", "* * * * * *", *ACTOR)
+    run("create", "far", "--cron", "0 0 1 1 *", "--timezone", "Europe/Berlin", *ACTOR)
+    wait_until(lambda: "s late)" in run("show", "s"), message="no worker runs")
+    assert "late" in run("list")
+    assert re.search(r"next due +\d{4}-\d\d-\d\d \d\d:\d\d:00 \S+", run("show", "far")), "with its zone"
 
 
 def test_what_failed_is_shown(run: Run, rows: Rows) -> None:

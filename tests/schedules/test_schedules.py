@@ -436,7 +436,7 @@ def test_join_and_flush(broker: durable.DurableBroker, report: Any, rows: Rows) 
         ({"kwargs": [1]}, TypeError, "kwargs is a dict"),
         ({"args": [1, 2, 3]}, TypeError, r"typed\(\): too many positional arguments"),
         ({"kwargs": {"c": 1}}, TypeError, r"typed\(\): got an unexpected keyword argument 'c'"),
-        ({"args": [object()]}, durable.NotEncodable, "argument 1 is a object"),
+        ({"args": [object()]}, durable.NotEncodable, "argument 1 is of type object"),
         ({"args": ["x" * 17_000_000]}, durable.PayloadTooLarge, "more than 16777216"),
     ],
 )
