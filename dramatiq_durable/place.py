@@ -32,9 +32,17 @@ class Place:
     Parameters:
       broker(DurableBroker | str | None): a broker, a database's URL, or None for Dramatiq's global broker when it is
         used.
+      url(str | None): a database's URL.
+
+    Raises:
+      ValueError: both are given.
     """
 
-    def __init__(self, broker: DurableBroker | str | None) -> None:
+    def __init__(self, broker: DurableBroker | str | None, url: str | None = None) -> None:
+        if url is not None:
+            if broker is not None:
+                raise ValueError("the back end takes a broker or a URL, not both")
+            broker = url
         if isinstance(broker, str):
             from .broker import DurableBroker
 

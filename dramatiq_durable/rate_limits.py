@@ -35,10 +35,11 @@ class PostgresBackend(RateLimiterBackend):
     Parameters:
       broker(DurableBroker | str | None): whose namespace: a broker, or a database's URL; by default Dramatiq's global
         broker.  Does no I/O before the first use.
+      url(str | None): the database's URL by its name, as Dramatiq's own back ends have it.
     """
 
-    def __init__(self, broker: DurableBroker | str | None = None) -> None:
-        self.place = Place(broker)
+    def __init__(self, broker: DurableBroker | str | None = None, *, url: str | None = None) -> None:
+        self.place = Place(broker, url)
 
     def add(self, key: str, value: int, ttl: int) -> bool:
         """Set a key that is not there; answers whether it did."""

@@ -43,6 +43,7 @@ class PostgresBackend(ResultBackend):
     Parameters:
       broker(DurableBroker | str | None): whose namespace: a broker, or a database's URL; by default Dramatiq's global
         broker.  Does no I/O before the first use.
+      url(str | None): the database's URL by its name, as Dramatiq's own back ends have it.
       namespace(str): a prefix of the results' keys, as for Dramatiq's own back ends.
       encoder(Encoder | None): how values become bytes; by default Dramatiq's global encoder.
       use_namespace_prefix_keys(bool): as for Dramatiq's own back ends.
@@ -52,12 +53,13 @@ class PostgresBackend(ResultBackend):
         self,
         broker: DurableBroker | str | None = None,
         *,
+        url: str | None = None,
         namespace: str = "dramatiq-results",
         encoder: Encoder | None = None,
         use_namespace_prefix_keys: bool = False,
     ) -> None:
         super().__init__(namespace=namespace, encoder=encoder, use_namespace_prefix_keys=use_namespace_prefix_keys)
-        self.place = Place(broker)
+        self.place = Place(broker, url)
 
     def get_result(self, message: dramatiq.Message[Any], *, block: bool = False, timeout: int | None = None) -> Any:
         """The result of a message.

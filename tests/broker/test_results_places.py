@@ -12,6 +12,7 @@ from dramatiq.middleware import Retries
 from dramatiq.results import ResultFailure, Results
 
 import dramatiq_durable as durable
+from dramatiq_durable.rate_limits import PostgresBackend as LimiterBackend
 from dramatiq_durable.results import PostgresBackend
 from tests.support import wait_until
 from tests.support.postgres import Cluster
@@ -42,6 +43,15 @@ def test_made_from_a_url_it_is_the_same_place(
     [(_, one), (_, other)] = notes()
     assert one == other
     backend.place.broker.close()
+
+
+def test_a_url_may_be_given_by_its_name(database_url: str) -> None:
+    """As Dramatiq's own back ends take it."""
+    for kind in (PostgresBackend, LimiterBackend):
+        backend = kind(url=database_url)
+        assert backend.place.broker.place == PostgresBackend(database_url).place.broker.place
+        with pytest.raises(ValueError, match="a broker or a URL, not both"):
+            kind(backend.place.broker, url=database_url)
 
 
 def test_made_from_nothing_it_is_the_global_broker(
