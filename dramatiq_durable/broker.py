@@ -614,5 +614,14 @@ class _Call:
         delivery.result = result
         return None
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The actor's; an interruption, which somebody asked for, is an exception to be expected: no traceback."""
+        options, interruption = self._actor.options, self._delivery.interruption
+        if interruption is None:
+            return options
+        throws = options.get("throws") or ()
+        return {**options, "throws": (*(throws if isinstance(throws, tuple) else (throws,)), interruption)}
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._actor, name)

@@ -106,12 +106,12 @@ class Database:
             psycopg.errors.InvalidSchemaName,
             psycopg.errors.UndefinedFunction,
             psycopg.errors.InsufficientPrivilege,
-        ) as e:
+        ):
             raise SchemaOutOfDate(
                 f"the database {conn.info.dbname!r} has no namespace {self.namespace!r} that the login "
                 f"{conn.info.user!r} may use. Run `dramatiq-durable migrate` with the database's owner; a login of a "
                 "worker also needs `dramatiq-durable role grant`"
-            ) from e
+            ) from None
         except psycopg.Error as e:
             raise translate(e) from e
         version = row[0] if row else None

@@ -95,10 +95,11 @@ class Membership:
                 reclaimed, dead = self.procedures.reclaim(conn, self.token, peer, beat)
                 if reclaimed or dead:
                     logger.warning(
-                        "worker %d is dead: handed %d of its messages back, dead-lettered %d as poison",
+                        "worker %d is dead: handed %d of its messages back, dead-lettered %d as poison%s",
                         peer,
                         reclaimed,
                         dead,
+                        " (dramatiq-durable dead-letter list --reason poison)" if dead else "",
                     )
             seen[peer] = sight
         self._peers = seen

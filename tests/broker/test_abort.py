@@ -152,8 +152,9 @@ def test_bad_input_is_told(broker: durable.DurableBroker) -> None:
 
 
 def test_what_runs_is_interrupted_and_not_retried(
-    broker: durable.DurableBroker, start_worker: Any, rows: Rows, seen: Record
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows, seen: Record, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     begun = threading.Event()
 
     @dramatiq.actor(broker=broker, max_retries=5)
@@ -176,6 +177,8 @@ def test_what_runs_is_interrupted_and_not_retried(
     assert time.monotonic() - at < 5
     rows.drained()
     assert rows.dead_letters() == [("work", 1, "aborted", "Abort: the message was aborted")]
+    assert "Failed to process message work() with expected exception Abort." in caplog.messages
+    assert [r for r in caplog.records if r.exc_info] == [], "somebody wanted it: no traceback"
 
 
 def test_without_notifications_a_worker_finds_out_by_itself(
