@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 #: How often a worker forgets what has expired in the namespace, in seconds.
 SWEEP = 60.0
 
+#: A sweep that has forgotten so many has left some; how long a heartbeat goes on with it, in seconds.
+MANY_SWEPT = 5000
+SWEEPING = 0.2
+
 
 @dataclass(slots=True)
 class _Sight:
@@ -101,4 +105,8 @@ class Membership:
         self._peers = seen
         if now >= self._next_sweep:
             self._next_sweep = now + SWEEP
-            self.procedures.sweep(conn, self.token)
+            # A worker stores thousands of results a second, and as many expire: what is left is for the next heartbeat.
+            while self.procedures.sweep(conn, self.token) >= MANY_SWEPT:
+                if time.monotonic() > now + SWEEPING:
+                    self._next_sweep = now
+                    break

@@ -16,7 +16,7 @@ $$;
 -- Only adds: an administrator who is granted a stream stays one, so that the last of them cannot shut himself out.
 CREATE FUNCTION {schema}.grant_login(p_login text, p_principal text, p_admin boolean, p_consume text[], p_produce text[])
 RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 DECLARE
     v_principal int;
@@ -67,7 +67,7 @@ $$;
 -- Drop what is waiting on streams (not what is leased, and nothing of a run).  Answers how many messages.
 CREATE FUNCTION {schema}.purge_streams(p_streams int[])
 RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 DECLARE
     v_count bigint;

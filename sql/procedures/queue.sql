@@ -17,7 +17,7 @@ $$;
 -- Drop what waits on streams (not what is leased, and nothing of a run) and their dead letters.
 CREATE FUNCTION {schema}.flush_streams(p_streams int[])
 RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
     PERFORM {schema}.purge_streams(p_streams);

@@ -225,10 +225,10 @@ BEGIN
         SELECT o.ctid FROM {schema}.waiter o WHERE o.until < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_rows = ROW_COUNT;
     v_all := v_all + v_rows;
-    -- A group may take longer than its barrier lives: its count is kept for a week more.
+    -- A group may take longer than its barrier lives: its count, whose key is a uuid, is kept for a week more.
     DELETE FROM {schema}.limiter l WHERE l.ctid = ANY (ARRAY(
         SELECT o.ctid FROM {schema}.limiter o
-        WHERE o.expires_at < v_now - CASE WHEN o.key LIKE '%@%' THEN interval '1 hour' ELSE interval '7 days' END
+        WHERE o.expires_at < v_now - CASE WHEN length(o.key) = 36 THEN interval '7 days' ELSE interval '1 hour' END
           AND (o.expires_at < v_foreign OR o.space = v_worker.principal_id)
         LIMIT 5000 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_rows = ROW_COUNT;

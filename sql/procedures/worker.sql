@@ -1,7 +1,7 @@
 -- Workers: registration, heartbeat, and taking back what a dead worker held.
 
 -- A worker process comes to life.  Answers its token (which every later call must show) and its number.
--- p_reclaim_delay: milliseconds without a heartbeat after which it counts as dead (at least a second);
+-- p_reclaim_delay: milliseconds without a heartbeat after which it counts as dead (from a second to a day);
 -- p_reclaim_count: after so many deaths under its leases a message is poison.
 CREATE FUNCTION {schema}.register_worker(
     p_host text, p_pid int, p_threads int, p_streams int[], p_reclaim_delay bigint, p_reclaim_count int)
@@ -18,7 +18,7 @@ BEGIN
     RETURN QUERY
         INSERT INTO {schema}.worker AS w (login, principal_id, host, pid, threads, stream_ids, reclaim_delay, reclaim_count)
         VALUES (session_user, v_caller.principal_id, left(p_host, 200), p_pid, p_threads, p_streams,
-                greatest(p_reclaim_delay, 1000) * interval '1 millisecond', greatest(p_reclaim_count, 1))
+                least(greatest(p_reclaim_delay, 1000), 86400000) * interval '1 millisecond', greatest(p_reclaim_count, 1))
         RETURNING w.token, w.worker_id;
 END
 $$;

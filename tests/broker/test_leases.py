@@ -13,6 +13,7 @@ import pytest
 
 import dramatiq_durable as durable
 from dramatiq_durable import arrays
+from dramatiq_durable.leases import Membership
 from tests.support import wait_until
 
 from .conftest import Record, Rows
@@ -336,3 +337,25 @@ def test_a_worker_that_was_declared_dead_registers_again(
     wait_until(lambda: "the lease on" in caplog.text)
     rows.drained()
     assert len(got.values) == 3
+
+
+def test_what_expires_faster_than_a_sweep_forgets_takes_several(broker: durable.DurableBroker, rows: Rows) -> None:
+    """A worker stores thousands of results a second: all of them have to go again."""
+    broker.stream_id("default")
+    rows("ALTER TABLE durable.result SET (autovacuum_enabled = false)")
+    rows(
+        "INSERT INTO durable.result SELECT 'r' || n, 0, now() - interval '1 hour', '' FROM generate_series(1, 40000) n"
+    )
+    membership = Membership(broker.procedures, 60.0, 3)
+    with broker.database.connection() as conn:
+        membership.register(conn, [broker.stream_id("default")], 8)
+        membership._next_sweep = 0.0  # due
+        for _ in range(7):
+            membership.beat(conn, [])
+            if rows("SELECT count(*) FROM durable.result") == [(0,)]:
+                break
+            assert membership._next_sweep <= time.monotonic(), "the next heartbeat goes on"
+        else:
+            pytest.fail("as many heartbeats as sweeps are needed")
+        membership.beat(conn, [])
+        assert membership._next_sweep > time.monotonic(), "nothing is left"

@@ -32,7 +32,7 @@ FUNCTIONS = """
             FROM unnest(p.proargtypes::oid[] || p.prorettype) a JOIN pg_type t ON t.oid = a),
            (SELECT array_agg(CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END)
             FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a),
-           o.rolcreaterole OR o.rolcreatedb OR o.rolreplication OR o.rolbypassrls
+           o.rolcreaterole OR o.rolcreatedb OR o.rolreplication OR o.rolbypassrls, p.provolatile::text
     FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang JOIN pg_roles o ON o.oid = p.proowner
     WHERE p.pronamespace = 'durable'::regnamespace ORDER BY 1
 """
@@ -49,7 +49,22 @@ def test_every_function(db: Session, names: tuple[str, str, str]) -> None:
     rows = db.sql(FUNCTIONS)
     assert {row[0] for row in rows} >= WORKER
     wrong: list[str] = []
-    for name, definer, config, language, role, can_login, is_super, _, body, kind, types, grantees, powers in rows:
+    for (
+        name,
+        definer,
+        config,
+        language,
+        role,
+        can_login,
+        is_super,
+        _,
+        body,
+        kind,
+        types,
+        grantees,
+        powers,
+        volatile,
+    ) in rows:
         rules = {
             "is a function": kind == "f",
             "is SECURITY DEFINER": definer,
@@ -60,6 +75,9 @@ def test_every_function(db: Session, names: tuple[str, str, str]) -> None:
             "has an owner that cannot log in": not can_login,
             "has an owner without powers": not is_super and not powers,
             "is not for PUBLIC": "PUBLIC" not in grantees,
+            "waits for no lock for ever": volatile != "v"
+            or {g.strip('"') for g in grantees} == {owner}
+            or any(c.startswith("lock_timeout=") for c in config),
             "is for those that are named": {g.strip('"') for g in grantees} <= {owner, worker, admin},
             "is for workers if and only if it is in the list": (f'"{worker}"' in grantees or worker in grantees)
             == (name in WORKER),

@@ -286,6 +286,13 @@ def test_another_logins_worker_is_as_good_as_a_forged_one(scene: Scene, call: st
     assert everything(scene.db) == before
 
 
+def test_no_worker_is_registered_for_ever(scene: Scene) -> None:
+    """Who registers and is silent is forgotten one day, whatever it says."""
+    silent = scene.attacker.register(scene.mine, delay=2**62)
+    delay = "SELECT reclaim_delay = interval '1 day' FROM durable.worker WHERE worker_id = %s"
+    assert scene.db.value(delay, silent.id) is True
+
+
 def test_another_workers_leases_are_useless(scene: Scene) -> None:
     worker = scene.attacker.register(scene.mine)
     before = everything(scene.db)

@@ -3,12 +3,16 @@ interest.  Counted in rows and scans by the server itself: times would say littl
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from .api import Session, send_activity, send_timer, step
+from dramatiq_durable.arrays import Texts, Uuid
+from dramatiq_durable.operations import Result
+
+from .api import Session, new_id, send_activity, send_timer, step
 from .test_advance import begin
 
 #: Rows of the table that a call has no business with.
@@ -210,3 +214,33 @@ def test_a_unique_key_that_is_taken_is_found(db: Session, statistics: Callable[[
         assert db.enqueue_keyed(stream, "key", conflict)[0] == (conflict == "replace")
         assert db.enqueue_keyed(stream, "another", conflict)[0] == 1
     assert counted["message"].cheap, counted
+
+
+def test_results_are_stored_and_found_by_their_keys(db: Session, statistics: Callable[[], None]) -> None:
+    stream = db.stream()
+    db.sql("INSERT INTO durable.stream (name) SELECT 'other ' || n FROM generate_series(1, 300) n")
+    tables = ("result", "result_waiter", "limiter", "stream")
+    for table in tables:
+        db.sql(f"ALTER TABLE durable.{table} SET (autovacuum_enabled = false)")
+    for table, columns in (
+        ("result", "'r' || n, %s, now() + interval '1 day', ''"),
+        ("result_waiter", "'r' || n, gen_random_uuid(), now() + interval '1 day'"),
+        ("limiter", "'r' || n, %s, 1, now() + interval '1 day'"),
+    ):
+        arguments = [stream] if "%s" in columns else []
+        db.sql(f"INSERT INTO durable.{table} SELECT {columns} FROM generate_series(1, {MANY}) n", *arguments)
+    group = uuid.uuid4()
+    db.call("limiter_add", str(group), 2, 60_000)
+    db.enqueue_keyed(stream, None, group=group.bytes)
+    worker = db.register(stream)
+    member = worker.one()
+    statistics()
+    with counting(db, *tables) as counted:
+        assert worker.leave(member, results=[Result("key", b"v", 60_000), Result("r1", b"v", 60_000)], member=True) == [
+            1
+        ]
+    assert all(counted[table].cheap for table in tables), counted
+    with counting(db, *tables) as counted:
+        found = db.call("get_results", Texts(["key", "r1", "no"]), Texts(["s", "s", None]), Uuid(new_id()), 1000)
+    assert [n for n, _ in found] == [1, 2]
+    assert all(counted[table].cheap for table in tables), counted
