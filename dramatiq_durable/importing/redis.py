@@ -139,7 +139,8 @@ class RedisSource:
     def _translated(self, error: Exception) -> Exception:
         if isinstance(error, (self._redis.exceptions.AuthenticationError, self._redis.exceptions.NoPermissionError)):
             return NotConfigured(f"Redis refused the login ({error}): check user and password in its URL")
-        return ImportFailed(f"Redis failed: {str(error).rstrip('.')}. Is it running, and is the URL its own? It is safe to import again")
+        said = str(error).rstrip(".")
+        return ImportFailed(f"Redis failed: {said}. Is it running, and is the URL its own? It is safe to import again")
 
     def identity(self) -> UUID:
         key = f"{self._prefix}__import__"
