@@ -394,6 +394,7 @@ class GroupCommit:
         if not numbered:
             # Under leases and fences, repeating is safe: what was done already is refused.
             return batch
+        told = False
         while True:
             try:
                 conn = self._connection()
@@ -403,6 +404,9 @@ class GroupCommit:
                 self._drop_connection()
                 if give_up():
                     raise DatabaseUnavailable(str(e)) from e
+                if not told:
+                    logger.warning("the database is away, waiting for it to learn what became of a commit: %s", e)
+                    told = True
                 time.sleep(0.2)
         if refused is None:
             return batch

@@ -258,7 +258,11 @@ def test_an_error_among_the_arguments_leaves_no_half_batch(
 
 
 def test_a_database_that_stays_away_is_an_error_in_time(
-    broker: durable.DurableBroker, numbers: Any, monkeypatch: pytest.MonkeyPatch, rows: Rows
+    broker: durable.DurableBroker,
+    numbers: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: Rows,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     numbers.send(0)
     monkeypatch.setattr(group_commit, "PATIENCE", 0.5)
@@ -272,6 +276,8 @@ def test_a_database_that_stays_away_is_an_error_in_time(
         began = time.monotonic()
         with pytest.raises(OutcomeUnknown, match="repeat the call"):
             numbers.send(1)
+        waiting = [m for m in caplog.messages if "to learn what became of a commit" in m]
+        assert len(waiting) == 1, "a caller that waits does not wait in silence"
         with pytest.raises(DatabaseUnavailable) as caught:
             numbers.send(2)
         assert not isinstance(caught.value, OutcomeUnknown)  # it never left this process
