@@ -102,7 +102,7 @@ def test_times_grow_and_each_leads_to_the_next(expression: str, zone: str, at: d
 @pytest.mark.parametrize(
     ("expression", "said"),
     [
-        ("61 * * * *", "the minute '61' is wrong: a minute is 0 to 59"),
+        ("61 * * * *", "the minute '61' is wrong: it is 0 to 59"),
         ("* 24 * * *", "the hour '24' is wrong"),
         ("* * 0 * *", "the day of month '0' is wrong"),
         ("* * * 13 *", "the month '13' is wrong"),
