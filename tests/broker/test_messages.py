@@ -13,6 +13,7 @@ import dramatiq
 import pytest
 from dramatiq.encoder import JSONEncoder, PickleEncoder
 from dramatiq.errors import QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import Middleware
 
 import dramatiq_durable as durable
 from tests.support import wait_until
@@ -308,3 +309,24 @@ def test_a_queue_that_is_declared_late_is_consumed_too(broker: durable.DurableBr
 
     late.send()
     assert got.wait(1) == ["late"]
+
+
+def test_whoever_hears_of_messages_hears_of_each_of_many(broker: durable.DurableBroker, rows: Rows) -> None:
+    """Also a hook that was put on the instance, as a mock is."""
+    heard: list[tuple[str, int]] = []
+
+    class Hears(Middleware):
+        def before_enqueue(self, broker: Any, message: Any, delay: int | None) -> None:
+            heard.append(("before", message.args[0]))
+
+    late = Middleware()
+    late.after_enqueue = lambda broker, message, delay: heard.append(("after", message.args[0]))  # type: ignore[method-assign]
+    broker.add_middleware(Hears())
+    broker.add_middleware(late)
+
+    @dramatiq.actor(broker=broker)
+    def number(n: int) -> None: ...
+
+    broker.enqueue_many([number.message(n) for n in range(2)])
+    assert heard == [("before", 0), ("before", 1), ("after", 0), ("after", 1)]
+    assert rows.count() == 2
