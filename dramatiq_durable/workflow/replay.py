@@ -12,9 +12,7 @@ import contextvars
 import dataclasses
 import hashlib
 import uuid
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -26,57 +24,22 @@ from .commands import (
     Command,
     CommandFuture,
     CompleteWorkflow,
+    Compute,
     FailWorkflow,
-    StartChild,
     StartTimer,
 )
-from .converter import decode_call, encode, loads
+from .compare import compare, describe
+from .converter import decode_call, encode
 from .events import Event
 from .failures import failure_to_json
+from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
 from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
+from .mailbox import Mailbox
+from .patches import Patches
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INPUT_TYPES = events.INPUT_TYPES
-
-#: From here on a run is advised to continue as new: replaying it costs more and more.
-SUGGESTED_LENGTH = 10_000
-SUGGESTED_BYTES = 16 * 1024 * 1024
-
-
-@dataclass(slots=True, frozen=True)
-class Parent:
-    """The run that started this one as its child."""
-
-    workflow_id: str
-    run_id: str
-
-
-@dataclass(slots=True)
-class Info:
-    """What a run knows about itself.
-
-    Attributes:
-      attempt(int): which attempt of the workflow this run is, counted from 1.
-      started_at(datetime | None): UTC; the time of the first event where the caller gives none.
-      parent(Parent | None): the parent's ids.
-      memo(dict), search(dict), headers(dict): as given at the start.
-      history_length(int): events so far; ``history_bytes(int)``: bytes of their payloads.
-      continue_as_new_suggested(bool): the history has grown long.
-    """
-
-    workflow_id: str
-    run_id: str
-    name: str
-    queue_name: str = "default"
-    attempt: int = 1
-    started_at: datetime | None = None
-    parent: Parent | None = None
-    memo: dict[str, Any] = field(default_factory=dict)
-    search: dict[str, Any] = field(default_factory=dict)
-    headers: dict[str, Any] = field(default_factory=dict)
-    history_length: int = 0
-    history_bytes: int = 0
-    continue_as_new_suggested: bool = False
+_COMPUTED = (events.LOCAL_ACTIVITY_COMPLETED, events.SIDE_EFFECT_RECORDED)
 
 
 class Step(NamedTuple):
@@ -116,20 +79,22 @@ class Execution:
     __slots__ = (
         "_base",
         "_cancel_requested",
+        "_computing",
         "_conditions",
         "_fn",
-        "_inboxes",
         "_main",
         "_out",
         "_pending",
         "_seq",
-        "_waiters",
+        "_to_compute",
         "closed",
         "evicted",
         "history_bytes",
         "is_replaying",
         "last_event_id",
         "loop",
+        "mailbox",
+        "patches",
         "state",
     )
 
@@ -145,10 +110,12 @@ class Execution:
         self._base = info
         self._main: asyncio.Task[Any] | None = None
         self._seq = 0
-        self._out: dict[int, Command] = {}
+        # By number; what cancels command n has ~n, the closing command 0, a patch its name.
+        self._out: dict[int | str, Command] = {}
+        self._computing: dict[int, Compute] = {}
+        self._to_compute: list[Compute] = []
+        self.patches = Patches(self)
         self._pending: dict[int, _Pending] = {}
-        self._inboxes: dict[str, deque[bytes | None]] = {}
-        self._waiters: dict[str, deque[asyncio.Future[Any]]] = {}
         self._conditions: list[_Condition] = []
         self._cancel_requested = False
         self.closed = False
@@ -157,6 +124,7 @@ class Execution:
         self.is_replaying = False
         self.last_event_id = 0
         self.loop = WorkflowLoop(self, info.run_id, max_handles)  # type: ignore[abstract]
+        self.mailbox = Mailbox(self.loop)
         self.state: dict[str, Any] = {}
         """What the primitives keep for the run, e.g. its random numbers."""
 
@@ -254,6 +222,8 @@ class Execution:
           Nondeterminism: the code asks for less, for more, for something else or in another order.
           as ``apply``.
         """
+        history = list(history)
+        self.patches.recorded.update(e.name or "" for e in history if e.type == events.PATCH_RECORDED)
         self.is_replaying = True
         commands: list[Command] = []
         compared = 0
@@ -261,18 +231,21 @@ class Execution:
             for event in history:
                 if event.type in _INPUT_TYPES:
                     if compared < len(commands):
-                        raise Nondeterminism(event.event_id, "no more commands", _describe(commands[compared]))
+                        raise Nondeterminism(event.event_id, "no more commands", describe(commands[compared]))
                     commands = self.apply(event)
                     compared = 0
                 else:
+                    if event.type == events.PATCH_RECORDED and self.patches.are_behind(event, commands[compared:]):
+                        self.last_event_id = event.event_id
+                        continue
                     if compared >= len(commands):
                         raise Nondeterminism(event.event_id, events.describe(event.type, event.name), "nothing")
-                    _compare(event, commands[compared])
+                    compare(event, commands[compared])
                     compared += 1
                     self.last_event_id = event.event_id
             if compared < len(commands):
                 missing = self.last_event_id + 1 if compared else self.last_event_id - len(commands) + 1
-                raise Nondeterminism(missing, "no more commands", _describe(commands[compared]))
+                raise Nondeterminism(missing, "no more commands", describe(commands[compared]))
         finally:
             self.is_replaying = False
 
@@ -325,6 +298,32 @@ class Execution:
         self._out[seq] = command
         return seq
 
+    def note(self, key: str, command: Command) -> None:
+        """Take a command that has no number: nothing answers it."""
+        if self.loop.evicting:
+            raise Evicted
+        self._out[key] = command
+
+    def compute(self, command: Compute) -> int:
+        """Number a command that is answered on the spot, outside of the code; see ``computations``.
+
+        Raises:
+          Evicted: the run is being dropped from memory.
+        """
+        if self.loop.evicting:
+            raise Evicted
+        self._seq = seq = self._seq + 1
+        command.seq = seq
+        self._computing[seq] = command
+        self._to_compute.append(command)
+        return seq
+
+    def computations(self) -> list[Compute]:
+        """Return, once, what the code asked to have computed and history has no answer to, in the code's order."""
+        asked = [command for command in self._to_compute if command.seq in self._computing]
+        self._to_compute.clear()
+        return asked
+
     def expect(self, seq: int, pending: _Pending) -> None:
         """Have the event that answers command ``seq`` given to ``pending``."""
         self._pending[seq] = pending
@@ -371,27 +370,6 @@ class Execution:
         del self._pending[seq]
         return False
 
-    def take_signal(self, name: str) -> tuple[bool, Any]:
-        """Return (True, value) of the oldest unread signal of that name, or (False, None)."""
-        inbox = self._inboxes.get(name)
-        if not inbox:
-            return False, None
-        payload = inbox.popleft()
-        return True, None if payload is None else loads(payload)
-
-    async def next_signal(self, name: str) -> Any:
-        """Wait for the next signal of that name: each is given to one waiter, oldest to oldest."""
-        future: asyncio.Future[bytes | None] = self.loop.create_future()
-        self._waiters.setdefault(name, deque()).append(future)
-        try:
-            payload = await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                # Given to a waiter that was cancelled in the same step: the signal is not lost, the next one gets it.
-                self._put_signal(name, future.result(), first=True)
-            raise
-        return None if payload is None else loads(payload)
-
     def add_condition(self, holds: Callable[[], Any]) -> asyncio.Future[Any]:
         """Return a future that is resolved once ``holds()`` is true; it is looked at whenever nothing else can run."""
         future: asyncio.Future[Any] = self.loop.create_future()
@@ -399,19 +377,6 @@ class Execution:
         return future
 
     # --- inside ------------------------------------------------------------------------------------------
-    def _put_signal(self, name: str, payload: bytes | None, first: bool = False) -> None:
-        waiters = self._waiters.get(name)
-        while waiters:
-            waiter = waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(payload)
-                return
-        inbox = self._inboxes.setdefault(name, deque())
-        if first:
-            inbox.appendleft(payload)
-        else:
-            inbox.append(payload)
-
     def _on_start(self, event: Event) -> None:
         if self._main is not None:
             raise ValueError("the run has started already.")
@@ -419,6 +384,9 @@ class Execution:
             self._base.started_at = self.now
         if self._base.name == "" and event.name:
             self._base.name = event.name
+        for fact, value in (event.attributes or {}).items():
+            if fact in START_FACTS:
+                setattr(self._base, fact, value)
         try:
             args, kwargs = decode_call(event.payload, self._fn) if event.payload is not None else ([], {})
             main = self._fn(*args, **kwargs)
@@ -428,12 +396,18 @@ class Execution:
         self._main = self.loop._create(main, "main", contextvars.Context())
 
     def _on_answer(self, event: Event) -> None:
+        if event.type in _COMPUTED:
+            asked = self._computing.pop(cast(int, event.seq), None)
+            facts = event.attributes or {}
+            if asked is None or (asked.answer, asked.name, asked.hash) != (event.type, event.name, facts.get("hash")):
+                got = "nothing" if asked is None else events.describe(asked.answer, asked.name)
+                raise Nondeterminism(event.event_id, events.describe(event.type, event.name), got)
         pending = self._pending.pop(cast(int, event.seq), None)
         if pending is not None:
             pending.resolve(event)
 
     def _on_signal(self, event: Event) -> None:
-        self._put_signal(event.name or "", event.payload)
+        self.mailbox.put(event.name or "", event.payload)
 
     def _on_cancel(self, event: Event) -> None:
         self._cancel_requested = True
@@ -497,8 +471,9 @@ class Execution:
         loop.drop()
         self._main = None
         self._pending.clear()
-        self._waiters.clear()
-        self._inboxes.clear()
+        self._computing.clear()
+        self._to_compute.clear()
+        self.mailbox.clear()
         self._conditions.clear()
         self.state.clear()
 
@@ -535,29 +510,3 @@ def current() -> Execution | None:
 
 def _is_held(event: Event) -> bool:
     return event.attributes is not None and event.type == events.SIGNAL_RECEIVED and "with_next" in event.attributes
-
-
-def _describe(command: Command) -> str:
-    text = events.describe(command.event_type, command.name)
-    if isinstance(command, FailWorkflow):
-        text += f" ({command.failure.get('type')}: {command.failure.get('message')})"
-    return text
-
-
-def _compare(event: Event, command: Command) -> None:
-    facts = event.attributes or {}
-    if event.type != command.event_type or event.name != command.name:
-        raise Nondeterminism(event.event_id, events.describe(event.type, event.name), _describe(command))
-    text = _describe(command)
-    if event.seq != command.seq:
-        raise Nondeterminism(event.event_id, f"{text} as command {event.seq}", f"{text} as command {command.seq}")
-    if command.hash is not None and facts.get("hash") != command.hash:
-        raise Nondeterminism(
-            event.event_id, f"{text} with arguments {facts.get('hash')}", f"{text} with arguments {command.hash}"
-        )
-    if isinstance(command, StartChild) and facts.get("workflow_id", command.workflow_id) != command.workflow_id:
-        raise Nondeterminism(
-            event.event_id,
-            f"{text} with the id {facts['workflow_id']!r}",
-            f"{text} with the id {command.workflow_id!r}",
-        )
