@@ -35,11 +35,15 @@ from .errors import (
     NotPermitted,
     OutcomeUnknown,
     PayloadTooLarge,
+    QueryFailed,
+    QueryTimedOut,
     RunawayWorkflow,
     ScheduleExists,
     ScheduleNotFound,
     SchemaOutOfDate,
     Timeout,
+    UpdateFailed,
+    UpdateRejected,
     WorkflowAlreadyStarted,
     WorkflowCancelled,
     WorkflowClosed,
@@ -50,6 +54,9 @@ from .errors import (
 )
 from .using import (
     using,
+)
+from .workflow.asking import (
+    UpdateHandle,
 )
 from .workflow.client import (
     get_handle,
@@ -70,6 +77,14 @@ from .workflow.handle import (
 from .workflow.info import (
     Info,
 )
+from .workflow.messages import (
+    all_handlers_finished,
+    cancel_workflow,
+    on_query,
+    on_signal,
+    on_update,
+    signal_workflow,
+)
 from .workflow.primitives import (
     deprecate_patch,
     info,
@@ -80,6 +95,7 @@ from .workflow.primitives import (
     patched,
     random,
     side_effect,
+    signals,
     sleep,
     uuid4,
     uuid7,
@@ -118,11 +134,16 @@ __all__ = [
     "NotPermitted",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "QueryFailed",
+    "QueryTimedOut",
     "RunawayWorkflow",
     "ScheduleExists",
     "ScheduleNotFound",
     "SchemaOutOfDate",
     "Timeout",
+    "UpdateFailed",
+    "UpdateHandle",
+    "UpdateRejected",
     "Workflow",
     "WorkflowAlreadyStarted",
     "WorkflowCancelled",
@@ -137,6 +158,8 @@ __all__ = [
     "activity",
     "activity_info",
     "activity_stub",
+    "all_handlers_finished",
+    "cancel_workflow",
     "deprecate_patch",
     "get_handle",
     "info",
@@ -144,12 +167,17 @@ __all__ = [
     "local",
     "logger",
     "now",
+    "on_query",
+    "on_signal",
+    "on_update",
     "patched",
     "random",
     "rate_limits",
     "results",
     "schedules",
     "side_effect",
+    "signal_workflow",
+    "signals",
     "sleep",
     "transaction",
     "using",

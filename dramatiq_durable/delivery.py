@@ -18,8 +18,8 @@ from .operations import Leave
 #: The most bytes of a message.
 MAX_PAYLOAD = 16 * 1024 * 1024
 
-#: Kinds of messages that carry a run forward; they have no payload of their own.
-TASK_KINDS = ("s", "t", "w")
+#: Kinds of messages that carry a run forward, or ask it something; they have no payload of their own.
+TASK_KINDS = ("s", "t", "w", "q")
 
 #: The kind of a schedule's tick: no message for an actor, it says that something is due.
 TICK = "c"
@@ -31,7 +31,7 @@ class Delivery(MessageProxy, Interruptible):
     Attributes:
       broker(DurableBroker): whose delivery it is.
       stream_id(int), key(bytes), lease(bytes): where it lies, its row's id, and the token of this delivery.
-      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), s, t, w (tasks of a run).
+      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), s, t, w (tasks of a run), q (a query).
       run_id(str | None), seq(int | None): the run and the command that it belongs to.
       attempt(int): counted from 1.
       reclaimed(bool): it was taken from a dead worker, aborted or redriven: its start has to be recorded.

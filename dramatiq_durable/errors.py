@@ -154,7 +154,41 @@ class WorkflowAlreadyStarted(DurableError):
 
 
 class WorkflowClosed(DurableError):
-    """The run has ended and takes no more signals."""
+    """The run has ended and takes no more signals and updates, or ended before an update was answered."""
+
+
+class QueryFailed(Failure):
+    """A query's handler raised, or the workflow has none of that name."""
+
+    def __str__(self) -> str:
+        return self.message if self.type == "QueryFailed" else super().__str__()
+
+
+class QueryTimedOut(Timeout):
+    """No worker answered a query in time."""
+
+
+class UpdateFailed(Failure):
+    """An update was accepted, and its handler raised.
+
+    Attributes:
+      update_id(str): the update's id.
+    """
+
+    update_id: str = ""
+
+
+class UpdateRejected(Failure):
+    """An update was not accepted: its validator raised, or the workflow does not take it.  It left no history.
+
+    Attributes:
+      update_id(str): the update's id.
+    """
+
+    update_id: str = ""
+
+    def __str__(self) -> str:
+        return self.message if self.type == "UpdateRejected" else super().__str__()
 
 
 class Nondeterminism(DurableError):

@@ -114,6 +114,58 @@ class Procedures:
         status = self._call(conn, "await_run", Uuid(run_id), Uuid(channel))[0][0]
         return None if status is None else str(status)
 
+    def ask_run(
+        self,
+        conn: Connection,
+        run_id: bytes | None,
+        workflow_id: str | None,
+        name: str,
+        payload: bytes,
+        channel: bytes,
+        wait: int,
+        heard: bool,
+    ) -> tuple[bytes | None, bool, bool, str]:
+        """Ask a run; answers (the query's id, whether there is such a run, whether a worker consumes its queue, its queue).
+
+        A channel is notified of the answer, which is kept for ``wait`` milliseconds.  With ``heard``, nothing is asked
+        where no worker consumes the queue.
+        """
+        key = None if run_id is None else Uuid(run_id)
+        return self._call(conn, "ask_run", key, workflow_id, name, payload, Uuid(channel), wait, heard)[0]
+
+    def take_answers(self, conn: Connection, queries: Sequence[bytes]) -> dict[bytes, tuple[Any, ...]]:
+        """Those of the answers to queries that are there, each once: (payload, failure)."""
+        rows = self._call(conn, "take_answers", Uuids(queries))
+        return {query: (payload, from_json(failure)) for query, payload, failure in rows}
+
+    def withdraw_query(self, conn: Connection, query: bytes) -> None:
+        """Nobody waits for the answer any more."""
+        self._call(conn, "withdraw_query", Uuid(query))
+
+    def query_of_lease(
+        self, conn: Connection, worker: bytes, message_id: bytes, lease: bytes
+    ) -> tuple[str, bytes, bool] | None:
+        """What a leased query asks: (name, arguments, whether its run has something in its inbox); None where nobody
+        waits for the answer."""
+        rows = self._call(conn, "query_of_lease", Uuid(worker), Uuid(message_id), Uuid(lease))
+        return rows[0] if rows else None
+
+    def get_updates(
+        self,
+        conn: Connection,
+        wanted: Sequence[tuple[bytes | None, str | None, str]],
+        channel: bytes | None = None,
+        wait: int = 0,
+    ) -> list[tuple[Any, ...]]:
+        """How updates, each (run id, workflow id, update id), stand: (status, payload, failure) each.
+
+        A channel is notified of changes for ``wait`` milliseconds.
+        """
+        runs, ids = Uuids([w[0] for w in wanted]), Texts([w[1] for w in wanted])
+        listening = None if channel is None else Uuid(channel)
+        rows = self._call(conn, "get_updates", runs, ids, Texts([w[2] for w in wanted]), listening, wait)
+        return [(status, payload, from_json(failure)) for _, status, payload, failure in rows]
+
     def list_schedules(self, conn: Connection, name: str | None = None) -> Rows:
         """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
         return self._call(conn, "list_schedules", name)

@@ -45,9 +45,11 @@ class Settler:
             # this name is known here: another worker may know it.
             why = delivery.exception or delivery._exception
             failure = f"its task did not run here: {text_of(why) or 'a middleware was in the way'}"
-            self.commit_outcome(
-                delivery, FailTask(delivery.key, delivery.lease, failure, backoff(delivery, TASK_BACKOFF))
-            )
+            delay = backoff(delivery, TASK_BACKOFF)
+            if delivery.kind == "q":
+                self.commit_outcome(delivery, Reschedule(delivery.key, delivery.lease, delay, None, failure))
+            else:
+                self.commit_outcome(delivery, FailTask(delivery.key, delivery.lease, failure, delay))
             return
         if delivery.begun is not None and not delivery.judged and not failed:
             # An interrupt came between the actor's end and its hooks, and Dramatiq acks what no hook has seen.

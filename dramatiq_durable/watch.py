@@ -1,4 +1,4 @@
-"""Waiting for results: however many threads of a process wait, one thread looks for all of them.
+"""Waiting for what the database will have: however many threads of a process wait, one thread looks for all of them.
 
 It is woken by notifications, on the process's one listening connection; and looks by itself every second, because
 notifications may be lost.
@@ -6,22 +6,29 @@ notifications may be lost.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
 from .database import translate
 from .errors import DatabaseUnavailable
-from .procedures import Wanted
+from .procedures import Procedures
 
 if TYPE_CHECKING:
     from .broker import DurableBroker
 
 logger = logging.getLogger(__name__)
+
+#: Looks for what is wanted: given the procedures, a connection, what is wanted, and (or None) a channel that is to be
+#: notified for so many milliseconds.  Answers what is there.
+Find = Callable[[Procedures, Any, Sequence[Any], "bytes | None", int], "dict[Any, Any]"]
 
 #: When it looks for a result, in seconds after the look before.  The first looks close the gap between the wish to be
 #: notified and a commit that was under way beside it; the last one goes on.
@@ -38,16 +45,18 @@ STRETCH = 0.5
 
 
 class _Wish:
-    """One caller's waiting for one result."""
+    """One caller's waiting for one thing."""
 
-    __slots__ = ("asked", "done", "error", "looks", "next_look", "until", "value", "wanted")
+    __slots__ = ("asked", "done", "error", "looks", "next_look", "tell", "until", "value", "wanted")
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Any) -> None:
         self.wanted = wanted
         self.done = threading.Event()
+        #: Called once it is done, on the looking thread.
+        self.tell: Callable[[], Any] | None = None
         #: Whether it was looked for at all, or tried to be.
         self.asked = False
-        self.value: bytes | None = None
+        self.value: Any = None
         #: Why it cannot be looked up; while the database is away, only for now.
         self.error: Exception | None = None
         self.next_look = 0.0
@@ -55,12 +64,18 @@ class _Wish:
         #: Until when the database knows of the wish.
         self.until = 0.0
 
+    def finish(self) -> None:
+        self.done.set()
+        if self.tell is not None:
+            self.tell()
+
 
 class Watch:
-    """What the threads of this process wait for, in one namespace."""
+    """What the threads of this process wait for, of one kind and in one namespace."""
 
-    def __init__(self, broker: DurableBroker) -> None:
+    def __init__(self, broker: DurableBroker, find: Find) -> None:
         self._broker = broker
+        self._look_for = find
         self._channel = uuid.uuid4().bytes
         self._wishes: set[_Wish] = set()
         self._lock = threading.Lock()
@@ -70,15 +85,20 @@ class Watch:
         broker.listen(f"durable:c{uuid.UUID(bytes=self._channel)}", self._on_notify)
 
     @classmethod
-    def of(cls, broker: DurableBroker) -> Watch:
-        """The one of this process; a forked child makes its own."""
-        return broker.shared("watch", lambda: cls(broker))
+    def of(cls, broker: DurableBroker, find: Find) -> Watch:
+        """The one of this process for what a module-level function finds; a forked child makes its own."""
+        return broker.shared(f"watch {find.__module__}.{find.__qualname__}", lambda: cls(broker, find))
 
-    def wait(self, wanted: Wanted, timeout: float | None) -> bytes | None:
-        """Wait for a result, for so many seconds at the most; None is for ever.  It is looked for at least once.
+    @property
+    def channel(self) -> bytes:
+        """Where notifications make it look at once."""
+        return self._channel
+
+    def wait(self, wanted: Any, timeout: float | None) -> Any:
+        """Wait for something, for so many seconds at the most; None is for ever.  It is looked for at least once.
 
         Returns:
-          bytes | None: the stored bytes; None if they did not come in time.
+          What was found; None if it did not come in time.
 
         Raises:
           DatabaseUnavailable: the time is over, and the database was away at the end.
@@ -86,12 +106,7 @@ class Watch:
         """
         wish = _Wish(wanted)
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        with self._lock:
-            self._wishes.add(wish)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="dramatiq-durable-watch", daemon=True)
-                self._thread.start()
-        self._wake.set()
+        self._add(wish)
         try:
             while not wish.done.wait(min(max(deadline - time.monotonic(), 0.01), STRETCH)):
                 if wish.asked and time.monotonic() >= deadline:
@@ -102,6 +117,42 @@ class Watch:
         if wish.error is not None:
             raise wish.error
         return wish.value
+
+    async def async_wait(self, wanted: Any, timeout: float | None) -> Any:
+        """As `wait`, without a thread for each that waits."""
+        wish = _Wish(wanted)
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+
+        def tell() -> None:
+            # A loop that was closed has nobody who waits any more.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(done.set)
+
+        wish.tell = tell
+        self._add(wish)
+        try:
+            while not wish.done.is_set() and not (wish.asked and time.monotonic() >= deadline):
+                try:
+                    left = max(deadline - time.monotonic(), 0.01)
+                    await asyncio.wait_for(done.wait(), None if left == float("inf") else left)
+                except TimeoutError:
+                    pass
+        finally:
+            with self._lock:
+                self._wishes.discard(wish)
+        if wish.error is not None:
+            raise wish.error
+        return wish.value
+
+    def _add(self, wish: _Wish) -> None:
+        with self._lock:
+            self._wishes.add(wish)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="dramatiq-durable-watch", daemon=True)
+                self._thread.start()
+        self._wake.set()
 
     def _on_notify(self) -> None:
         self._notified = True
@@ -150,7 +201,7 @@ class Watch:
         except Exception as e:
             for wish in due:
                 wish.error = e
-                wish.done.set()
+                wish.finish()
             return
         for wish in new:
             wish.until = now + WISH / 2
@@ -159,15 +210,15 @@ class Watch:
             wish.error = None
             if wish.wanted in found:
                 wish.value = found[wish.wanted]
-                wish.done.set()
+                wish.finish()
             wish.next_look = time.monotonic() + LOOKS[min(wish.looks, len(LOOKS) - 1)]
             wish.looks += 1
 
-    def _find(self, wanted: list[Wanted], channel: bytes | None) -> dict[Wanted, bytes]:
+    def _find(self, wanted: list[Any], channel: bytes | None) -> dict[Any, Any]:
         if not wanted:
             return {}
         try:
             with self._broker.database.connection() as conn:
-                return self._broker.procedures.get_results(conn, list(set(wanted)), channel, int(WISH * 1000))
+                return self._look_for(self._broker.procedures, conn, list(set(wanted)), channel, int(WISH * 1000))
         except psycopg.Error as e:
             raise translate(e) from e

@@ -18,7 +18,9 @@ GRANT EXECUTE ON FUNCTION
     {schema}.store_result, {schema}.get_results, {schema}.sweep, {schema}.limiter_add, {schema}.limiter_change, {schema}.limiter_change_sum,
     {schema}.save_schedule, {schema}.control_schedule, {schema}.fire_by_hand, {schema}.list_schedules,
     {schema}.schedules_of_leases, {schema}.fire_schedules,
-    {schema}.abort_message, {schema}.report_running
+    {schema}.abort_message, {schema}.report_running,
+    {schema}.start_runs_with, {schema}.request_updates, {schema}.get_updates,
+    {schema}.ask_run, {schema}.take_answers, {schema}.withdraw_query, {schema}.query_of_lease, {schema}.answer_queries
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).

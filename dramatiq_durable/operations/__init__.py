@@ -4,6 +4,7 @@ An operation is one item; all items of one kind in a batch become one call of a 
 """
 
 from .advancing import Advance, Child, Send
+from .asking import AnswerQuery, RequestUpdate, StartRunWith
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
@@ -26,6 +27,7 @@ from .settling import (
 __all__ = [
     "Ack",
     "Advance",
+    "AnswerQuery",
     "Bury",
     "Child",
     "Claim",
@@ -46,12 +48,14 @@ __all__ = [
     "Operation",
     "Post",
     "Release",
+    "RequestUpdate",
     "Reschedule",
     "Result",
     "Rows",
     "SaveSchedule",
     "Send",
     "StartRun",
+    "StartRunWith",
     "Terminate",
     "Together",
     "parts_of",

@@ -220,7 +220,7 @@ class Post(Operation):
     def settle(cls, items: Sequence[Post], rows: Rows) -> None:
         for item, answer in zip(items, rows[0][0], strict=True):
             item.answer = answer
-            item.error = _unreachable(answer, item)
+            item.error = unreachable(answer, item)
 
 
 @dataclass(slots=True, eq=False)
@@ -245,7 +245,7 @@ class Terminate(Operation):
     @classmethod
     def settle(cls, items: Sequence[Terminate], rows: Rows) -> None:
         items[0].answer = rows[0][0]
-        items[0].error = _unreachable(rows[0][0], items[0])
+        items[0].error = unreachable(rows[0][0], items[0])
 
     @classmethod
     def settle_committed(cls, items: Sequence[Terminate]) -> bool:
@@ -253,11 +253,13 @@ class Terminate(Operation):
         return True
 
 
-def _unreachable(answer: str, item: Post | Terminate) -> Exception | None:
+def unreachable(answer: str, item: Any) -> Exception | None:
     """Why a run could not be told something, if it could not."""
     name = repr(item.workflow_id if item.workflow_id is not None else str(UUID(bytes=item.run_id)))
     if answer == "closed":
-        return WorkflowClosed(f"the workflow {name} has ended")
+        return WorkflowClosed(
+            f"the workflow {name} has ended: it takes no more signals and updates. Its outcome is in result()"
+        )
     if answer == "missing":
         return WorkflowNotFound(f"there is no workflow {name} in this namespace, or this login may not see it")
     return None

@@ -48,6 +48,20 @@ class CachedRun:
                 if self._doomed:
                     self.drop()
 
+    @contextmanager
+    def looking(self, timeout: float) -> Iterator[bool]:
+        """As `stepping`, for who waits at most so many seconds; answers whether the lock is held."""
+        held = self.lock.acquire(timeout=timeout)
+        try:
+            if held and self._doomed:
+                self.drop()
+            yield held
+        finally:
+            if held:
+                if self._doomed:
+                    self.drop()
+                self.lock.release()
+
     def give_up(self) -> None:
         """Evict the execution now, or as soon as whoever holds the lock is done: workflow code may take its time, and
         the thread that commits for everybody must not wait for it."""
@@ -57,6 +71,11 @@ class CachedRun:
                 self.drop()
             finally:
                 self.lock.release()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether every step of the execution is committed."""
+        return self.latest is None or (self.latest.finished and self.latest.answer == "ok")
 
     def drop(self) -> None:
         """Evict the execution.  The lock is held."""

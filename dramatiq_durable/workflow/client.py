@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import dramatiq
 
-from ..errors import (
-    NotConfigured,
-)
-from ..operations import StartRun
+from ..errors import DurableError, NotConfigured
+from ..group_commit import riding
+from ..operations import StartRun, StartRunWith
 from ..using import sending
-from .converter import encode_call
+from . import events
+from .converter import encode, encode_call
 from .definition import global_broker
 from .handle import WorkflowHandle, outside_of_workflows
 from .options import check_call
@@ -35,6 +35,7 @@ def start_run(
 
     Raises:
       WorkflowAlreadyStarted: a live run has the workflow id (or a closed one, and ``id_reuse`` forbids it).
+      WorkflowClosed: the run that has the id ended before it could be told what comes ``with_signal``.
       TypeError: the workflow does not take these arguments.
       NotEncodable, PayloadTooLarge, InvalidName: the input cannot be carried.
       DatabaseUnavailable: the database cannot be reached; nothing was started.
@@ -44,7 +45,7 @@ def start_run(
     check_call(workflow.fn, workflow.name, args, kwargs)
     run_id = uuid.uuid4()
     workflow_id = options.workflow_id or str(run_id)
-    operation = StartRun(
+    start = (
         run_id.bytes,
         workflow_id,
         broker.stream_id(workflow.queue_name),
@@ -55,10 +56,15 @@ def start_run(
         options.delay_ms,
         options.facts(),
     )
+    brought = _brought(options)
+    operation = StartRun(*start) if brought is None else StartRunWith(*start, **brought)
     # Which run it is may be known only later (inside `async with using(...)`); until then, whichever has the id.
     handle = WorkflowHandle(
         broker, workflow_id, None if options.id_conflict == "use_existing" else str(run_id), workflow
     )
+
+    if brought is not None and brought["with_type"] == events.UPDATE_REQUESTED:
+        handle._update_id = brought["with_key"]
 
     def then(started: StartRun) -> None:
         if started.error is None:
@@ -67,6 +73,33 @@ def start_run(
     operation.then = then
     broker.commit.submit(operation)
     return handle
+
+
+def _brought(options: WorkflowOptions) -> dict[str, Any] | None:
+    """What a run is told in the transaction that starts it."""
+    if options.with_signal is not None:
+        name, payload = options.with_signal
+        data = None if payload is None else encode(payload, f"the payload of the signal {name!r}")
+        return {
+            "with_type": events.SIGNAL_RECEIVED,
+            "with_name": name,
+            "with_payload": data,
+            "with_key": str(uuid.uuid4()),
+        }
+    if options.with_update is None:
+        return None
+    if riding.get() is not None:
+        raise DurableError(
+            "inside of a using() block you cannot start a workflow with an update: a run answers only what is "
+            "committed. Start it there, and ask for the update after the transaction"
+        )
+    name, *args = options.with_update
+    return {
+        "with_type": events.UPDATE_REQUESTED,
+        "with_name": name,
+        "with_payload": encode_call(tuple(args), {}, None, name),
+        "with_key": options.update_id or str(uuid.uuid4()),
+    }
 
 
 async def astart_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import Nondeterminism
 from . import events
-from .commands import Command, FailWorkflow, StartChild
+from .commands import Command, CompleteUpdate, FailWorkflow, StartChild
 from .events import Event
 
 
@@ -37,4 +37,10 @@ def compare(event: Event, command: Command) -> None:
             event.event_id,
             f"{text} with the id {facts['workflow_id']!r}",
             f"{text} with the id {command.workflow_id!r}",
+        )
+    if isinstance(command, CompleteUpdate) and facts.get("update_id") != command.update_id:
+        raise Nondeterminism(
+            event.event_id,
+            f"{text} with the id {facts.get('update_id')!r}",
+            f"{text} with the id {command.update_id!r}",
         )

@@ -25,6 +25,9 @@ ACTIVITY_TIMED_OUT: Final = "ActivityTimedOut"
 LOCAL_ACTIVITY_COMPLETED: Final = "LocalActivityCompleted"
 SIDE_EFFECT_RECORDED: Final = "SideEffectRecorded"
 CANCEL_REQUESTED: Final = "CancelRequested"
+UPDATE_ACCEPTED: Final = "UpdateAccepted"
+MESSAGE_DELIVERED: Final = "MessageDelivered"
+MESSAGE_FAILED: Final = "MessageFailed"
 
 # --- commands: what the workflow's code asked for -----------------------------------------------------
 ACTIVITY_SCHEDULED: Final = "ActivityScheduled"
@@ -35,9 +38,18 @@ TIMER_CANCELLED: Final = "TimerCancelled"
 CHILD_STARTED: Final = "ChildStarted"
 CHILD_CANCEL_REQUESTED: Final = "ChildCancelRequested"
 PATCH_RECORDED: Final = "PatchRecorded"
+UPDATE_COMPLETED: Final = "UpdateCompleted"
+SIGNAL_SENT: Final = "SignalSent"
+CANCEL_SENT: Final = "CancelSent"
 WORKFLOW_COMPLETED: Final = "WorkflowCompleted"
 WORKFLOW_FAILED: Final = "WorkflowFailed"
 WORKFLOW_CANCELLED: Final = "WorkflowCancelled"
+
+# --- never recorded -------------------------------------------------------------------------------------
+UPDATE_REQUESTED: Final = "UpdateRequested"
+"""An update that waits in the inbox: the code accepts it, which is an event, or rejects it."""
+UPDATE_REJECTED: Final = "UpdateRejected"
+"""What a step says of an update that it took out of the inbox and rejected; its number is 0."""
 
 INPUT_TYPES: Final = frozenset(
     {
@@ -56,9 +68,15 @@ INPUT_TYPES: Final = frozenset(
         LOCAL_ACTIVITY_COMPLETED,
         SIDE_EFFECT_RECORDED,
         CANCEL_REQUESTED,
+        UPDATE_ACCEPTED,
+        MESSAGE_DELIVERED,
+        MESSAGE_FAILED,
     }
 )
 """Events that are applied to a run."""
+
+MESSAGE_TYPES: Final = frozenset({SIGNAL_RECEIVED, UPDATE_ACCEPTED, UPDATE_REQUESTED})
+"""What is said to a run's code: no run closes over one that its code was not given."""
 
 
 class Event(NamedTuple):

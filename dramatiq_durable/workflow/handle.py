@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -31,6 +31,7 @@ from ..errors import (
 )
 from ..operations import Post, Terminate
 from ..using import sending
+from .asking import Asking
 from .converter import decoders_of, encode, loads
 from .events import Event, described_failure
 from .failures import failure_from_json
@@ -84,9 +85,10 @@ class Description:
     memo: dict[str, Any]
     history_length: int
     task_failure: str | None
+    stack: str | None = None
 
 
-class WorkflowHandle(Generic[R]):
+class WorkflowHandle(Asking, Generic[R]):
     """One run, or whichever run has a workflow id.
 
     Attributes:
@@ -112,18 +114,24 @@ class WorkflowHandle(Generic[R]):
     @property
     def workflow_id(self) -> str:
         if self._workflow_id is None:
-            self._workflow_id = self.describe().workflow_id
+            self._workflow_id = self._look().workflow_id
         return self._workflow_id
 
     # --- looking ------------------------------------------------------------------------------------------
 
     def describe(self) -> Description:
-        """How the run stands.
+        """How the run stands, and where its code waits (``stack``: a text; None where no worker tells).
 
         Raises:
           WorkflowNotFound: there is none, or this login may not see it.
           DatabaseUnavailable: the database cannot be reached.
         """
+        described = self._look()
+        if described.status != "running":
+            return described
+        return replace(described, stack=self._stack())
+
+    def _look(self) -> Description:
         row = self._read(lambda conn: self.broker.procedures.get_run(conn, self._key(), self._workflow_id))
         if row is None:
             raise self._not_found()
@@ -144,7 +152,7 @@ class WorkflowHandle(Generic[R]):
 
     def status(self) -> str:
         """running, completed, failed, cancelled, terminated or timed_out.  Raises as `describe`."""
-        return self.describe().status
+        return self._look().status
 
     def history(self) -> list[HistoryEvent]:
         """Everything that happened to the run, in its one order.  Raises as `describe`."""
@@ -296,7 +304,7 @@ class WorkflowHandle(Generic[R]):
         return None if self.run_id is None else uuid.UUID(self.run_id).bytes
 
     def _resolve(self) -> str:
-        return self.run_id if self.run_id is not None else self.describe().run_id
+        return self.run_id if self.run_id is not None else self._look().run_id
 
     def _not_found(self) -> WorkflowNotFound:
         return WorkflowNotFound(
@@ -313,6 +321,17 @@ class WorkflowHandle(Generic[R]):
             raise translate(e) from e
 
 
+#: What the payload of an event is, where it is no result.
+_PAYLOADS = {
+    "WorkflowStarted": "input",
+    "ActivityScheduled": "input",
+    "ChildStarted": "input",
+    "UpdateAccepted": "input",
+    "SignalReceived": "payload",
+    "SignalSent": "payload",
+}
+
+
 def outside_of_workflows(what: str) -> None:
     if current() is not None:
         raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
@@ -324,8 +343,7 @@ def _public(event: Event) -> HistoryEvent:
         attributes["seq"] = event.seq
     if event.payload is not None:
         value = loads(event.payload)
-        key = {"WorkflowStarted": "input", "ActivityScheduled": "input", "ChildStarted": "input"}.get(event.type)
-        attributes[key or ("payload" if event.type == "SignalReceived" else "result")] = value
+        attributes[_PAYLOADS.get(event.type, "result")] = value
     return HistoryEvent(
         event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
     )

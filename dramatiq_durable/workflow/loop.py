@@ -45,12 +45,22 @@ class Evicted(GeneratorExit):
 class Host(Protocol):
     """What the loop needs of the run that owns it."""
 
+    reading: str | None
+
     @property
     def is_replaying(self) -> bool: ...
+
+    def change_refused(self) -> ForbiddenInWorkflow: ...
 
     def start_timer(self, ms: int, entry: TimerHandle) -> int: ...
 
     def cancel_timer(self, seq: int) -> None: ...
+
+
+class Ending(Protocol):
+    """What comes to an end, as a task does."""
+
+    def done(self) -> bool: ...
 
 
 class Handle:
@@ -156,8 +166,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._reported = False
 
     # --- running ---------------------------------------------------------------------------------------
-    def drain(self, main: asyncio.Task[Any]) -> None:
-        """Run callbacks until none is ready or the main task has ended; the caller sets ``left`` for each step.
+    def drain(self, main: Ending) -> None:
+        """Run callbacks until none is ready or the main task (or whatever it is) is done; the caller sets ``left`` for
+        each step.
 
         Raises:
           RunawayWorkflow: the step does not come to an end.
@@ -272,6 +283,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         return self._create(coro, name, context)
 
     def _create(self, coro: Coroutine[Any, Any, Any], name: object, context: contextvars.Context | None) -> Task[Any]:
+        if self.host.reading is not None:
+            coro.close()
+            raise self.host.change_refused()
         hash = self.next_hash()
         task: Task[Any] = Task(coro, hash, loop=self, name=name or f"Task-{self._number}", context=context)
         # A strong reference until the task has ended: one that only the collector can reach would run its `finally`

@@ -14,9 +14,7 @@ from typing import Any, Literal, TypedDict
 from ..errors import InvalidName
 from .commands import Cancellation
 from .converter import encode
-
-MAX_NAME = 200
-"""The cap on names and ids, in characters."""
+from .names import check_name as check_name
 
 _QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
 
@@ -26,18 +24,6 @@ ParentClose = Literal["terminate", "cancel", "abandon"]
 
 
 # --- checks --------------------------------------------------------------------------------------------
-def check_name(name: str, what: str) -> str:
-    """Return the name, if it is 1 to 200 characters without NUL.
-
-    Raises:
-      InvalidName: it is not.
-    """
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not _storable(name):
-        shown = repr(name) if len(repr(name)) <= 60 else repr(name)[:60] + "..."
-        raise InvalidName(f"{what} is 1 to {MAX_NAME} characters of text without NUL, not {shown}.")
-    return name
-
-
 def check_call(fn: Callable[..., Any] | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse arguments that the function does not take, at the call: a worker would only fail on them later.
 
@@ -54,11 +40,6 @@ def check_call(fn: Callable[..., Any] | None, name: str, args: tuple[Any, ...], 
 @functools.lru_cache(maxsize=1024)
 def _signature(fn: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(fn)
-
-
-def _storable(text: str) -> bool:
-    """Whether Postgres can keep it: no NUL, no half of a surrogate pair."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def check_queue_name(name: str) -> str:
@@ -158,6 +139,9 @@ class WorkflowOptionsGiven(TypedDict, total=False):
     memo: dict[str, Any] | None
     delay: int | timedelta
     parent_close: ParentClose
+    with_signal: tuple[str, Any] | None
+    with_update: tuple[Any, ...] | None
+    update_id: str | None
 
 
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
@@ -177,6 +161,9 @@ class WorkflowOptions:
       memo(dict | None): JSON that the run carries for people.
       delay_ms(int): milliseconds to wait before the first step.
       parent_close(str): what becomes of it when its parent ends first.
+      with_signal(tuple | None): a signal, (name, payload), that comes in the transaction that starts the run; a live
+        run that has the id gets it, too.
+      with_update(tuple | None): an update, (name, *args), alike; update_id(str | None): its id.
     """
 
     workflow_id: str | None = None
@@ -185,6 +172,9 @@ class WorkflowOptions:
     memo: dict[str, Any] | None = None
     delay_ms: int = 0
     parent_close: ParentClose = "terminate"
+    with_signal: tuple[str, Any] | None = None
+    with_update: tuple[Any, ...] | None = None
+    update_id: str | None = None
 
     def updated(self, name: str, options: Mapping[str, Any]) -> WorkflowOptions:
         _check_options(f"the workflow {name!r}", options, _WORKFLOW_OPTIONS)
@@ -201,9 +191,30 @@ class WorkflowOptions:
             if not isinstance(changes["memo"], dict):
                 raise ValueError(f"memo is a dict, not {changes['memo']!r}.")
             encode(changes["memo"], f"the memo of {name!r}")
+        changes.update(self._told(changes))
         if "delay" in changes:
             changes["delay_ms"] = milliseconds("delay", changes.pop("delay"))
         return replace(self, **changes)
+
+    def _told(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """Check what a run is told in the transaction that starts it; answers what else follows from it."""
+        signal, update = changes.get("with_signal"), changes.get("with_update")
+        if changes.get("update_id") is not None:
+            check_name(changes["update_id"], "an update's id")
+        if signal is None and update is None:
+            return {}
+        if (signal or self.with_signal) is not None and (update or self.with_update) is not None:
+            raise ValueError("a run is started with_signal or with_update, not with both.")
+        if signal is not None:
+            if not isinstance(signal, (tuple, list)) or len(signal) != 2:
+                raise ValueError(f"with_signal is (name, payload), not {signal!r:.60}.")
+            check_name(signal[0], "a signal's name")
+        else:
+            if not isinstance(update, (tuple, list)) or not update:
+                raise ValueError(f"with_update is (name, *args), not {update!r:.60}.")
+            check_name(update[0], "an update's name")
+        # It is for the run that has the id, whether it has to be started or not, unless something else is said.
+        return {} if "id_conflict" in changes or self.id_conflict != "fail" else {"id_conflict": "use_existing"}
 
     def facts(self) -> str | None:
         """Return what a run is started with beside its input, as JSON, or None: its first event's attributes."""
@@ -211,7 +222,15 @@ class WorkflowOptions:
         return encode(facts, "the options of a workflow").decode() if facts else None
 
     def for_child(self) -> dict[str, Any]:
-        """Return those that a child's start command carries: the ones that differ from the defaults."""
+        """Return those that a child's start command carries: the ones that differ from the defaults.
+
+        Raises:
+          ValueError: it is told something with its start, which only a client can do.
+        """
+        if self.with_signal is not None or self.with_update is not None:
+            raise ValueError(
+                "a child is not started with_signal or with_update: start it, and `await child.signal(name, payload)`."
+            )
         defaults = WorkflowOptions()
         options = {
             name: value

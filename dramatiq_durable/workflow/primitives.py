@@ -8,7 +8,7 @@ import inspect
 import logging
 import random as _random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -16,9 +16,10 @@ from ..durations import Duration, parse_duration
 from ..errors import ForbiddenInWorkflow, InvalidName, NotInWorkflow, Timeout
 from . import events
 from .commands import Command, Compute, ComputeCall, StartTimer, TimerCall
-from .converter import Decoder, decoders_of, encode_call, hash_arguments
+from .converter import Decoder, decode, decoders_of, encode_call, hash_arguments
 from .info import Info, Parent
 from .loop import Evicted
+from .names import check_name
 from .replay import Execution, current
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "random",
     "require",
     "side_effect",
+    "signals",
     "sleep",
     "uuid4",
     "uuid7",
@@ -50,6 +52,7 @@ def require(what: str) -> Execution:
 
     Raises:
       NotInWorkflow: no workflow is running on this thread.
+      ForbiddenInWorkflow: only a query is, or the validator of an update.
       Evicted: its run is being dropped from memory.
     """
     execution = current()
@@ -57,7 +60,13 @@ def require(what: str) -> Execution:
         raise NotInWorkflow(f"{what} only works inside a workflow: call it from the body of a @durable.workflow.")
     if execution.loop.evicting:
         raise Evicted
+    if execution.reading is not None and what not in _LOOKING:
+        raise execution.change_refused()
     return execution
+
+
+#: What a query may call, too.
+_LOOKING = ("durable.now()", "durable.is_replaying()", "durable.info()", "durable.all_handlers_finished()")
 
 
 def sleep(duration: Duration) -> Coroutine[Any, Any, None]:
@@ -231,11 +240,14 @@ def _patch_id(id: str) -> str:
     return id
 
 
-def wait_for_signal(name: str, timeout: Duration | None = None) -> Coroutine[Any, Any, Any]:
+def wait_for_signal(name: str, timeout: Duration | None = None, *, type: Any = Any) -> Coroutine[Any, Any, Any]:
     """Wait for the next signal of that name; signals that came before are kept, and given out in order.
+
+    Signals that have a handler (``on_signal``) go to that.
 
     Parameters:
       timeout: seconds, a ``timedelta`` or text; None waits for ever.
+      type: what was sent is made one of these, as an annotation says: a dataclass, ``list[UUID]``, ...
 
     Returns:
       What was sent with the signal.
@@ -243,19 +255,46 @@ def wait_for_signal(name: str, timeout: Duration | None = None) -> Coroutine[Any
     Raises:
       Timeout: it did not come in time.
       ValueError: the timeout is negative or malformed.
+      ValueError, TypeError: (when awaited) what was sent does not fit the type.
     """
     execution = require("durable.wait_for_signal()")
     ms = None if timeout is None else parse_duration(timeout)
-    return _wait_for_signal(execution, name, ms)
+    return _wait_for_signal(execution, check_name(name, "a signal's name"), ms, type)
 
 
-async def _wait_for_signal(execution: Execution, name: str, ms: int | None) -> Any:
-    there, value = execution.mailbox.take(name)
-    if there:
-        return value
-    if ms is None:
-        return await execution.mailbox.next(name)
-    return await _within(execution.mailbox.next(name), ms, f"the signal {name!r}")
+async def _wait_for_signal(execution: Execution, name: str, ms: int | None, type: Any) -> Any:
+    there, payload = execution.mailbox.take(name)
+    if not there:
+        coming = execution.mailbox.next(name)
+        payload = await (coming if ms is None else _within(coming, ms, f"the signal {name!r}"))
+    return None if payload is None else decode(payload, type)
+
+
+def signals(name: str, *, type: Any = Any) -> AsyncIterator[Any]:
+    """Iterate over the signals of that name, those that came before first; it never ends by itself::
+
+        async for item in durable.signals("item"):
+            ...
+
+    Parameters:
+      type: as for ``wait_for_signal``.
+    """
+    require("durable.signals()")
+    return _Signals(check_name(name, "a signal's name"), type)
+
+
+class _Signals:
+    """No asynchronous generator: one that is left early has nothing to clean up."""
+
+    def __init__(self, name: str, type: Any) -> None:
+        self._name = name
+        self._type = type
+
+    def __aiter__(self) -> _Signals:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        return wait_for_signal(self._name, type=self._type)
 
 
 def wait_condition(holds: Callable[[], Any], timeout: Duration | None = None) -> Coroutine[Any, Any, None]:

@@ -12,11 +12,13 @@ import contextvars
 import dataclasses
 import hashlib
 import uuid
-from collections.abc import Callable, Coroutine, Iterable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, cast
 
-from ..errors import Nondeterminism, NotEncodable, PayloadTooLarge
+from ..errors import ForbiddenInWorkflow, Nondeterminism, NotEncodable, PayloadTooLarge
 from . import events, guard
 from .commands import (
     CancelTimer,
@@ -32,6 +34,7 @@ from .compare import compare, describe
 from .converter import decode_call, encode
 from .events import Event
 from .failures import failure_to_json
+from .handlers import Handlers
 from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
 from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
@@ -69,6 +72,7 @@ class Execution:
       fn: the workflow's ``async def``.
       info(Info): what the run knows about itself; ``info.run_id`` seeds what is random.
       max_handles(int): how many callbacks one step may run.
+      keep(bool): keep the code in memory when the run has ended, so that it can be asked how it was then.
 
     Attributes:
       closed(bool): the run has ended; how, its last command says.
@@ -81,7 +85,9 @@ class Execution:
         "_cancel_requested",
         "_computing",
         "_conditions",
+        "_failure",
         "_fn",
+        "_keep",
         "_main",
         "_out",
         "_pending",
@@ -89,13 +95,16 @@ class Execution:
         "_to_compute",
         "closed",
         "evicted",
+        "handlers",
         "history_bytes",
         "is_replaying",
         "last_event_id",
         "loop",
         "mailbox",
         "patches",
+        "reading",
         "state",
+        "tainted",
     )
 
     def __init__(
@@ -104,9 +113,11 @@ class Execution:
         info: Info,
         *,
         max_handles: int = MAX_HANDLES,
+        keep: bool = False,
     ) -> None:
         guard.install()
         self._fn = fn
+        self._keep = keep
         self._base = info
         self._main: asyncio.Task[Any] | None = None
         self._seq = 0
@@ -118,6 +129,11 @@ class Execution:
         self._pending: dict[int, _Pending] = {}
         self._conditions: list[_Condition] = []
         self._cancel_requested = False
+        self._failure: Exception | None = None
+        self.reading: str | None = None
+        """What only looks at the run now, and may change nothing: a query, or an update's validator."""
+        self.tainted = False
+        """Something that may only look has tried to change the run."""
         self.closed = False
         self.evicted = False
         self.history_bytes = 0
@@ -125,15 +141,17 @@ class Execution:
         self.last_event_id = 0
         self.loop = WorkflowLoop(self, info.run_id, max_handles)  # type: ignore[abstract]
         self.mailbox = Mailbox(self.loop)
+        self.handlers = Handlers(self)
         self.state: dict[str, Any] = {}
         """What the primitives keep for the run, e.g. its random numbers."""
 
     # --- events in, commands out -----------------------------------------------------------------------
-    def step(self, event: Event) -> Step:
+    def step(self, event: Event, more: bool = False) -> Step:
         """Apply one input event and number everything.
 
         Parameters:
           event(Event): its ``event_id`` is ignored: it gets the next one, and the commands' events those after it.
+          more(bool): something that is said to the code comes next: as ``apply``.
 
         Returns:
           Step: the events to store, in order, and the commands to carry out.
@@ -145,27 +163,31 @@ class Execution:
         _, type, at, seq, name, payload, attributes = event
         # What is recorded keeps to history's clock: news from other machines' clocks may lie behind it.
         event = Event(event_id, type, max(at, self.loop.now_ms), seq, name, payload, attributes)
-        commands = self.apply(event)
-        stored = [event]
-        if commands:
-            now = self.loop.now_ms
-            for command in commands:
-                event_id += 1
-                stored.append(
-                    Event(
-                        event_id,
-                        command.event_type,
-                        now,
-                        command.seq,
-                        command.name,
-                        command.payload,
-                        command.attributes(),
-                    )
-                )
-        return Step(stored, commands)
+        commands = self.apply(event, more)
+        return Step([event, *self._recorded(commands)], commands)
 
-    def apply(self, event: Event) -> list[Command]:
+    def close_late(self) -> Step:
+        """What was to come next does not come: a run that has ended closes now, with the step before."""
+        if self.closed or not self._has_ended():
+            return Step([], [])
+        with Scope(self.loop):
+            self._end()
+        commands = self._gathered()
+        return Step(self._recorded(commands), commands)
+
+    def _recorded(self, commands: list[Command]) -> list[Event]:
+        now = self.loop.now_ms
+        return [
+            Event(event_id, c.event_type, now, c.seq, c.name, c.payload, c.attributes())
+            for event_id, c in enumerate(commands, self.last_event_id + 1 - len(commands))
+        ]
+
+    def apply(self, event: Event, more: bool = False) -> list[Command]:
         """Apply one input event and run the code until it waits.
+
+        Parameters:
+          more(bool): something that is said to the code comes next: code that has come to its end is given that, too,
+            before the run closes.
 
         Returns:
           The commands that came out, in order.  An event that nothing waits for any more gives none, and so does every
@@ -200,8 +222,11 @@ class Execution:
                     loop.drain(main)
                 if self._conditions:
                     self._settle(main)
-                if main.done():
-                    self._close(main)
+                if not more and self._has_ended():
+                    self._end()
+        return self._gathered()
+
+    def _gathered(self) -> list[Command]:
         if not self._out:
             return []
         commands = list(self._out.values())
@@ -223,6 +248,8 @@ class Execution:
           as ``apply``.
         """
         history = list(history)
+        inputs = [e.type for e in history if e.type in _INPUT_TYPES]
+        applied = 0
         self.patches.recorded.update(e.name or "" for e in history if e.type == events.PATCH_RECORDED)
         self.is_replaying = True
         commands: list[Command] = []
@@ -232,7 +259,9 @@ class Execution:
                 if event.type in _INPUT_TYPES:
                     if compared < len(commands):
                         raise Nondeterminism(event.event_id, "no more commands", describe(commands[compared]))
-                    commands = self.apply(event)
+                    applied += 1
+                    more = applied < len(inputs) and inputs[applied] in events.MESSAGE_TYPES
+                    commands = self.apply(event, more)
                     compared = 0
                 else:
                     if event.type == events.PATCH_RECORDED and self.patches.are_behind(event, commands[compared:]):
@@ -293,6 +322,8 @@ class Execution:
         """
         if self.loop.evicting:
             raise Evicted
+        if self.reading is not None:
+            raise self.change_refused()
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._out[seq] = command
@@ -302,6 +333,8 @@ class Execution:
         """Take a command that has no number: nothing answers it."""
         if self.loop.evicting:
             raise Evicted
+        if self.reading is not None:
+            raise self.change_refused()
         self._out[key] = command
 
     def compute(self, command: Compute) -> int:
@@ -312,6 +345,8 @@ class Execution:
         """
         if self.loop.evicting:
             raise Evicted
+        if self.reading is not None:
+            raise self.change_refused()
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._computing[seq] = command
@@ -346,6 +381,8 @@ class Execution:
         return seq
 
     def cancel_timer(self, seq: int) -> None:
+        if self.reading is not None:
+            raise self.change_refused()
         if self._pending.pop(seq, None) is not None and self._out.pop(seq, None) is None:
             self._out[~seq] = CancelTimer(seq)
 
@@ -355,6 +392,8 @@ class Execution:
         Returns:
           bool: whether its outcome is still to come.
         """
+        if self.reading is not None:
+            raise self.change_refused()
         seq = cast(int, future.command.seq)
         if future.policy == "abandon":
             self._pending.pop(seq, None)
@@ -375,6 +414,30 @@ class Execution:
         future: asyncio.Future[Any] = self.loop.create_future()
         self._conditions.append(_Condition(holds, future, contextvars.copy_context()))
         return future
+
+    def fail(self, error: Exception) -> None:
+        """End the run with an exception that escaped a handler; the first one counts."""
+        self._failure = self._failure or error
+
+    @contextmanager
+    def reading_only(self, what: str) -> Iterator[None]:
+        """While it is entered, whatever would change the run is refused."""
+        loop = self.loop
+        ready, loop.ready = loop.ready, _Closed(self)
+        self.reading = what
+        try:
+            yield
+        finally:
+            self.reading = None
+            loop.ready = ready
+
+    def change_refused(self) -> ForbiddenInWorkflow:
+        """The error for what only looks at the run and wanted to change it."""
+        self.tainted = True
+        return ForbiddenInWorkflow(
+            f"{self.reading} only looks at the run, and may not change it: no activities, timers, signals or tasks, "
+            "nothing random, no waking of what waits. What changes the run is a signal or an update."
+        )
 
     # --- inside ------------------------------------------------------------------------------------------
     def _on_start(self, event: Event) -> None:
@@ -409,6 +472,9 @@ class Execution:
     def _on_signal(self, event: Event) -> None:
         self.mailbox.put(event.name or "", event.payload)
 
+    def _on_update(self, event: Event) -> None:
+        self.handlers.update(event)
+
     def _on_cancel(self, event: Event) -> None:
         self._cancel_requested = True
         if self._main is not None:
@@ -436,6 +502,18 @@ class Execution:
                 return
             loop.drain(main)
 
+    def _has_ended(self) -> bool:
+        return self._main is not None and (self._failure is not None or self._main.done())
+
+    def _end(self) -> None:
+        # Handlers that were given something begin, whatever the code has come to meanwhile.
+        if self.handlers.unstarted and self.loop.ready:
+            self.loop.drain(self.handlers)
+        if self._failure is not None:
+            self._finish(FailWorkflow(failure=failure_to_json(self._failure)))
+        elif self._main is not None:
+            self._close(self._main)
+
     def _close(self, main: asyncio.Task[Any]) -> None:
         closing: Command
         if main.cancelled():
@@ -461,7 +539,9 @@ class Execution:
     def _finish(self, closing: Command) -> None:
         self._out[0] = closing
         self.closed = True
-        self._tear_down()
+        self.handlers.end()
+        if not self._keep:
+            self._tear_down()
 
     def _tear_down(self) -> None:
         loop = self.loop
@@ -474,6 +554,7 @@ class Execution:
         self._computing.clear()
         self._to_compute.clear()
         self.mailbox.clear()
+        self.handlers.clear()
         self._conditions.clear()
         self.state.clear()
 
@@ -483,7 +564,20 @@ _HANDLERS: dict[str, Callable[[Execution, Event], None]] = {
     events.WORKFLOW_STARTED: Execution._on_start,
     events.SIGNAL_RECEIVED: Execution._on_signal,
     events.CANCEL_REQUESTED: Execution._on_cancel,
+    events.UPDATE_ACCEPTED: Execution._on_update,
 }
+
+
+class _Closed(deque[Any]):
+    """The ready queue while something only looks at the run: nothing may become ready."""
+
+    def __init__(self, execution: Execution) -> None:
+        super().__init__()
+        self._execution = execution
+
+    def append(self, handle: Any) -> None:
+        raise self._execution.change_refused()
+
 
 #: Coroutines that refuse to be closed (``except BaseException: pass`` around an endless loop) stay here: their
 #: destruction would only make noise.

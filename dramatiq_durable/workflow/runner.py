@@ -36,13 +36,14 @@ from ..operations import (
 )
 from ..settling import TASK_BACKOFF, backoff, text_of
 from . import events
+from .answering import Answerer
 from .cache import CachedRun, RunCache
 from .carrying import Carrier, now_ms
 from .computing import computed
 from .converter import encode_call
 from .events import Event
 from .info import Info, Parent
-from .replay import Execution
+from .replay import Execution, Step
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
@@ -65,6 +66,7 @@ class Runner:
         self.broker = broker
         self.cache = RunCache()
         self.carrier = Carrier(broker)
+        self.answerer = Answerer(self)
 
     def advance_activity(self, delivery: Delivery, outcome: CompleteActivity) -> None:
         """An activity ended: if its run is in memory here, take the next step with it."""
@@ -109,7 +111,10 @@ class Runner:
                 self._start_from_message(workflow, delivery, args, kwargs)
             elif not delivery.settled:
                 delivery.settled = True
-                self._run_task(workflow, delivery)
+                if delivery.kind == "q":
+                    self.answerer.answer(workflow, delivery)
+                else:
+                    self._run_task(workflow, delivery)
 
         run_task.__name__ = run_task.__qualname__ = workflow.name
         return run_task
@@ -173,14 +178,14 @@ class Runner:
             # What an earlier step took, whose commit may be under way, is not taken again.
             run.taken.intersection_update([inbox_id for inbox_id, _ in waiting])
             waiting = [item for item in waiting if item[0] not in run.taken]
-            waiting.sort(key=_precedence)
-            news = _together([event for _, event in waiting])
+            news = [event for _, event in waiting]
             inbox = [inbox_id for inbox_id, _ in waiting if inbox_id]
             run.taken.update(inbox)
         if delivery.kind == "w":
             assert delivery.seq is not None
             if execution.expects(delivery.seq):
                 news.insert(0, Event(0, events.TIMER_FIRED, now_ms(), delivery.seq))
+        news = _together(sorted(news, key=_precedence))
         if not execution.closed:
             news = [computed(c) for c in execution.computations()] + news
         if not news or execution.closed:
@@ -221,15 +226,14 @@ class Runner:
                     raise DatabaseUnavailable("the worker got a new token meanwhile") from e
                 raise translate(e) from e
         if run.execution is None:
-            execution = Execution(workflow.fn, _info(row))
+            execution = Execution(workflow.fn, info_of(row))
             run.execution = execution
             if len(history) == 1:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
                 inbox.insert(0, (0, history[0]))
             else:
                 execution.replay(history)
-        recorded = run.latest is None or (run.latest.finished and run.latest.answer == "ok")
-        committed = recorded and run.execution.last_event_id == row[6]
+        committed = run.recorded and run.execution.last_event_id == row[6]
         return run.execution, inbox, committed
 
     def _step(self, delivery: Delivery, run: CachedRun, execution: Execution, news: list[Event]) -> Advance:
@@ -237,14 +241,16 @@ class Runner:
         expected = execution.last_event_id
         advance = Advance(delivery.key, delivery.lease, uuid.UUID(str(delivery.run_id)).bytes, expected)
         try:
-            for event in news:
-                step = execution.step(event)
-                if event.event_id == 1:
-                    # Stored already: only its commands are new.
-                    advance.expected = 1
-                    advance.events += step.events[1:]
+            for position, event in enumerate(news, 1):
+                more = position < len(news) and news[position].type in events.MESSAGE_TYPES
+                if event.type == events.UPDATE_REQUESTED:
+                    step = self._admit(event, advance, execution, more)
                 else:
-                    advance.events += step.events
+                    step = execution.step(event, more)
+                # The first event is stored already: only its commands are new.
+                if event.event_id == 1:
+                    advance.expected = 1
+                advance.events += step.events[1:] if event.event_id == 1 else step.events
                 for command in step.commands:
                     refused = self.carrier.carry_out(command, advance, execution)
                     if refused is not None and not execution.closed:
@@ -262,6 +268,15 @@ class Runner:
         advance.before, run.latest = run.latest, advance
         return advance
 
+    def _admit(self, event: Event, advance: Advance, execution: Execution, more: bool) -> Step:
+        """Give the code an update, or have it rejected: then there is no event, and the advance only says so."""
+        failure = execution.handlers.refusal(event)
+        if failure is None:
+            return execution.step(event._replace(type=events.UPDATE_ACCEPTED), more)
+        attributes = {**(event.attributes or {}), "failure": failure}
+        advance.events.append(Event(0, events.UPDATE_REJECTED, event.at, None, event.name, None, attributes))
+        return Step([], []) if more else execution.close_late()
+
     def _unreserve(self, advance: Advance) -> None:
         claimer = self.broker.claimer
         reserved = sum(s.eager for s in advance.sends)
@@ -276,6 +291,7 @@ class Runner:
         if advance.answer == "ok" and advance.error is None:
             self._hand_out(delivery, advance)
             if advance.close is not None:
+                self._warn_of_unfinished(run)
                 self.cache.forget(str(delivery.run_id))
                 run.give_up()
             elif claimer is not None and len(advance.eager) < len(advance.sends):
@@ -302,6 +318,17 @@ class Runner:
             follow_up = Reschedule(delivery.key, delivery.lease, backoff(delivery, REFUSED_BACKOFF))
         self.broker.settler.post_instead(delivery, follow_up)
 
+    def _warn_of_unfinished(self, run: CachedRun) -> None:
+        execution = run.execution
+        if execution is not None and execution.handlers.unfinished:
+            logger.warning(
+                "the run %s of %s ended while handlers were at work: %s. Let the code await "
+                "durable.wait_condition(durable.all_handlers_finished) before it ends",
+                execution.run_id,
+                execution.workflow_id,
+                ", ".join(execution.handlers.unfinished),
+            )
+
     def _hand_out(self, delivery: Delivery, advance: Advance) -> None:
         """Deliver the activities that were leased to this worker as they were stored."""
         claimer = self.broker.claimer
@@ -318,7 +345,7 @@ class Runner:
                 claimer.take(handed)
 
 
-def _info(row: tuple[Any, ...]) -> Info:
+def info_of(row: tuple[Any, ...]) -> Info:
     run_id, workflow_id, name, queue_name, _, started_at, _, parent_run_id, parent_workflow_id = row
     parent = None
     if parent_run_id is not None:
@@ -342,6 +369,8 @@ def _together(news: list[Event]) -> list[Event]:
     ]
 
 
-def _precedence(item: tuple[int, Event]) -> int:
-    """The start before all; signals before whatever may end the run."""
-    return {events.WORKFLOW_STARTED: 0, events.SIGNAL_RECEIVED: 1}.get(item[1].type, 2)
+def _precedence(event: Event) -> int:
+    """The start before all; what is said to the code before whatever may end the run."""
+    if event.type == events.WORKFLOW_STARTED:
+        return 0
+    return 1 if event.type in events.MESSAGE_TYPES else 2

@@ -225,6 +225,14 @@ BEGIN
         SELECT o.ctid FROM {schema}.waiter o WHERE o.until < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
     GET DIAGNOSTICS v_rows = ROW_COUNT;
     v_all := v_all + v_rows;
+    DELETE FROM {schema}.update_waiter w WHERE w.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM {schema}.update_waiter o WHERE o.until < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    v_all := v_all + v_rows;
+    DELETE FROM {schema}.run_query q WHERE q.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM {schema}.run_query o WHERE o.until < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
+    GET DIAGNOSTICS v_rows = ROW_COUNT;
+    v_all := v_all + v_rows;
     -- A group may take longer than its barrier lives: its count, whose key is a uuid, is kept for a week more.
     DELETE FROM {schema}.limiter l WHERE l.ctid = ANY (ARRAY(
         SELECT o.ctid FROM {schema}.limiter o

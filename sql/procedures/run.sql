@@ -185,32 +185,44 @@ BEGIN
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_types));
     FOR i IN 1 .. cardinality(p_types) LOOP
         v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i]);
+        IF v_run.status = 'continued_as_new' AND NOT EXISTS (
+            SELECT 1 FROM {schema}.signal_key k WHERE k.run_id = v_run.run_id AND k.key = p_keys[i]) THEN
+            v_run := {schema}.reach_run(v_run.run_id, NULL);
+        END IF;
         v_status := NULL;
         SELECT r.status INTO v_status FROM {schema}.run r WHERE r.run_id = v_run.run_id FOR KEY SHARE;
-        IF v_status IS NULL OR p_types[i] NOT IN ('SignalReceived', 'CancelRequested') THEN
-            v_answer := v_answer || 'missing'::text;
-            CONTINUE;
-        ELSIF v_status <> 'running' THEN
-            -- What was taken before the end, and is only repeated because its answer was lost, did arrive.
-            v_answer := v_answer || CASE WHEN EXISTS (
-                SELECT 1 FROM {schema}.signal_key k WHERE k.run_id = v_run.run_id AND k.key = p_keys[i])
-                THEN 'duplicate' ELSE 'closed' END;
-            CONTINUE;
+        v_status := CASE WHEN v_status IS NULL OR p_types[i] NOT IN ('SignalReceived', 'CancelRequested') THEN 'missing'
+                    ELSE {schema}.post_one(v_run.run_id, v_status, p_types[i], p_keys[i], p_names[i], p_payloads[i]) END;
+        v_answer := v_answer || v_status;
+        IF v_status = 'ok' THEN
+            v_told := v_told || v_run.run_id;
         END IF;
-        IF p_keys[i] IS NOT NULL THEN
-            INSERT INTO {schema}.signal_key (run_id, key) VALUES (v_run.run_id, p_keys[i]) ON CONFLICT DO NOTHING;
-            IF NOT FOUND THEN
-                v_answer := v_answer || 'duplicate'::text;
-                CONTINUE;
-            END IF;
-        END IF;
-        INSERT INTO {schema}.inbox (run_id, type, name, payload)
-        VALUES (v_run.run_id, p_types[i], p_names[i], p_payloads[i]);
-        v_told := v_told || v_run.run_id;
-        v_answer := v_answer || 'ok'::text;
     END LOOP;
     PERFORM {schema}.add_tasks(v_told, p_sender IS NULL);
     RETURN v_answer;
+END
+$$;
+
+-- Internal: put a signal or a cancel into the inbox of a run, whose row the caller holds with a key-share lock.
+-- Answers ok; duplicate (this key came before); closed.
+CREATE FUNCTION {schema}.post_one(p_run uuid, p_status text, p_type text, p_key text, p_name text, p_payload bytea)
+RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF p_status <> 'running' THEN
+        -- What was taken before the end, and is only repeated because its answer was lost, did arrive.
+        RETURN CASE WHEN EXISTS (SELECT 1 FROM {schema}.signal_key k WHERE k.run_id = p_run AND k.key = p_key)
+               THEN 'duplicate' ELSE 'closed' END;
+    END IF;
+    IF p_key IS NOT NULL THEN
+        INSERT INTO {schema}.signal_key (run_id, key) VALUES (p_run, p_key) ON CONFLICT DO NOTHING;
+        IF NOT FOUND THEN
+            RETURN 'duplicate';
+        END IF;
+    END IF;
+    INSERT INTO {schema}.inbox (run_id, type, name, payload) VALUES (p_run, p_type, p_name, p_payload);
+    RETURN 'ok';
 END
 $$;
 
@@ -329,6 +341,7 @@ BEGIN
         PERFORM {schema}.add_tasks(ARRAY[v_run.parent_run_id]);
     END IF;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
+    PERFORM {schema}.tell_update(p_run, NULL, true);
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
         -- As everywhere: a full notification queue fails nothing; who waits looks from time to time.
         IF pg_notification_queue_usage() < 0.25 THEN

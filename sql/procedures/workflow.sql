@@ -119,7 +119,8 @@ $$;
 --             leased to this worker at once
 --   p_drop:   commands whose queued message is withdrawn
 --   p_child:  child workflows to start;  p_cancel: children to cancel
--- A step that would close the run over signals that its code has not seen is refused.
+-- A step that would close the run over signals or updates that its code has not seen is refused.
+-- An event numbered 0 is not recorded, only carried out.
 --
 -- Answers (step, status, NULL, NULL): ok, stale (the delivery's lease is gone) or refused (the run went on elsewhere,
 -- is being closed, or has unread signals: load it again); and (step, 'eager', seq, lease) for what was handed out.
@@ -155,7 +156,8 @@ DECLARE
     v_eager uuid[];
     v_woken int[] := p_child_stream;
     -- Events that bring something about: see carry_out().
-    v_eventful constant text[] := ARRAY['SearchUpserted'];
+    v_eventful constant text[] := ARRAY[
+        'SearchUpserted', 'UpdateAccepted', 'UpdateCompleted', 'UpdateRejected', 'SignalSent', 'CancelSent'];
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
@@ -186,7 +188,7 @@ BEGIN
             -- no run closes while one is at a child that would end with it.
             v_ok[i] := p_close[i] <> 'running' AND {schema}.lock_tree(v_row.run_id) AND NOT EXISTS (
                 SELECT 1 FROM {schema}.inbox b
-                WHERE b.run_id = v_row.run_id AND b.type = 'SignalReceived'
+                WHERE b.run_id = v_row.run_id AND b.type IN ('SignalReceived', 'UpdateRequested')
                   AND NOT EXISTS (SELECT 1 FROM unnest(p_inbox_step, p_inbox_id) u (s, id) WHERE u.id = b.inbox_id));
         END IF;
     END LOOP;
@@ -243,18 +245,7 @@ BEGIN
     SELECT v_run[e.s], e.id, e.type, to_timestamp(e.at / 1000.0), e.seq, e.name, e.payload, e.attributes::json
     FROM unnest(p_event_step, p_event_id, p_event_type, p_event_at, p_event_seq, p_event_name, p_event_payload, p_event_attributes)
          e (s, id, type, at, seq, name, payload, attributes)
-    WHERE v_ok[e.s];
-
-    -- What events bring about beside their being recorded.
-    IF p_event_type && v_eventful THEN
-        FOR i IN 1 .. cardinality(p_event_type) LOOP
-            IF v_ok[p_event_step[i]] AND p_event_type[i] = ANY (v_eventful) THEN
-                PERFORM {schema}.carry_out(
-                    v_run[p_event_step[i]], p_event_id[i], p_event_type[i], p_event_seq[i], p_event_name[i], p_event_payload[i],
-                    p_event_attributes[i]::json);
-            END IF;
-        END LOOP;
-    END IF;
+    WHERE v_ok[e.s] AND e.id > 0;
 
     IF cardinality(p_inbox_id) > 0 THEN
         DELETE FROM {schema}.inbox b USING unnest(p_inbox_step, p_inbox_id) t (s, id)
@@ -337,6 +328,17 @@ BEGIN
             v_told := v_told || v_row.run_id;
         END LOOP;
     END LOOP;
+    -- What events bring about beside their being recorded.  After the children: a step may send one that it starts a signal.
+    IF p_event_type && v_eventful THEN
+        FOR i IN 1 .. cardinality(p_event_type) LOOP
+            IF v_ok[p_event_step[i]] AND p_event_type[i] = ANY (v_eventful) THEN
+                PERFORM {schema}.carry_out(
+                    v_run[p_event_step[i]], p_event_id[i], p_event_type[i], p_event_seq[i], p_event_name[i], p_event_payload[i],
+                    p_event_attributes[i]::json);
+            END IF;
+        END LOOP;
+    END IF;
+
     IF cardinality(v_told) > 0 THEN
         PERFORM {schema}.add_tasks(v_told);
     END IF;

@@ -5,6 +5,7 @@ from .base import Answer, Call, Cancellation, Command, CommandFuture
 from .children import CancelChild, ChildCall, ChildHandle, StartChild
 from .closing import CancelWorkflow, CompleteWorkflow, FailWorkflow
 from .local import Compute, ComputeCall
+from .messages import CompleteUpdate, SendCall, SendCancel, SendSignal, send_cancel, send_signal
 from .patches import RecordPatch
 from .timers import CancelTimer, StartTimer, TimerCall
 
@@ -22,6 +23,7 @@ __all__ = [
     "ChildHandle",
     "Command",
     "CommandFuture",
+    "CompleteUpdate",
     "CompleteWorkflow",
     "Compute",
     "ComputeCall",
@@ -29,7 +31,12 @@ __all__ = [
     "RecordPatch",
     "RequestActivityCancel",
     "ScheduleActivity",
+    "SendCall",
+    "SendCancel",
+    "SendSignal",
     "StartChild",
     "StartTimer",
     "TimerCall",
+    "send_cancel",
+    "send_signal",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -9,6 +10,7 @@ from ... import errors
 from .. import events
 from ..failures import failure_from_json
 from .base import Call, Command, CommandFuture
+from .messages import send_signal
 
 T = TypeVar("T")
 
@@ -78,6 +80,16 @@ class ChildHandle(CommandFuture[T]):
         command = self.command
         assert isinstance(command, StartChild)
         return command.run_id
+
+    def signal(self, name: str, payload: Any = None) -> Coroutine[Any, Any, None]:
+        """Send the child a signal; it is sent with this step, whether it is awaited or not.
+
+        Raises:
+          WorkflowClosed: (when awaited) the child has ended.
+          WorkflowNotFound: (when awaited) it could not be started.
+          NotEncodable, PayloadTooLarge, InvalidName: the signal cannot be carried.
+        """
+        return send_signal(self.host, self.workflow_id, self.run_id, name, payload)
 
     def cancel_command(self) -> Command:
         return CancelChild(self.command.seq, self.command.name)
