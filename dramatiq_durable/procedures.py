@@ -125,7 +125,7 @@ class Procedures:
         wait: int,
         heard: bool,
     ) -> tuple[bytes | None, bool, bool, str]:
-        """Ask a run; answers (the query's id, whether there is such a run, whether a worker consumes its queue, its queue).
+        """Ask a run; answers (the query's id, whether there is such a run, whether a worker consumes its queue, that).
 
         A channel is notified of the answer, which is kept for ``wait`` milliseconds.  With ``heard``, nothing is asked
         where no worker consumes the queue.
@@ -144,9 +144,9 @@ class Procedures:
 
     def query_of_lease(
         self, conn: Connection, worker: bytes, message_id: bytes, lease: bytes
-    ) -> tuple[str, bytes, bool] | None:
-        """What a leased query asks: (name, arguments, whether its run has something in its inbox); None where nobody
-        waits for the answer."""
+    ) -> tuple[str, bytes, bool, bool] | None:
+        """What a leased query asks: (name, arguments, whether its run has something in its inbox, whether it
+        has begun); None where nobody waits for the answer."""
         rows = self._call(conn, "query_of_lease", Uuid(worker), Uuid(message_id), Uuid(lease))
         return rows[0] if rows else None
 

@@ -62,10 +62,10 @@ class Answerer:
         if found is None:
             # The run is gone, or nobody waits for the answer any more.
             return Ack(delivery.key, delivery.lease)
-        row, name, payload, pending = found
+        row, name, payload, pending, begun = found
         status, last_event = row[4], row[6]
         live = status == "running"
-        if live and (last_event <= 1 or (pending and delivery.attempt <= LOOKS)):
+        if live and (not begun or (pending and delivery.attempt <= LOOKS)):
             # It has not begun; or what was said to it before the query is still to be given to it.
             return self._later(delivery)
         execution = run.execution
@@ -101,7 +101,7 @@ class Answerer:
         execution = Execution(workflow.fn, info_of(row), keep=not live)
         try:
             if len(history) == 1:
-                # It was ended before its first step: there is nothing that it was asked for.
+                # Nothing was asked for in its first step; or it was ended before that.
                 execution.is_replaying = True
                 execution.apply(history[0])
             else:
@@ -113,8 +113,8 @@ class Answerer:
             raise
         return execution
 
-    def _read(self, delivery: Delivery) -> tuple[tuple[Any, ...], str, bytes, bool] | None:
-        def read(conn: Any, token: Any) -> tuple[tuple[Any, ...], str, bytes, bool] | None:
+    def _read(self, delivery: Delivery) -> tuple[tuple[Any, ...], str, bytes, bool, bool] | None:
+        def read(conn: Any, token: Any) -> tuple[tuple[Any, ...], str, bytes, bool, bool] | None:
             procedures = self._broker.procedures
             asked = procedures.query_of_lease(conn, token, delivery.key, delivery.lease)
             row = None if asked is None else procedures.run_of_lease(conn, token, delivery.key, delivery.lease)

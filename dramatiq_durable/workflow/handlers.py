@@ -262,17 +262,11 @@ def _arguments_of(fn: Callable[..., Any], payload: bytes | None) -> tuple[Any, .
     Raises:
       TypeError, ValueError: it does not take the payload.
     """
-    try:
-        parameters = inspect.signature(fn).parameters
-    except (TypeError, ValueError):
-        parameters = None
-    if parameters is not None and not parameters and payload is None:
-        return ()
     value = None if payload is None else loads(payload)
+    signature = inspect.signature(fn)
+    if value is None and not signature.parameters:
+        return ()
+    signature.bind(value)
     decoders = decoders_of(fn)
     decode = decoders.positional[0] if decoders.positional else decoders.rest
-    if decode is not None and payload is not None:
-        value = decode(value)
-    if parameters is not None:
-        inspect.signature(fn).bind(value)
-    return (value,)
+    return (value if decode is None else decode(value),)

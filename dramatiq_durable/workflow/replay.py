@@ -470,7 +470,7 @@ class Execution:
             pending.resolve(event)
 
     def _on_signal(self, event: Event) -> None:
-        self.mailbox.put(event.name or "", event.payload)
+        self.mailbox.put(event)
 
     def _on_update(self, event: Event) -> None:
         self.handlers.update(event)

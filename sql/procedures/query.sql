@@ -70,15 +70,18 @@ BEGIN
 END
 $$;
 
--- What a leased query asks, and whether something waits in its run's inbox; no row where nobody waits for the answer.
+-- What a leased query asks, whether something waits in its run's inbox, and whether the run has begun; no row where nobody
+-- waits for the answer.
 CREATE FUNCTION {schema}.query_of_lease(p_worker uuid, p_message uuid, p_lease uuid)
-RETURNS TABLE (name text, input bytea, pending boolean)
+RETURNS TABLE (name text, input bytea, pending boolean, begun boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
     RETURN QUERY
-        SELECT q.name, q.input, EXISTS (SELECT 1 FROM {schema}.inbox i WHERE i.run_id = r.run_id)
+        SELECT q.name, q.input, EXISTS (SELECT 1 FROM {schema}.inbox i WHERE i.run_id = r.run_id),
+               -- The first task's message has the run's id.
+               NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.message_id = r.run_id AND m.kind = 's')
         FROM {schema}.run_of_lease(p_worker, p_message, p_lease) r
         JOIN {schema}.run_query q ON q.query_id = p_message AND q.run_id = r.run_id
         WHERE q.until > clock_timestamp();
