@@ -61,6 +61,9 @@ def everything(db: Session) -> list[Any]:
             "signal_key",
             "schedule",
             "waiter",
+            "run_update",
+            "update_waiter",
+            "run_query",
         )
     ]
 

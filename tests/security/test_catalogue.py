@@ -22,6 +22,8 @@ WORKER = {
     "limiter_add", "limiter_change", "limiter_change_sum",
     "save_schedule", "control_schedule", "fire_by_hand", "list_schedules", "schedules_of_leases", "fire_schedules",
     "abort_message", "report_running",
+    "start_runs_with", "request_updates", "get_updates",
+    "ask_run", "take_answers", "withdraw_query", "query_of_lease", "answer_queries",
 }
 # fmt: on
 

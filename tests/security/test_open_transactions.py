@@ -35,6 +35,8 @@ class Side:
         self.activity = self.worker.one()
         session.post(self.run)
         self.task = self.worker.one()
+        session.ask(self.run)
+        self.query = self.worker.one()
         session.enqueue(stream, b"leased", b"ready", b"ready")
         (self.message,) = self.worker.claim(1)
         session.schedule("s", stream)
@@ -59,7 +61,19 @@ class Side:
             "enqueue": lambda: session.value("SELECT durable.enqueue(%s, 'a')", self.name),
             "start_workflow": lambda: session.value("SELECT durable.start_workflow(%s, 'w')", self.name),
             "start_runs": lambda: session.start(self.stream, f"new-{new_id().hex()}"),
+            "start_runs_with": lambda: session.start_with(
+                self.stream, f"with-{new_id().hex()}", "UpdateRequested", "u"
+            ),
             "post": lambda: session.post(run),
+            "request_updates": lambda: session.update(run, "u"),
+            "get_updates": lambda: session.updates(run, "u", wait=1000),
+            "ask_run": lambda: session.ask(run),
+            "take_answers": lambda: session.call("take_answers", Uuids([self.query.message_id])),
+            "withdraw_query": lambda: session.call("withdraw_query", Uuid(session.ask(run)[0])),
+            "query_of_lease": lambda: worker.call(
+                "query_of_lease", Uuid(self.query.message_id), Uuid(self.query.lease)
+            ),
+            "answer_queries": lambda: worker.answer(self.query),
             "get_run": lambda: session.call("get_run", Uuid(run), None),
             "get_history": lambda: session.call("get_history", Uuid(run), 0),
             "await_run": lambda: session.call("await_run", Uuid(run), Uuid(new_id())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any, NamedTuple
 
 import pytest
@@ -152,3 +153,25 @@ def test_the_attackers_child_of_the_same_name_ends_no_foreign_run(scene: Scene, 
     scene.attacker.terminate(own.run)
     assert scene.db.run(derived(own.run, 1))[0] == "terminated"
     assert scene.db.run(scene.run)[0] == "running"
+
+
+@pytest.mark.parametrize("type", ["SignalSent", "CancelSent"])
+def test_a_step_reaches_no_foreign_run(scene: Scene, own: Own, type: str) -> None:
+    before = [row for row in everything(scene.db)[3] if row[0] == Uuid(scene.run)]
+    facts = {"workflow_id": "order-1", "run_id": str(uuid.UUID(bytes=scene.run))}
+    sent = step(own.task, 1, (type, 1, "go", b"1", facts), (type, 2, "go", b"1", {"workflow_id": "order-1"}))
+    sent.events.append(sent.events[0]._replace(event_id=4, seq=3, attributes={"workflow_id": "nothing"}))
+    sent.last = 4
+    assert own.worker.advance(sent) == ["ok"]
+    told = scene.db.inbox(own.run)
+    assert [(row[1], row[2], row[5]) for row in told] == [
+        ("MessageFailed", seq, {"reason": "missing"}) for seq in (1, 2, 3)
+    ]
+    assert [row for row in everything(scene.db)[3] if row[0] == Uuid(scene.run)] == before
+
+
+def test_a_step_answers_no_foreign_update(scene: Scene, own: Own) -> None:
+    scene.db.update(scene.run, "u")
+    said = step(own.task, 1, ("UpdateCompleted", None, "set", b"1", {"update_id": "u"}))
+    assert own.worker.advance(said) == ["ok"]
+    assert scene.db.updates(scene.run, "u") == [("requested", None, None)]

@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Ints, Longs, Uuid, Uuids
+from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
 from tests.sql.api import Session, Worker, derived, new_id, send_activity, step
 
 from .conftest import Grant
@@ -368,13 +368,41 @@ def test_poison_of_a_chosen_id_buries_no_foreign_message(scene: Scene) -> None:
 # --- runs -------------------------------------------------------------------------------------------------
 
 
+def _asked(run: bytes | None, workflow_id: str | None) -> tuple[Any, ...]:
+    return Uuids([run]), Texts([workflow_id]), Texts(["u"]), Texts(["set"]), Blobs([b"{}"])
+
+
+def test_a_foreign_query_is_neither_read_nor_answered_nor_withdrawn(scene: Scene) -> None:
+    query = scene.db.ask(scene.run)[0]
+    asked = scene.victim.claim(10)[0]
+    attacker = scene.attacker.register(scene.mine)
+    before = everything(scene.db)
+    assert attacker.call("query_of_lease", Uuid(asked.message_id), Uuid(asked.lease)) == []
+    assert not attacker.answer(asked)
+    assert scene.attacker.start_with(scene.theirs, "w", "SignalReceived", "k")[0] == "denied"
+    assert everything(scene.db) == before
+    # Without its id, which nobody can guess, there is nothing to take.
+    assert scene.attacker.call("take_answers", Uuids([new_id()])) == []
+    assert scene.victim.answer(asked)
+    assert [row[1] for row in scene.db.call("take_answers", Uuids([query]))] == [b"1"]
+
+
 @pytest.mark.parametrize("by", ["run id", "workflow id"])
-@pytest.mark.parametrize("procedure", ["post", "terminate_run", "get_run", "get_history", "await_run"])
+@pytest.mark.parametrize(
+    "procedure",
+    ["post", "terminate_run", "get_run", "get_history", "await_run", "request_updates", "get_updates", "ask_run"],
+)
 def test_a_foreign_and_a_missing_run_look_the_same(scene: Scene, procedure: str, by: str) -> None:
     def attack(run: bytes, workflow_id: str) -> Any:
         given, name = (run, None) if by == "run id" else (None, workflow_id)
         if procedure == "post":
             return scene.attacker.post(given, workflow_id=name)
+        if procedure == "request_updates":
+            return scene.attacker.call("request_updates", *scene.attacker.batch(), *_asked(given, name))
+        if procedure == "get_updates":
+            return scene.attacker.updates(given, "u", workflow_id=name, wait=1000)
+        if procedure == "ask_run":
+            return scene.attacker.ask(given, workflow_id=name)
         if procedure == "terminate_run":
             return scene.attacker.terminate(given, name)
         if procedure == "get_run":
@@ -387,7 +415,8 @@ def test_a_foreign_and_a_missing_run_look_the_same(scene: Scene, procedure: str,
     foreign = refusal(lambda: attack(scene.run, "order-1"))
     assert foreign == refusal(lambda: attack(new_id(), "nothing"))
     assert foreign[0] == "answer"
-    assert foreign[1] in ("missing", [], [(None,)])
+    nothing = ("missing", [], [(None,)], [("missing", None)], [("missing", None, None)], (None, False, None, None))
+    assert foreign[1] in nothing
     assert everything(scene.db) == before
 
 

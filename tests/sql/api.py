@@ -15,6 +15,7 @@ from dramatiq_durable import arrays
 from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import (
     Advance,
+    AnswerQuery,
     Child,
     Context,
     ControlSchedule,
@@ -27,9 +28,11 @@ from dramatiq_durable.operations import (
     Leave,
     LookUpSchedule,
     Operation,
+    RequestUpdate,
     Result,
     SaveSchedule,
     Send,
+    StartRunWith,
 )
 from dramatiq_durable.workflow.events import Event, command_id
 from tests.support import wait_until
@@ -205,6 +208,32 @@ class Session:
         given = None if run is None else Uuid(run)
         return str(self.call("terminate_run", *self.batch(), given, workflow_id, "because")[0][0])
 
+    def update(self, run: bytes | None, id: str, *, workflow_id: str | None = None, name: str = "set") -> str:
+        """Ask for an update."""
+        request = RequestUpdate(run, workflow_id, id, name, b'{"args":[],"kwargs":{}}')
+        return str(self.operate(request)[0])
+
+    def updates(self, run: bytes | None, *ids: str, workflow_id: str | None = None, wait: int = 0) -> list[Any]:
+        """How updates stand: (status, payload, failure) each."""
+        n = len(ids)
+        given = Uuids([run] * n), Texts([workflow_id] * n), Texts(ids)
+        channel = Uuid(new_id()) if wait else None
+        return [row[1:] for row in self.call("get_updates", *given, channel, wait)]
+
+    def start_with(self, stream: int, workflow_id: str, type: str, key: str, **options: Any) -> tuple[str, bytes]:
+        """Start a run with a message."""
+        start = StartRunWith(
+            new_id(), workflow_id, stream, "wf", b"{}", **options,
+            with_type=type, with_name="set", with_payload=b'{"args":[],"kwargs":{}}', with_key=key,
+        )  # fmt: skip
+        row = self.call("start_runs_with", *StartRunWith.arguments([start], Context(self.sender, self.batches)))[0]
+        return row[0], row[1]
+
+    def ask(self, run: bytes | None, *, workflow_id: str | None = None, wait: int = 60_000, heard: bool = False) -> Any:
+        """Ask a query; (its id, whether the run is known, whether a worker consumes its stream, its stream)."""
+        given = None if run is None else Uuid(run)
+        return self.call("ask_run", given, workflow_id, "how", b"{}", Uuid(new_id()), wait, heard)[0]
+
     def operate(self, operation: Operation, context: Context | None = None) -> Any:
         """One operation as the group commit would call it; its answer."""
         kind = type(operation)
@@ -378,6 +407,10 @@ class Worker:
     def complete(self, *claimed: Claimed, type: str = "ActivityCompleted", payload: bytes = b"2") -> list[int]:
         n = len(claimed)
         return self.settle("complete_activities", claimed, Texts([type] * n), Blobs([payload] * n), Texts([None] * n))
+
+    def answer(self, claimed: Claimed, payload: bytes = b"1") -> bool:
+        """Answer a query; whether its lease was live."""
+        return bool(self.operate(AnswerQuery(claimed.message_id, claimed.lease, payload, None)))
 
     def fail_task(self, claimed: Claimed, delay: int = 0) -> bool:
         return bool(self.call("fail_task", Uuid(claimed.message_id), Uuid(claimed.lease), "broken", delay)[0][0])
