@@ -61,7 +61,7 @@ class Operation:
     then: Callable[[Any], None] | None = field(default=None, init=False)
     retried: bool = field(default=False, init=False)
     finished: bool = field(default=False, init=False)
-    #: How often somebody's lock was in its way.
+    #: How often it was tried in vain, and could be tried again: as a rule, somebody's lock was in its way.
     tries: int = field(default=0, init=False)
     gate: Any = field(default=None, init=False)
 

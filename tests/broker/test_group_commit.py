@@ -356,7 +356,7 @@ def test_a_batch_in_doubt_is_answered_also_when_the_database_stays_away() -> Non
     operation = Enqueue(1, bytes(16), "actor", 0, 0, b"x")
     operation.gate = gate = threading.Lock()
     gate.acquire()
-    broker.commit._doubtful = ([operation], 1)
+    broker.commit._doubt.leave([operation], 1)
     broker.commit.run_batch(give_up=lambda: True)
     assert gate.acquire(timeout=1)
     assert isinstance(operation.error, durable.OutcomeUnknown)
