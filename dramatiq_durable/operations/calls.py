@@ -27,9 +27,9 @@ def by_kind(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Oper
 def calls_of(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Operation]]]:
     """A batch's calls.  The two commonest batches are one call each that is made for them: a message that is alone, and
     a busy worker's acks with its claim."""
+    if len(batch) == 1 and type(batch[0]) is Enqueue:
+        return [(EnqueueOne, [batch[0]])]
     calls = by_kind(parts_of(batch))
-    if len(calls) == 1 and calls[0][0] is Enqueue and len(calls[0][1]) == 1:
-        return [(EnqueueOne, calls[0][1])]
     together = len(calls) == 2 and calls[0][0] is Ack
     for kind, items in calls:
         if kind is Claim:
