@@ -86,6 +86,21 @@ class Operation:
 
 
 @dataclass(slots=True, eq=False)
+class SingleOperation(Operation):
+    """What is one item a call, done for good where its batch was committed.  Answers what its procedure does."""
+
+    numbered = single = True
+
+    @classmethod
+    def settle(cls, items: Sequence[Any], rows: Rows) -> None:
+        items[0].answer = rows[0][0]
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Any]) -> bool:
+        return True
+
+
+@dataclass(slots=True, eq=False)
 class LeaseOperation(Operation):
     """What a worker does with a delivery.  Answers whether the lease was the live one."""
 
