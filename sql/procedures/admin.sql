@@ -77,21 +77,6 @@ BEGIN
 END
 $$;
 
--- Drop what is waiting on streams (not what is leased, and nothing of a run).  Answers how many messages.
-CREATE FUNCTION {schema}.purge_streams(p_streams int[])
-RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
-AS $$
-DECLARE
-    v_count bigint;
-BEGIN
-    PERFORM {schema}.require_admin();
-    DELETE FROM {schema}.message m WHERE m.stream_id = ANY (p_streams) AND m.kind IN ('m', 'j') AND m.lease_token IS NULL;
-    GET DIAGNOSTICS v_count = ROW_COUNT;
-    RETURN v_count;
-END
-$$;
-
 -- Every worker that is registered, with what it holds and how long ago (seconds) it was last heard of.
 -- state: live, or silent for longer than its reclaim_delay.  oldest: for how many seconds it runs what it began first.
 CREATE FUNCTION {schema}.list_workers()

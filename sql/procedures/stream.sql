@@ -48,6 +48,7 @@ DECLARE
     v_caller record;
     v_may int[];
     v_now timestamptz := clock_timestamp();
+    v_answers int[];
     v_stored uuid[];
     v_on int[];
 BEGIN
@@ -68,29 +69,37 @@ BEGIN
                    v_now, t.actor, t.payload
             FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
                  WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n);
-            PERFORM {schema}.wake(v_may, p_sender IS NULL);
-            RETURN array_fill(1, ARRAY[cardinality(p_messages)]);
+            v_answers := array_fill(1, ARRAY[cardinality(p_messages)]);
         EXCEPTION WHEN unique_violation THEN
             NULL;
         END;
     END IF;
-    WITH stored AS (
-        INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
-        SELECT t.message_id, t.stream_id, t.priority,
-               v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond' + t.n * interval '1 microsecond',
-               v_now, t.actor, t.payload
-        FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
-             WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n)
-        WHERE t.stream_id = ANY (v_may) AND substr(t.message_id::text, 15, 1) IS DISTINCT FROM '8'
-        ON CONFLICT (message_id, stream_id) DO NOTHING
-        RETURNING message_id, stream_id)
-    SELECT array_agg(s.message_id), array_agg(s.stream_id) INTO v_stored, v_on FROM stored s;
-    PERFORM {schema}.wake(v_may, p_sender IS NULL);
-    RETURN ARRAY(
-        SELECT CASE WHEN (t.stream_id = ANY (v_may)) IS NOT TRUE OR substr(t.message_id::text, 15, 1) = '8' THEN -1
-               WHEN EXISTS (SELECT 1 FROM unnest(v_stored, v_on) u (message_id, stream_id)
-                            WHERE u.message_id = t.message_id AND u.stream_id = t.stream_id) THEN 1 ELSE 0 END
-        FROM unnest(p_messages, p_streams) WITH ORDINALITY t (message_id, stream_id, n) ORDER BY t.n);
+    IF v_answers IS NULL THEN
+        WITH stored AS (
+            INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
+            SELECT t.message_id, t.stream_id, t.priority,
+                   v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond'
+                       + t.n * interval '1 microsecond',
+                   v_now, t.actor, t.payload
+            FROM unnest(p_messages, p_streams, p_priorities, p_delays, p_actors, p_payloads)
+                 WITH ORDINALITY t (message_id, stream_id, priority, delay, actor, payload, n)
+            WHERE t.stream_id = ANY (v_may) AND substr(t.message_id::text, 15, 1) IS DISTINCT FROM '8'
+            ON CONFLICT (message_id, stream_id) DO NOTHING
+            RETURNING message_id, stream_id)
+        SELECT array_agg(s.message_id), array_agg(s.stream_id) INTO v_stored, v_on FROM stored s;
+        v_answers := ARRAY(
+            SELECT CASE WHEN (t.stream_id = ANY (v_may)) IS NOT TRUE OR substr(t.message_id::text, 15, 1) = '8' THEN -1
+                   WHEN EXISTS (SELECT 1 FROM unnest(v_stored, v_on) u (message_id, stream_id)
+                                WHERE u.message_id = t.message_id AND u.stream_id = t.stream_id) THEN 1 ELSE 0 END
+            FROM unnest(p_messages, p_streams) WITH ORDINALITY t (message_id, stream_id, n) ORDER BY t.n);
+    END IF;
+    -- Asked here, it is less than the call where nobody waits.
+    IF p_sender IS NULL OR EXISTS (
+        SELECT 1 FROM {schema}.worker w WHERE w.waiting_until > v_now AND w.stream_ids && v_may)
+    THEN
+        PERFORM {schema}.wake(v_may, p_sender IS NULL);
+    END IF;
+    RETURN v_answers;
 END
 $$;
 
@@ -105,11 +114,16 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_answer int;
 BEGIN
-    PERFORM 1 FROM {schema}.login l JOIN {schema}.principal p ON p.principal_id = l.principal_id
-    JOIN {schema}.stream s ON s.stream_id = p_stream
-    LEFT JOIN {schema}.stream_grant g ON g.principal_id = l.principal_id AND g.stream_id = s.stream_id
-    WHERE l.login = session_user AND (l.expires_at IS NULL OR l.expires_at > v_now) AND (p.is_admin OR g.produce);
-    IF NOT FOUND OR substr(p_message::text, 15, 1) = '8' THEN
+    -- Nested like this it takes half as long as a join.
+    IF (EXISTS (SELECT 1 FROM {schema}.stream s WHERE s.stream_id = p_stream)
+        AND (SELECT p.is_admin OR EXISTS (
+                 SELECT 1 FROM {schema}.stream_grant g
+                 WHERE g.principal_id = p.principal_id AND g.stream_id = p_stream AND g.produce)
+             FROM {schema}.principal p WHERE p.principal_id = (
+                 SELECT l.principal_id FROM {schema}.login l
+                 WHERE l.login = session_user AND (l.expires_at IS NULL OR l.expires_at > v_now)))) IS NOT TRUE
+       OR substr(p_message::text, 15, 1) = '8'
+    THEN
         RETURN -1;
     END IF;
     UPDATE {schema}.sender s SET batch = p_batch, at = v_now
