@@ -349,7 +349,7 @@ BEGIN
             due_at = v_now + t.n * interval '1 microsecond'
                      + CASE WHEN m.abort_at IS NULL THEN least(greatest(t.delay, 0), 315360000000) ELSE 0 END
                        * interval '1 millisecond',
-            payload = coalesce(t.payload, m.payload), last_failure = t.failure,
+            payload = coalesce(t.payload, m.payload), last_failure = t.failure, unsettled = NULL,
             kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END,
             redriven = CASE WHEN t.payload IS NULL THEN m.redriven END
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures)
