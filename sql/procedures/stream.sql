@@ -183,10 +183,11 @@ DECLARE
     v_before int;
     v_due timestamptz;
     v_next timestamptz;
+    v_tids tid[];
+    v_found uuid[];
     v_claimed uuid[] := '{}';
-    v_kept uuid[];
+    v_kept uuid[] := '{}';
     v_refused int[];
-    v_row record;
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
@@ -204,33 +205,27 @@ BEGIN
         WHERE m.stream_id = p_streams[i] ORDER BY m.priority LIMIT 1;
         v_priorities := 0;
         WHILE v_priority IS NOT NULL AND v_left > 0 LOOP
-            v_rows := 0;
             v_before := v_ticks;
-            FOR v_row IN
-                WITH c AS MATERIALIZED (
-                    SELECT m.ctid AS tid FROM {schema}.message m
-                    WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at <= v_now
-                      AND m.lease_token IS NULL
-                    ORDER BY m.due_at LIMIT v_left
-                    FOR UPDATE SKIP LOCKED)
-                UPDATE {schema}.message m
-                SET lease_token = gen_random_uuid(), worker_id = v_worker.worker_id, started = false
-                FROM c WHERE m.ctid = c.tid
-                RETURNING m.message_id, m.lease_token, m.stream_id, m.kind, m.run_id, m.seq, m.attempt, m.reclaimed,
-                          m.actor, m.payload
-            LOOP
-                message_id := v_row.message_id; lease := v_row.lease_token; stream_id := v_row.stream_id;
-                kind := v_row.kind; run_id := v_row.run_id; seq := v_row.seq; attempt := v_row.attempt;
-                reclaimed := v_row.reclaimed; actor := v_row.actor; payload := v_row.payload;
-                v_claimed := v_claimed || v_row.message_id;
-                IF v_row.kind = 'c' THEN
-                    v_ticks := v_ticks + 1;
-                ELSE
-                    v_rows := v_rows + 1;
-                END IF;
-                RETURN NEXT;
-            END LOOP;
-            v_left := v_left - v_rows;
+            SELECT array_agg(c.tid), array_agg(c.message_id), count(*) FILTER (WHERE c.kind = 'c')
+            INTO v_tids, v_found, v_rows
+            FROM (SELECT m.ctid AS tid, m.message_id, m.kind FROM {schema}.message m
+                  WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at <= v_now
+                    AND m.lease_token IS NULL
+                  ORDER BY m.due_at LIMIT v_left
+                  FOR UPDATE SKIP LOCKED) c;
+            IF v_tids IS NOT NULL THEN
+                -- The rows are locked: where they lie, they stay.  They are handed out in their order, and as they come:
+                -- a loop over them would take longer than the rest.
+                RETURN QUERY
+                    UPDATE {schema}.message m
+                    SET lease_token = gen_random_uuid(), worker_id = v_worker.worker_id, started = false
+                    FROM unnest(v_tids) t (tid) WHERE m.ctid = t.tid
+                    RETURNING m.message_id, m.lease_token, m.stream_id, m.kind::text, m.run_id, m.seq, m.attempt,
+                              m.reclaimed, m.actor, m.payload, NULL::bigint, NULL::int[];
+                v_claimed := v_claimed || v_found;
+                v_ticks := v_ticks + v_rows;
+                v_left := v_left - (cardinality(v_found) - v_rows);
+            END IF;
             CONTINUE WHEN v_ticks > v_before AND v_ticks < 100;
             IF v_left > 0 THEN
                 -- Not min(): where the statistics are old it would read all the delayed messages.
@@ -256,12 +251,13 @@ BEGIN
     END LOOP;
     -- Whatever the worker says that it has finished: what is still leased to it stays among what it holds, or else
     -- nobody would find it when the worker dies.
-    p_done := ARRAY(SELECT d FROM unnest(p_done) d WHERE d IS NOT NULL);
-    v_kept := ARRAY(SELECT m.message_id FROM {schema}.message m
-                    WHERE m.message_id = ANY (p_done) AND m.worker_id = v_worker.worker_id);
+    IF cardinality(p_done) > 0 THEN
+        v_kept := ARRAY(SELECT m.message_id FROM {schema}.message m
+                        WHERE m.message_id = ANY (p_done) AND m.worker_id = v_worker.worker_id);
+    END IF;
     IF cardinality(v_claimed) > 0 THEN
         UPDATE {schema}.worker w
-        SET held = ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_done)) || v_kept || v_claimed,
+        SET held = ARRAY(SELECT unnest(w.held) EXCEPT SELECT unnest(p_done)) || v_kept || v_claimed,
             waiting_until = NULL, beat = w.beat + 1, beat_at = v_now
         WHERE w.worker_id = v_worker.worker_id AND w.token = p_worker;
         -- Declared dead, or on another connection, in this very moment: nobody would ever know of these leases.
@@ -271,7 +267,7 @@ BEGIN
     ELSIF p_wait > 0 THEN
         UPDATE {schema}.worker w
         SET waiting_until = v_now + p_wait * interval '1 millisecond', beat = w.beat + 1, beat_at = v_now,
-            held = ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_done)) || v_kept
+            held = ARRAY(SELECT unnest(w.held) EXCEPT SELECT unnest(p_done)) || v_kept
         WHERE w.worker_id = v_worker.worker_id
           -- The second look of a worker that goes to sleep writes nothing; but what it finished is never forgotten, or
           -- what it seems to hold would grow for ever.
