@@ -425,7 +425,7 @@ class Execution:
         except Exception as e:
             self._finish(FailWorkflow(failure=failure_to_json(e)))
             return
-        self._main = self.loop._create(main, "main", contextvars.Context())
+        self._main = self.loop.make_task(main, "main", contextvars.Context())
 
     def _on_answer(self, event: Event) -> None:
         pending = self._pending.pop(cast(int, event.seq), None)
