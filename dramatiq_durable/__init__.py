@@ -52,9 +52,6 @@ from .using import (
     using,
 )
 from .workflow.client import (
-    Description,
-    HistoryEvent,
-    WorkflowHandle,
     get_handle,
 )
 from .workflow.definition import (
@@ -65,20 +62,32 @@ from .workflow.definition import (
     activity_stub,
     workflow,
 )
+from .workflow.handle import (
+    Description,
+    HistoryEvent,
+    WorkflowHandle,
+)
+from .workflow.info import (
+    Info,
+)
 from .workflow.primitives import (
+    deprecate_patch,
     info,
     is_replaying,
+    local,
     logger,
     now,
+    patched,
     random,
+    side_effect,
     sleep,
     uuid4,
     uuid7,
     wait_condition,
     wait_for_signal,
 )
-from .workflow.replay import (
-    Info,
+from .workflow.structured import (
+    uncancellable,
 )
 
 __version__ = "0.1.0"
@@ -131,17 +140,22 @@ __all__ = [
     "activity",
     "activity_info",
     "activity_stub",
+    "deprecate_patch",
     "get_handle",
     "info",
     "is_replaying",
+    "local",
     "logger",
     "now",
+    "patched",
     "random",
     "rate_limits",
     "results",
     "schedules",
+    "side_effect",
     "sleep",
     "transaction",
+    "uncancellable",
     "using",
     "uuid4",
     "uuid7",

@@ -12,8 +12,9 @@ import psycopg
 
 from .database import translate
 from .delivery import key_of
-from .workflow.client import durable_broker, outside_of_workflows
+from .workflow.client import durable_broker
 from .workflow.definition import global_broker
+from .workflow.handle import outside_of_workflows
 
 AbortMode = Literal["abort", "cancel"]
 Aborted = Literal["queued", "running", "missing"]

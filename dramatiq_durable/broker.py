@@ -39,12 +39,13 @@ from .results import PostgresBackend
 from .settings import Settings, check_url
 from .settling import Settler
 from .wakeup import Listener
+from .workflow.carrying import TASK_PRIORITY
 from .workflow.options import check_name
-from .workflow.runner import TASK_PRIORITY, Runner
+from .workflow.runner import Runner
 
 if TYPE_CHECKING:
-    from .workflow.client import Waiters
     from .workflow.definition import Workflow
+    from .workflow.waiting import Waiters
 
 logger = logging.getLogger(__name__)
 

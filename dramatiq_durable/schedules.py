@@ -31,7 +31,7 @@ from .firing import MOST_BYTES, Maker, to_ms
 from .operations import ControlSchedule, Due, FireByHand, SaveSchedule
 from .outgoing import operation_of
 from .workflow.client import durable_broker
-from .workflow.converter import encode, encode_call
+from .workflow.converter import encode_call
 from .workflow.definition import Activity, ActivityStub, Workflow, global_broker
 from .workflow.options import Dispatch, WorkflowOptions, check_call, check_name
 from .workflow.replay import current
@@ -104,7 +104,7 @@ class Fires(NamedTuple):
     actor: str
     priority: int
     template: bytes
-    memo: str | None = None
+    facts: str | None = None
 
 
 def create(
@@ -332,7 +332,7 @@ def save(
             fires.actor,
             fires.priority,
             fires.template,
-            fires.memo,
+            fires.facts,
             cron,
             timezone,
             late,
@@ -378,9 +378,8 @@ def _runs(workflow: Workflow[Any, Any], args: tuple[Any, ...], kwargs: dict[str,
                 f"the target has the option {option.removesuffix('_ms')!r}: a schedule's runs are started at its due "
                 "times, with workflow ids that are made of its name and the due time; leave it out"
             )
-    memo = None if options.memo is None else encode(options.memo, f"the memo of {workflow.name!r}").decode()
     template = encode_call(args, kwargs, workflow.fn, workflow.name)
-    return Fires("s", workflow.queue_name, workflow.name, 0, template, memo)
+    return Fires("s", workflow.queue_name, workflow.name, 0, template, options.facts())
 
 
 # --- what is stored ---------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ..workflow.client import HistoryEvent, WorkflowHandle, get_handle
+from ..workflow.client import get_handle
+from ..workflow.handle import HistoryEvent, WorkflowHandle
 from .output import cell, duration, make_table, print_facts, print_json, print_rows, print_table, text
 from .target import Target, option_json, option_limit
 

@@ -28,7 +28,7 @@ class SaveSchedule(Operation):
     actor: str
     priority: int
     template: bytes
-    memo: str | None
+    facts: str | None
     cron: str
     timezone: str
     catch_up: int
@@ -49,7 +49,7 @@ class SaveSchedule(Operation):
                 i.actor,
                 i.priority,
             ),
-            *(i.template, i.memo, i.cron, i.timezone, i.catch_up, i.overlap),
+            *(i.template, i.facts, i.cron, i.timezone, i.catch_up, i.overlap),
         ]
 
     @classmethod

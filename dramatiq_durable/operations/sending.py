@@ -151,7 +151,8 @@ class StartRun(Operation):
     conflict: str = "fail"
     reuse: str = "allow"
     delay: int = 0
-    memo: str | None = None
+    #: What it is started with beside its input, as JSON: the first event's attributes.
+    facts: str | None = None
 
     @classmethod
     def arguments(cls, items: Sequence[StartRun], context: Context) -> list[Any]:
@@ -166,7 +167,7 @@ class StartRun(Operation):
             Texts([i.conflict for i in items]),
             Texts([i.reuse for i in items]),
             Longs([i.delay for i in items]),
-            Texts([i.memo for i in items]),
+            Texts([i.facts for i in items]),
         ]
 
     @classmethod

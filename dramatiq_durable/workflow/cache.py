@@ -22,16 +22,18 @@ class CachedRun:
 
     Attributes:
       taken(set): items of the inbox that the execution was given, and that may still be in it.
+      computes(bool): its code has local activities, which an activity's outcome does not wait for.
       latest(Advance | None): the execution's latest step: the next one counts only if it is recorded.
     """
 
-    __slots__ = ("_doomed", "execution", "latest", "lock", "taken")
+    __slots__ = ("_doomed", "computes", "execution", "latest", "lock", "taken")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.execution: Execution | None = None
         self.taken: set[int] = set()
         self.latest: Advance | None = None
+        self.computes = False
         self._doomed = False
 
     @contextmanager

@@ -21,6 +21,9 @@ CHILD_CANCELLED: Final = "ChildCancelled"
 CHILD_TERMINATED: Final = "ChildTerminated"
 CHILD_TIMED_OUT: Final = "ChildTimedOut"
 CHILD_START_FAILED: Final = "ChildStartFailed"
+ACTIVITY_TIMED_OUT: Final = "ActivityTimedOut"
+LOCAL_ACTIVITY_COMPLETED: Final = "LocalActivityCompleted"
+SIDE_EFFECT_RECORDED: Final = "SideEffectRecorded"
 CANCEL_REQUESTED: Final = "CancelRequested"
 
 # --- commands: what the workflow's code asked for -----------------------------------------------------
@@ -31,6 +34,7 @@ TIMER_STARTED: Final = "TimerStarted"
 TIMER_CANCELLED: Final = "TimerCancelled"
 CHILD_STARTED: Final = "ChildStarted"
 CHILD_CANCEL_REQUESTED: Final = "ChildCancelRequested"
+PATCH_RECORDED: Final = "PatchRecorded"
 WORKFLOW_COMPLETED: Final = "WorkflowCompleted"
 WORKFLOW_FAILED: Final = "WorkflowFailed"
 WORKFLOW_CANCELLED: Final = "WorkflowCancelled"
@@ -48,6 +52,9 @@ INPUT_TYPES: Final = frozenset(
         CHILD_TERMINATED,
         CHILD_TIMED_OUT,
         CHILD_START_FAILED,
+        ACTIVITY_TIMED_OUT,
+        LOCAL_ACTIVITY_COMPLETED,
+        SIDE_EFFECT_RECORDED,
         CANCEL_REQUESTED,
     }
 )

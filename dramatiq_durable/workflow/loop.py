@@ -399,15 +399,13 @@ class Scope:
     """Makes a run's loop the running one of this thread for one step, whatever loop was running there before.
 
     Attributes:
-      lifted(int): more than 0 while the guard lets everything pass: see ``guard.lifted``.
       overdue(str | None): the step took too long; what it was doing.
     """
 
-    __slots__ = ("_before", "_hooks", "_ident", "_outer", "_outer_task", "lifted", "loop", "overdue")
+    __slots__ = ("_before", "_hooks", "_ident", "_outer", "_outer_task", "loop", "overdue")
 
     def __init__(self, loop: WorkflowLoop) -> None:
         self.loop = loop
-        self.lifted = 0
         self.overdue: str | None = None
         self._ident: int | None = None
 
@@ -419,17 +417,25 @@ class Scope:
             self._outer_task = _swap_current_task(self._outer, None)
         self._hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(firstiter=None, finalizer=loop.finalize_asyncgen)
-        _set_running_loop(loop)
         ident = loop.thread = self._ident = get_ident()
         self._before = stepping.get(ident)
         stepping[ident] = self
         if loop.deadlock_timeout is not None and not deadlock.watching:
             deadlock.watch()
+        _set_running_loop(loop)
 
     def __exit__(self, *exc: object) -> None:
+        self.leave()
+
+    def leave(self) -> str | None:
+        """Leave the step, if that was not done: the watchdog's ``Overdue`` may come on the very way out.
+
+        Returns:
+          What was said if the step was overdue.
+        """
         ident = self._ident
         if ident is None:
-            return  # left before
+            return self.overdue
         if self._before is None:
             stepping.pop(ident, None)
         else:
@@ -442,6 +448,7 @@ class Scope:
         if self._outer is not None and _swap_current_task is not None:
             _swap_current_task(self._outer, self._outer_task)
         self._ident = None
+        return self.overdue
 
 
 def current_host() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -161,6 +162,9 @@ class WorkflowOptionsGiven(TypedDict, total=False):
 
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
 
+#: Those that the run itself knows.
+_FACTS = ("memo",)
+
 
 @dataclass(slots=True, frozen=True)
 class WorkflowOptions:
@@ -201,11 +205,20 @@ class WorkflowOptions:
             changes["delay_ms"] = milliseconds("delay", changes.pop("delay"))
         return replace(self, **changes)
 
+    def facts(self) -> str | None:
+        """Return what a run is started with beside its input, as JSON, or None: its first event's attributes."""
+        facts = {name: value for name in _FACTS if (value := getattr(self, name)) is not None}
+        return encode(facts, "the options of a workflow").decode() if facts else None
+
     def for_child(self) -> dict[str, Any]:
         """Return those that a child's start command carries: the ones that differ from the defaults."""
         defaults = WorkflowOptions()
-        return {
+        options = {
             name: value
-            for name in ("id_conflict", "id_reuse", "memo", "delay_ms", "parent_close")
+            for name in ("id_conflict", "id_reuse", "delay_ms", "parent_close")
             if (value := getattr(self, name)) != getattr(defaults, name)
         }
+        facts = self.facts()
+        if facts is not None:
+            options["facts"] = json.loads(facts)
+        return options

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import logging
 import random as _random
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from ..durations import Duration, parse_duration
-from ..errors import NotInWorkflow, Timeout
-from .commands import Command, StartTimer, TimerCall
+from ..errors import ForbiddenInWorkflow, InvalidName, NotInWorkflow, Timeout
+from . import events
+from .commands import Command, Compute, ComputeCall, StartTimer, TimerCall
+from .converter import Decoder, decoders_of, encode_call, hash_arguments
+from .info import Info, Parent
 from .loop import Evicted
-from .replay import Execution, Info, Parent, current
+from .replay import Execution, current
 
 __all__ = [
     "Info",
     "Parent",
+    "deprecate_patch",
     "info",
     "is_replaying",
+    "local",
     "logger",
     "now",
+    "patched",
     "random",
     "require",
+    "side_effect",
     "sleep",
     "uuid4",
     "uuid7",
     "wait_condition",
     "wait_for_signal",
 ]
+
+
+T = TypeVar("T")
 
 
 def require(what: str) -> Execution:
@@ -126,6 +137,100 @@ def uuid7() -> uuid.UUID:
     return uuid.UUID(int=(ms & (1 << 48) - 1) << 80 | 0x7 << 76 | count << 64 | 0b10 << 62 | bits)
 
 
+def side_effect(fn: Callable[[], T]) -> Coroutine[Any, Any, T]:
+    """Call a function once, and remember what it returned: a random number, the time, the name of this machine.
+
+    It is called outside of the workflow's code, between two of its steps; replay gives the recorded value.
+
+    Parameters:
+      fn: plain, quick and without I/O; what does I/O is for ``local``, or an activity.
+
+    Raises:
+      ActivityFailed: (when awaited) it raised.
+      ForbiddenInWorkflow: it is ``async def``.
+    """
+    execution = require("durable.side_effect()")
+    if inspect.iscoroutinefunction(fn):
+        raise ForbiddenInWorkflow("side_effect takes a plain function: what awaits is for durable.local(fn, ...).")
+    return _compute(execution, Compute(name=_name_of(fn), fn=fn, answer=events.SIDE_EFFECT_RECORDED))
+
+
+def local(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    """Call a function inside the workflow task: an activity without a message of its own.
+
+    It runs on the worker that has the run, in real time, and may do I/O; what it returns is recorded with the step.  A
+    worker that dies before that has it called again.  Meanwhile the run does nothing else: keep it short.
+
+    Parameters:
+      fn: plain or ``async def``.
+
+    Returns:
+      What it returned, as the converter carries it.
+
+    Raises:
+      ActivityFailed: (when awaited) it raised.
+      NotEncodable, PayloadTooLarge: an argument cannot be carried.
+    """
+    execution = require("durable.local()")
+    payload = encode_call(args, kwargs, fn, _name_of(fn))
+    command = Compute(
+        None,
+        _name_of(fn),
+        None,
+        hash_arguments(payload),
+        fn=fn,
+        args=args,
+        kwargs=kwargs,
+        answer=events.LOCAL_ACTIVITY_COMPLETED,
+    )
+    return _compute(execution, command, decoders_of(fn).result)
+
+
+def _compute(execution: Execution, command: Compute, decode: Decoder | None = None) -> ComputeCall[Any]:
+    call: ComputeCall[Any] = ComputeCall(execution, command, "abandon", decode)
+    execution.expect(execution.compute(command), call)
+    return call
+
+
+def _name_of(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__name__", type(fn).__name__))[:200]
+
+
+def patched(id: str) -> bool:
+    """Return whether this run follows the code behind a patch.
+
+    A run that was under way before the patch answers False, every other one True, and both stay with it, wherever
+    they ask again::
+
+        if durable.patched("two-receipts"):
+            await print_receipts.execute(order_id)
+        else:
+            await print_receipt.execute(order_id)
+
+    Once no run of the old kind is left, write ``durable.deprecate_patch("two-receipts")`` and drop the old branch.
+
+    Raises:
+      InvalidName: the id is empty, too long or no text.
+    """
+    return require("durable.patched()").patches.follows(_patch_id(id))
+
+
+def deprecate_patch(id: str) -> None:
+    """Say that every run follows the code behind a patch: the old branch is gone, runs that recorded it replay all the
+    same.  Once none of those is left, drop this call, too.
+
+    Raises:
+      InvalidName: the id is empty, too long or no text.
+    """
+    require("durable.deprecate_patch()").patches.deprecate(_patch_id(id))
+
+
+def _patch_id(id: str) -> str:
+    if not isinstance(id, str) or not 1 <= len(id) <= 200 or "\0" in id:
+        raise InvalidName(f"the id of a patch is 1 to 200 characters of text without NUL, not {id!r:.60}.")
+    return id
+
+
 def wait_for_signal(name: str, timeout: Duration | None = None) -> Coroutine[Any, Any, Any]:
     """Wait for the next signal of that name; signals that came before are kept, and given out in order.
 
@@ -145,12 +250,12 @@ def wait_for_signal(name: str, timeout: Duration | None = None) -> Coroutine[Any
 
 
 async def _wait_for_signal(execution: Execution, name: str, ms: int | None) -> Any:
-    there, value = execution.take_signal(name)
+    there, value = execution.mailbox.take(name)
     if there:
         return value
     if ms is None:
-        return await execution.next_signal(name)
-    return await _within(execution.next_signal(name), ms, f"the signal {name!r}")
+        return await execution.mailbox.next(name)
+    return await _within(execution.mailbox.next(name), ms, f"the signal {name!r}")
 
 
 def wait_condition(holds: Callable[[], Any], timeout: Duration | None = None) -> Coroutine[Any, Any, None]:

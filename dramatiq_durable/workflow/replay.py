@@ -12,13 +12,11 @@ import contextvars
 import dataclasses
 import hashlib
 import uuid
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, cast
 
-from ..errors import Nondeterminism, NotEncodable, PayloadTooLarge
+from ..errors import Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
 from . import events, guard
 from .commands import (
     CancelTimer,
@@ -26,57 +24,23 @@ from .commands import (
     Command,
     CommandFuture,
     CompleteWorkflow,
+    Compute,
     FailWorkflow,
-    StartChild,
     StartTimer,
 )
-from .converter import decode_call, encode, loads
+from .compare import compare, describe
+from .converter import decode_call, encode
+from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
+from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
 from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
+from .mailbox import Mailbox
+from .patches import Patches
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INPUT_TYPES = events.INPUT_TYPES
-
-#: From here on a run is advised to continue as new: replaying it costs more and more.
-SUGGESTED_LENGTH = 10_000
-SUGGESTED_BYTES = 16 * 1024 * 1024
-
-
-@dataclass(slots=True, frozen=True)
-class Parent:
-    """The run that started this one as its child."""
-
-    workflow_id: str
-    run_id: str
-
-
-@dataclass(slots=True)
-class Info:
-    """What a run knows about itself.
-
-    Attributes:
-      attempt(int): which attempt of the workflow this run is, counted from 1.
-      started_at(datetime | None): UTC; the time of the first event where the caller gives none.
-      parent(Parent | None): the parent's ids.
-      memo(dict), search(dict), headers(dict): as given at the start.
-      history_length(int): events so far; ``history_bytes(int)``: bytes of their payloads.
-      continue_as_new_suggested(bool): the history has grown long.
-    """
-
-    workflow_id: str
-    run_id: str
-    name: str
-    queue_name: str = "default"
-    attempt: int = 1
-    started_at: datetime | None = None
-    parent: Parent | None = None
-    memo: dict[str, Any] = field(default_factory=dict)
-    search: dict[str, Any] = field(default_factory=dict)
-    headers: dict[str, Any] = field(default_factory=dict)
-    history_length: int = 0
-    history_bytes: int = 0
-    continue_as_new_suggested: bool = False
+_COMPUTED = (events.LOCAL_ACTIVITY_COMPLETED, events.SIDE_EFFECT_RECORDED)
 
 
 class Step(NamedTuple):
@@ -106,6 +70,7 @@ class Execution:
       fn: the workflow's ``async def``.
       info(Info): what the run knows about itself; ``info.run_id`` seeds what is random.
       max_handles(int): how many callbacks one step may run.
+      deadlock_timeout(float | None): how many seconds one step may take; None: as many as it likes.
 
     Attributes:
       closed(bool): the run has ended; how, its last command says.
@@ -116,20 +81,22 @@ class Execution:
     __slots__ = (
         "_base",
         "_cancel_requested",
+        "_computing",
         "_conditions",
         "_fn",
-        "_inboxes",
         "_main",
         "_out",
         "_pending",
         "_seq",
-        "_waiters",
+        "_to_compute",
         "closed",
         "evicted",
         "history_bytes",
         "is_replaying",
         "last_event_id",
         "loop",
+        "mailbox",
+        "patches",
         "state",
     )
 
@@ -139,16 +106,19 @@ class Execution:
         info: Info,
         *,
         max_handles: int = MAX_HANDLES,
+        deadlock_timeout: float | None = None,
     ) -> None:
         guard.install()
         self._fn = fn
         self._base = info
         self._main: asyncio.Task[Any] | None = None
         self._seq = 0
-        self._out: dict[int, Command] = {}
+        # By number; what cancels command n has ~n, the closing command 0, a patch its name.
+        self._out: dict[int | str, Command] = {}
+        self._computing: dict[int, Compute] = {}
+        self._to_compute: list[Compute] = []
+        self.patches = Patches(self)
         self._pending: dict[int, _Pending] = {}
-        self._inboxes: dict[str, deque[bytes | None]] = {}
-        self._waiters: dict[str, deque[asyncio.Future[Any]]] = {}
         self._conditions: list[_Condition] = []
         self._cancel_requested = False
         self.closed = False
@@ -156,7 +126,8 @@ class Execution:
         self.history_bytes = 0
         self.is_replaying = False
         self.last_event_id = 0
-        self.loop = WorkflowLoop(self, info.run_id, max_handles)  # type: ignore[abstract]
+        self.loop = WorkflowLoop(self, info.run_id, max_handles, deadlock_timeout)  # type: ignore[abstract]
+        self.mailbox = Mailbox(self.loop)
         self.state: dict[str, Any] = {}
         """What the primitives keep for the run, e.g. its random numbers."""
 
@@ -222,18 +193,22 @@ class Execution:
             self.history_bytes += len(event.payload)
         if self.closed:
             return []
-        with Scope(loop):
-            loop.left = loop.max_handles
-            handler(self, event)
-            main = self._main
-            # Signals that came together are given together: code that answers the first can see the others.
-            if main is not None and not _is_held(event):
-                if loop.ready:
-                    loop.drain(main)
-                if self._conditions:
-                    self._settle(main)
-                if main.done():
-                    self._close(main)
+        scope = Scope(loop)
+        try:
+            with scope:
+                loop.left = loop.max_handles
+                handler(self, event)
+                main = self._main
+                # Signals that came together are given together: code that answers the first can see the others.
+                if main is not None and not _is_held(event):
+                    if loop.ready:
+                        loop.drain(main)
+                    if self._conditions:
+                        self._settle(main)
+                    if main.done():
+                        self._close(main)
+        except Overdue:
+            raise RunawayWorkflow(scope.leave() or "a step of the workflow took too long.") from None
         if not self._out:
             return []
         commands = list(self._out.values())
@@ -254,6 +229,8 @@ class Execution:
           Nondeterminism: the code asks for less, for more, for something else or in another order.
           as ``apply``.
         """
+        history = list(history)
+        self.patches.recorded.update(e.name or "" for e in history if e.type == events.PATCH_RECORDED)
         self.is_replaying = True
         commands: list[Command] = []
         compared = 0
@@ -261,18 +238,21 @@ class Execution:
             for event in history:
                 if event.type in _INPUT_TYPES:
                     if compared < len(commands):
-                        raise Nondeterminism(event.event_id, "no more commands", _describe(commands[compared]))
+                        raise Nondeterminism(event.event_id, "no more commands", describe(commands[compared]))
                     commands = self.apply(event)
                     compared = 0
                 else:
+                    if event.type == events.PATCH_RECORDED and self.patches.are_behind(event, commands[compared:]):
+                        self.last_event_id = event.event_id
+                        continue
                     if compared >= len(commands):
                         raise Nondeterminism(event.event_id, events.describe(event.type, event.name), "nothing")
-                    _compare(event, commands[compared])
+                    compare(event, commands[compared])
                     compared += 1
                     self.last_event_id = event.event_id
             if compared < len(commands):
                 missing = self.last_event_id + 1 if compared else self.last_event_id - len(commands) + 1
-                raise Nondeterminism(missing, "no more commands", _describe(commands[compared]))
+                raise Nondeterminism(missing, "no more commands", describe(commands[compared]))
         finally:
             self.is_replaying = False
 
@@ -281,8 +261,12 @@ class Execution:
         if self.evicted:
             return
         self.evicted = True
-        with Scope(self.loop):
-            self._tear_down()
+        scope = Scope(self.loop)
+        try:
+            with scope:
+                self._tear_down()
+        except Overdue:
+            scope.leave()
 
     @property
     def info(self) -> Info:
@@ -324,6 +308,32 @@ class Execution:
         command.seq = seq
         self._out[seq] = command
         return seq
+
+    def note(self, key: str, command: Command) -> None:
+        """Take a command that has no number: nothing answers it."""
+        if self.loop.evicting:
+            raise Evicted
+        self._out[key] = command
+
+    def compute(self, command: Compute) -> int:
+        """Number a command that is answered on the spot, outside of the code; see ``computations``.
+
+        Raises:
+          Evicted: the run is being dropped from memory.
+        """
+        if self.loop.evicting:
+            raise Evicted
+        self._seq = seq = self._seq + 1
+        command.seq = seq
+        self._computing[seq] = command
+        self._to_compute.append(command)
+        return seq
+
+    def computations(self) -> list[Compute]:
+        """Return, once, what the code asked to have computed and history has no answer to, in the code's order."""
+        asked = [command for command in self._to_compute if command.seq in self._computing]
+        self._to_compute.clear()
+        return asked
 
     def expect(self, seq: int, pending: _Pending) -> None:
         """Have the event that answers command ``seq`` given to ``pending``."""
@@ -371,27 +381,6 @@ class Execution:
         del self._pending[seq]
         return False
 
-    def take_signal(self, name: str) -> tuple[bool, Any]:
-        """Return (True, value) of the oldest unread signal of that name, or (False, None)."""
-        inbox = self._inboxes.get(name)
-        if not inbox:
-            return False, None
-        payload = inbox.popleft()
-        return True, None if payload is None else loads(payload)
-
-    async def next_signal(self, name: str) -> Any:
-        """Wait for the next signal of that name: each is given to one waiter, oldest to oldest."""
-        future: asyncio.Future[bytes | None] = self.loop.create_future()
-        self._waiters.setdefault(name, deque()).append(future)
-        try:
-            payload = await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                # Given to a waiter that was cancelled in the same step: the signal is not lost, the next one gets it.
-                self._put_signal(name, future.result(), first=True)
-            raise
-        return None if payload is None else loads(payload)
-
     def add_condition(self, holds: Callable[[], Any]) -> asyncio.Future[Any]:
         """Return a future that is resolved once ``holds()`` is true; it is looked at whenever nothing else can run."""
         future: asyncio.Future[Any] = self.loop.create_future()
@@ -399,19 +388,6 @@ class Execution:
         return future
 
     # --- inside ------------------------------------------------------------------------------------------
-    def _put_signal(self, name: str, payload: bytes | None, first: bool = False) -> None:
-        waiters = self._waiters.get(name)
-        while waiters:
-            waiter = waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(payload)
-                return
-        inbox = self._inboxes.setdefault(name, deque())
-        if first:
-            inbox.appendleft(payload)
-        else:
-            inbox.append(payload)
-
     def _on_start(self, event: Event) -> None:
         if self._main is not None:
             raise ValueError("the run has started already.")
@@ -419,6 +395,9 @@ class Execution:
             self._base.started_at = self.now
         if self._base.name == "" and event.name:
             self._base.name = event.name
+        for fact, value in (event.attributes or {}).items():
+            if fact in START_FACTS:
+                setattr(self._base, fact, value)
         try:
             args, kwargs = decode_call(event.payload, self._fn) if event.payload is not None else ([], {})
             main = self._fn(*args, **kwargs)
@@ -428,12 +407,18 @@ class Execution:
         self._main = self.loop.make_task(main, "main", contextvars.Context())
 
     def _on_answer(self, event: Event) -> None:
+        if event.type in _COMPUTED:
+            asked = self._computing.pop(cast(int, event.seq), None)
+            facts = event.attributes or {}
+            if asked is None or (asked.answer, asked.name, asked.hash) != (event.type, event.name, facts.get("hash")):
+                got = "nothing" if asked is None else events.describe(asked.answer, asked.name)
+                raise Nondeterminism(event.event_id, events.describe(event.type, event.name), got)
         pending = self._pending.pop(cast(int, event.seq), None)
         if pending is not None:
             pending.resolve(event)
 
     def _on_signal(self, event: Event) -> None:
-        self._put_signal(event.name or "", event.payload)
+        self.mailbox.put(event.name or "", event.payload)
 
     def _on_cancel(self, event: Event) -> None:
         self._cancel_requested = True
@@ -441,24 +426,12 @@ class Execution:
             self._main.cancel()
 
     def _settle(self, main: asyncio.Task[Any]) -> None:
-        """Resolve conditions that hold, oldest first, and run what that wakes, until none holds."""
+        """Resolve the oldest condition that holds, run what that wakes, and look again, until none holds: what somebody
+        waited for is still so when its code goes on."""
         loop = self.loop
         while not main.done():
-            waiting = []
-            for condition in self._conditions:
-                holds, future, context = condition
-                if future.done():
-                    continue
-                try:
-                    if context.run(holds):
-                        future.set_result(None)
-                        continue
-                except Exception as e:
-                    future.set_exception(e)
-                    continue
-                waiting.append(condition)
-            self._conditions = waiting
-            if not loop.ready:
+            self._conditions = [condition for condition in self._conditions if not condition.future.done()]
+            if not any(map(_resolve, self._conditions)) and not loop.ready:
                 return
             loop.drain(main)
 
@@ -497,8 +470,9 @@ class Execution:
         loop.drop()
         self._main = None
         self._pending.clear()
-        self._waiters.clear()
-        self._inboxes.clear()
+        self._computing.clear()
+        self._to_compute.clear()
+        self.mailbox.clear()
         self._conditions.clear()
         self.state.clear()
 
@@ -528,6 +502,16 @@ def _close_coroutine(coro: Any) -> None:
     _unclosable.append(coro)
 
 
+def _resolve(condition: _Condition) -> bool:
+    try:
+        if not condition.context.run(condition.holds):
+            return False
+        condition.future.set_result(None)
+    except Exception as e:
+        condition.future.set_exception(e)
+    return True
+
+
 def current() -> Execution | None:
     """Return the run whose code is running on this thread, or None outside of workflows."""
     return cast("Execution | None", current_host())
@@ -535,29 +519,3 @@ def current() -> Execution | None:
 
 def _is_held(event: Event) -> bool:
     return event.attributes is not None and event.type == events.SIGNAL_RECEIVED and "with_next" in event.attributes
-
-
-def _describe(command: Command) -> str:
-    text = events.describe(command.event_type, command.name)
-    if isinstance(command, FailWorkflow):
-        text += f" ({command.failure.get('type')}: {command.failure.get('message')})"
-    return text
-
-
-def _compare(event: Event, command: Command) -> None:
-    facts = event.attributes or {}
-    if event.type != command.event_type or event.name != command.name:
-        raise Nondeterminism(event.event_id, events.describe(event.type, event.name), _describe(command))
-    text = _describe(command)
-    if event.seq != command.seq:
-        raise Nondeterminism(event.event_id, f"{text} as command {event.seq}", f"{text} as command {command.seq}")
-    if command.hash is not None and facts.get("hash") != command.hash:
-        raise Nondeterminism(
-            event.event_id, f"{text} with arguments {facts.get('hash')}", f"{text} with arguments {command.hash}"
-        )
-    if isinstance(command, StartChild) and facts.get("workflow_id", command.workflow_id) != command.workflow_id:
-        raise Nondeterminism(
-            event.event_id,
-            f"{text} with the id {facts['workflow_id']!r}",
-            f"{text} with the id {command.workflow_id!r}",
-        )

@@ -9,58 +9,40 @@ dropped from memory, and only the news is recorded: a task follows, and somebody
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from dramatiq import Message
 
 from ..database import is_connection_lost, translate
-from ..delivery import TASK_KINDS, Delivery, current_delivery, encode_message
+from ..delivery import TASK_KINDS, Delivery, current_delivery
 from ..errors import (
     DatabaseUnavailable,
     DurableError,
     LeaseLost,
     Nondeterminism,
-    NotEncodable,
-    NotPermitted,
-    PayloadTooLarge,
 )
 from ..operations import (
     Ack,
     Advance,
-    Child,
     CompleteActivity,
     FailTask,
     Operation,
     Release,
     Reschedule,
-    Send,
     StartRun,
 )
 from ..settling import TASK_BACKOFF, backoff, text_of
 from . import events
 from .cache import CachedRun, RunCache
-from .commands import (
-    CancelActivity,
-    CancelChild,
-    CancelTimer,
-    CancelWorkflow,
-    Command,
-    CompleteWorkflow,
-    FailWorkflow,
-    RequestActivityCancel,
-    ScheduleActivity,
-    StartChild,
-    StartTimer,
-)
-from .converter import encode_call, loads
+from .carrying import Carrier, now_ms
+from .computing import computed
+from .converter import encode_call
 from .events import Event
-from .failures import failure_to_json
-from .replay import Execution, Info, Parent
+from .info import Info, Parent
+from .replay import Execution
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
@@ -68,13 +50,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CLOSING = {CompleteWorkflow: "completed", FailWorkflow: "failed", CancelWorkflow: "cancelled"}
-
-#: The priority of timers: what was begun goes on before new runs are.
-TASK_PRIORITY = -1
-
 #: How soon a step that met another one comes again, in milliseconds.
 REFUSED_BACKOFF = (5, 2_000)
+
+
+class _Slow(Exception):
+    """The step comes to a local activity: an activity's outcome must not wait for it."""
 
 
 class Runner:
@@ -83,12 +64,13 @@ class Runner:
     def __init__(self, broker: DurableBroker) -> None:
         self.broker = broker
         self.cache = RunCache()
+        self.carrier = Carrier(broker)
 
     def advance_activity(self, delivery: Delivery, outcome: CompleteActivity) -> None:
         """An activity ended: if its run is in memory here, take the next step with it."""
         assert delivery.run_id is not None
         run = self.cache.peek(delivery.run_id)
-        if run is None or delivery.exception is not None:
+        if run is None or run.computes or delivery.exception is not None:
             self.broker.settler.commit_outcome(delivery, outcome)
             return
         with run.stepping():
@@ -97,10 +79,16 @@ class Runner:
                 self.broker.settler.commit_outcome(delivery, outcome)
                 return
             event = Event(
-                0, outcome.type, _now_ms(), delivery.seq, delivery.actor_name, outcome.payload, outcome.attributes
+                0, outcome.type, now_ms(), delivery.seq, delivery.actor_name, outcome.payload, outcome.attributes
             )
             try:
                 advance = self._step(delivery, run, execution, [event])
+            except _Slow:
+                # What is done is recorded before anything else is: from now on by itself, without trying.
+                run.computes = True
+                run.drop()
+                self.broker.settler.commit_outcome(delivery, outcome)
+                return
             except BaseException:
                 logger.exception("the run %s could not take a step; it is loaded again", delivery.run_id)
                 run.drop()
@@ -192,7 +180,9 @@ class Runner:
         if delivery.kind == "w":
             assert delivery.seq is not None
             if execution.expects(delivery.seq):
-                news.insert(0, Event(0, events.TIMER_FIRED, _now_ms(), delivery.seq))
+                news.insert(0, Event(0, events.TIMER_FIRED, now_ms(), delivery.seq))
+        if not execution.closed:
+            news = [computed(c) for c in execution.computations()] + news
         if not news or execution.closed:
             if delivery.kind == "w" and not committed:
                 # The step after which nobody waits for this timer is on its way, and may be refused.
@@ -231,7 +221,7 @@ class Runner:
                     raise DatabaseUnavailable("the worker got a new token meanwhile") from e
                 raise translate(e) from e
         if run.execution is None:
-            execution = Execution(workflow.fn, _info(row))
+            execution = Execution(workflow.fn, _info(row), deadlock_timeout=self.broker.settings.deadlock_timeout)
             run.execution = execution
             if len(history) == 1:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
@@ -256,11 +246,15 @@ class Runner:
                 else:
                     advance.events += step.events
                 for command in step.commands:
-                    refused = self._carry_out(command, advance, execution)
+                    refused = self.carrier.carry_out(command, advance, execution)
                     if refused is not None and not execution.closed:
                         news.append(refused)
                 if execution.closed:
                     break
+                for asked in execution.computations():
+                    if asked.slow and delivery.kind == "a":
+                        raise _Slow
+                    news.append(computed(asked))
         except BaseException:
             self._unreserve(advance)
             raise
@@ -273,78 +267,6 @@ class Runner:
         reserved = sum(s.eager for s in advance.sends)
         if claimer is not None and reserved:
             claimer.unreserve(reserved)
-
-    def _carry_out(self, command: Command, advance: Advance, execution: Execution) -> Event | None:
-        """What a command means for the database; or the event that says that it cannot be carried out."""
-        if isinstance(command, ScheduleActivity):
-            swap = not any(s.eager for s in advance.sends)
-            try:
-                advance.sends.append(self._send_activity(command, execution, swap))
-            except (NotEncodable, PayloadTooLarge, NotPermitted) as e:
-                failure = {**failure_to_json(e, retryable=False), "attempt": 1}
-                return Event(
-                    0, events.ACTIVITY_FAILED, _now_ms(), command.seq, command.name, None, {"failure": failure}
-                )
-        elif isinstance(command, StartTimer):
-            assert command.seq is not None
-            info = execution.info
-            stream_id = self.broker.stream_id(info.queue_name)
-            advance.sends.append(Send("w", stream_id, command.seq, info.name, TASK_PRIORITY, command.ms, b""))
-        elif isinstance(command, (CancelTimer, CancelActivity)):
-            assert command.seq is not None
-            if not isinstance(command, RequestActivityCancel):
-                self._drop(command.seq, advance)
-        elif isinstance(command, StartChild):
-            assert command.seq is not None
-            assert command.name is not None
-            assert command.payload is not None
-            options = dict(command.options)
-            options["delay"] = options.pop("delay_ms", 0)
-            stream_id = self.broker.stream_id(command.queue_name)
-            advance.children.append(
-                Child(command.seq, stream_id, command.name, command.workflow_id, command.payload, options)
-            )
-        elif isinstance(command, CancelChild):
-            assert command.seq is not None
-            advance.cancels.append(command.seq)
-        else:
-            advance.close = _CLOSING[type(command)]
-        return None
-
-    def _drop(self, seq: int, advance: Advance) -> None:
-        """Withdraw a command's message; one that this very step sends is not sent."""
-        for send in advance.sends:
-            if send.seq == seq:
-                advance.sends.remove(send)
-                if send.eager and self.broker.claimer is not None:
-                    self.broker.claimer.unreserve(1)
-                return
-        advance.drops.append(seq)
-
-    def _send_activity(self, command: ScheduleActivity, execution: Execution, swap: bool) -> Send:
-        assert command.seq is not None
-        assert command.name is not None
-        stream_id = self.broker.stream_id(command.queue_name)
-        # The recorded arguments: the workflow's code may have changed its own objects since the call.
-        call = loads(command.payload or b"{}")
-        message: Message[Any] = Message(
-            command.queue_name,
-            command.name,
-            tuple(call["args"]),
-            call["kwargs"],
-            dict(command.options),
-            str(uuid.UUID(bytes=events.command_id(execution.run_id, command.seq))),
-            _now_ms(),
-        )
-        priority = command.priority
-        if priority is None:
-            actor = self.broker.actors.get(command.name)
-            priority = actor.priority if actor is not None else 0
-        payload = encode_message(message)
-        claimer = self.broker.claimer
-        # Last: a place that is taken is given back by way of the Send.
-        eager = not command.delay_ms and claimer is not None and claimer.reserve(stream_id, swap=swap)
-        return Send("a", stream_id, command.seq, command.name, priority, command.delay_ms, payload, eager)
 
     def _advanced(self, delivery: Delivery, run: CachedRun, advance: Advance, outcome: CompleteActivity | None) -> None:
         """A step was committed, or refused."""
@@ -397,9 +319,7 @@ class Runner:
 
 
 def _info(row: tuple[Any, ...]) -> Info:
-    from ..procedures import from_json
-
-    run_id, workflow_id, name, queue_name, _, started_at, _, parent_run_id, parent_workflow_id, memo = row
+    run_id, workflow_id, name, queue_name, _, started_at, _, parent_run_id, parent_workflow_id = row
     parent = None
     if parent_run_id is not None:
         parent = Parent(parent_workflow_id or "", str(uuid.UUID(bytes=parent_run_id)))
@@ -410,7 +330,6 @@ def _info(row: tuple[Any, ...]) -> Info:
         queue_name=queue_name,
         started_at=datetime.fromtimestamp(started_at / 1000, UTC),
         parent=parent,
-        memo=from_json(memo) or {},
     )
 
 
@@ -426,7 +345,3 @@ def _together(news: list[Event]) -> list[Event]:
 def _precedence(item: tuple[int, Event]) -> int:
     """The start before all; signals before whatever may end the run."""
     return {events.WORKFLOW_STARTED: 0, events.SIGNAL_RECEIVED: 1}.get(item[1].type, 2)
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

@@ -32,9 +32,10 @@ $$;
 -- Answers 'started', or, when a live run has the workflow id (or a closed one and p_reuse forbids it), 'exists' and its
 -- run id.  The same run id again is the same run: 'started'.
 -- p_conflict: fail, use_existing, terminate_existing; p_reuse: allow, allow_failed, reject.
+-- p_options: what the run is started with beside its input, an object or NULL: it is the first event's attributes.
 CREATE FUNCTION {schema}.create_run(
     p_run uuid, p_workflow_id text, p_stream int, p_name text, p_input bytea, p_conflict text, p_reuse text, p_delay bigint,
-    p_memo text, p_parent uuid, p_parent_seq int, p_parent_close text,
+    p_options json, p_parent uuid, p_parent_seq int, p_parent_close text,
     OUT status text, OUT run_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -59,7 +60,7 @@ BEGIN
     END IF;
     FOR v_try IN 1 .. 3 LOOP
         INSERT INTO {schema}.run (run_id, workflow_id, stream_id, name, started_at, last_event, parent_run_id, parent_seq, parent_close, memo)
-        VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'), p_memo::json)
+        VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'), p_options -> 'memo')
         ON CONFLICT DO NOTHING;
         IF FOUND THEN
             IF p_reuse <> 'allow' THEN
@@ -75,8 +76,8 @@ BEGIN
                     RETURN;
                 END IF;
             END IF;
-            INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload)
-            VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input);
+            INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload, attributes)
+            VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input, p_options);
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
             VALUES (p_run, p_stream, 0, v_due, v_now, 's', p_run, p_name, '');
             create_run.status := 'started';
@@ -103,7 +104,7 @@ $$;
 -- Start runs.  Answers per position: started; exists (with the run that has the workflow id); denied; busy (try again).
 CREATE FUNCTION {schema}.start_runs(
     p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_streams int[], p_names text[], p_inputs bytea[],
-    p_conflicts text[], p_reuses text[], p_delays bigint[], p_memos text[])
+    p_conflicts text[], p_reuses text[], p_delays bigint[], p_options text[])
 RETURNS TABLE (status text, run_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
@@ -121,7 +122,7 @@ BEGIN
         IF p_streams[i] = ANY (v_may) AND substr(p_runs[i]::text, 15, 1) IS DISTINCT FROM '8' THEN
             SELECT * INTO v_new FROM {schema}.create_run(
                 p_runs[i], p_workflow_ids[i], p_streams[i], p_names[i], p_inputs[i], p_conflicts[i], p_reuses[i], p_delays[i],
-                p_memos[i], NULL, NULL, NULL);
+                p_options[i]::json, NULL, NULL, NULL);
             status := v_new.status;
             run_id := v_new.run_id;
         ELSE

@@ -97,7 +97,7 @@ BEGIN
     END IF;
     SELECT c.status INTO v_status FROM {schema}.create_run(
         p_id, p_workflow_id, p_schedule.stream_id, p_schedule.actor, p_schedule.template, 'fail', 'allow', 0,
-        p_schedule.memo::text, NULL, NULL, NULL) c;
+        p_schedule.facts, NULL, NULL, NULL) c;
     IF v_status = 'busy' AND NOT EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_id) THEN
         RAISE EXCEPTION 'the workflow id is being fought over' USING ERRCODE = '40001';
     END IF;
@@ -111,7 +111,7 @@ $$;
 -- paused; with another expression or time zone, its due times count from now on.
 CREATE FUNCTION {schema}.save_schedule(
     p_sender uuid, p_batch bigint, p_name text, p_if_exists text, p_paused boolean, p_stream int, p_kind text,
-    p_actor text, p_priority int, p_template bytea, p_memo text, p_cron text, p_timezone text, p_catch_up bigint,
+    p_actor text, p_priority int, p_template bytea, p_facts text, p_cron text, p_timezone text, p_catch_up bigint,
     p_overlap text)
 RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
@@ -131,8 +131,8 @@ BEGIN
     END IF;
     PERFORM {schema}.begin_batch(p_sender, p_batch, 1);
     INSERT INTO {schema}.schedule AS s (
-        space, name, stream_id, kind, actor, priority, template, memo, cron, timezone, catch_up, overlap, paused)
-    VALUES (v_space, p_name, p_stream, p_kind::"char", p_actor, p_priority, p_template, p_memo::json, p_cron, p_timezone,
+        space, name, stream_id, kind, actor, priority, template, facts, cron, timezone, catch_up, overlap, paused)
+    VALUES (v_space, p_name, p_stream, p_kind::"char", p_actor, p_priority, p_template, p_facts::json, p_cron, p_timezone,
             p_catch_up, p_overlap, p_paused)
     ON CONFLICT (name, space) DO NOTHING
     RETURNING s.* INTO v_new;
@@ -153,13 +153,13 @@ BEGIN
     v_moved := (v_old.stream_id, v_old.kind::text) IS DISTINCT FROM (p_stream, p_kind);
     v_other_times := (v_old.cron, v_old.timezone) IS DISTINCT FROM (p_cron, p_timezone);
     IF NOT v_moved AND NOT v_other_times
-       AND (v_old.actor, v_old.priority, v_old.template, v_old.memo::text, v_old.catch_up, v_old.overlap)
-           IS NOT DISTINCT FROM (p_actor, p_priority, p_template, p_memo, p_catch_up, p_overlap) THEN
+       AND (v_old.actor, v_old.priority, v_old.template, v_old.facts::text, v_old.catch_up, v_old.overlap)
+           IS NOT DISTINCT FROM (p_actor, p_priority, p_template, p_facts, p_catch_up, p_overlap) THEN
         RETURN 'kept';
     END IF;
     UPDATE {schema}.schedule s
     SET revision = s.revision + 1, stream_id = p_stream, kind = p_kind::"char", actor = p_actor, priority = p_priority,
-        template = p_template, memo = p_memo::json, cron = p_cron, timezone = p_timezone, catch_up = p_catch_up,
+        template = p_template, facts = p_facts::json, cron = p_cron, timezone = p_timezone, catch_up = p_catch_up,
         overlap = p_overlap,
         seen_to = CASE WHEN v_other_times THEN clock_timestamp() ELSE s.seen_to END,
         live = CASE WHEN v_moved THEN '{}' ELSE s.live END,

@@ -6,7 +6,7 @@
 CREATE FUNCTION {schema}.run_of_lease(p_worker uuid, p_message uuid, p_lease uuid)
 RETURNS TABLE (
     run_id uuid, workflow_id text, name text, queue_name text, status text, started_at bigint, last_event int,
-    parent_run_id uuid, parent_workflow_id text, memo text)
+    parent_run_id uuid, parent_workflow_id text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -15,7 +15,7 @@ BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     RETURN QUERY
         SELECT r.run_id, r.workflow_id, r.name, s.name, r.status, (extract(epoch FROM r.started_at) * 1000)::bigint,
-               r.last_event, r.parent_run_id, p.workflow_id, r.memo::text
+               r.last_event, r.parent_run_id, p.workflow_id
         FROM {schema}.message m
         JOIN {schema}.run r ON r.run_id = m.run_id
         JOIN {schema}.stream s ON s.stream_id = r.stream_id
@@ -154,6 +154,8 @@ DECLARE
     v_told uuid[] := '{}';
     v_eager uuid[];
     v_woken int[] := p_child_stream;
+    -- Events that bring something about: see carry_out().
+    v_eventful constant text[] := ARRAY['SearchUpserted'];
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
@@ -243,6 +245,17 @@ BEGIN
          e (s, id, type, at, seq, name, payload, attributes)
     WHERE v_ok[e.s];
 
+    -- What events bring about beside their being recorded.
+    IF p_event_type && v_eventful THEN
+        FOR i IN 1 .. cardinality(p_event_type) LOOP
+            IF v_ok[p_event_step[i]] AND p_event_type[i] = ANY (v_eventful) THEN
+                PERFORM {schema}.carry_out(
+                    v_run[p_event_step[i]], p_event_id[i], p_event_type[i], p_event_seq[i], p_event_name[i], p_event_payload[i],
+                    p_event_attributes[i]::json);
+            END IF;
+        END LOOP;
+    END IF;
+
     IF cardinality(p_inbox_id) > 0 THEN
         DELETE FROM {schema}.inbox b USING unnest(p_inbox_step, p_inbox_id) t (s, id)
         WHERE v_ok[t.s] AND b.run_id = v_run[t.s] AND b.inbox_id = t.id;
@@ -300,11 +313,11 @@ BEGIN
         CONTINUE WHEN v_ok[p_child_step[i]] IS NOT TRUE;
         v_row := NULL;
         SELECT * INTO v_row FROM json_to_record(p_child_options[i]::json) x (
-            id_conflict text, id_reuse text, parent_close text, delay bigint, memo json);
+            id_conflict text, id_reuse text, parent_close text, delay bigint, facts json);
         SELECT * INTO v_new FROM {schema}.create_run(
             overlay(md5(v_run[p_child_step[i]]::text || ':' || p_child_seq[i]) PLACING '8' FROM 13)::uuid, p_child_workflow_id[i], p_child_stream[i],
             p_child_name[i], p_child_input[i], coalesce(v_row.id_conflict, 'fail'), coalesce(v_row.id_reuse, 'allow'),
-            coalesce(v_row.delay, 0), v_row.memo::text, v_run[p_child_step[i]], p_child_seq[i], v_row.parent_close);
+            coalesce(v_row.delay, 0), v_row.facts, v_run[p_child_step[i]], p_child_seq[i], v_row.parent_close);
         IF v_new.status <> 'started' THEN
             INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
             VALUES (v_run[p_child_step[i]], 'ChildStartFailed', p_child_seq[i], p_child_name[i],

@@ -9,7 +9,7 @@ import dramatiq
 import pytest
 
 import dramatiq_durable as durable
-from dramatiq_durable.workflow.client import WorkflowHandle
+from dramatiq_durable.workflow.handle import WorkflowHandle
 
 
 @pytest.fixture

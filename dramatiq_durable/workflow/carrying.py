@@ -1,0 +1,139 @@
+"""What commands mean for the database: what a step sends, withdraws, starts and cancels.
+
+A command that is not named here means nothing but its event; what that event brings about, `carry_out` in SQL says.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from dramatiq import Message
+
+from ..delivery import encode_message
+from ..errors import NotEncodable, NotPermitted, PayloadTooLarge
+from ..operations import Advance, Child, Send
+from . import events
+from .commands import (
+    CancelActivity,
+    CancelChild,
+    CancelTimer,
+    CancelWorkflow,
+    Command,
+    CompleteWorkflow,
+    FailWorkflow,
+    ScheduleActivity,
+    StartChild,
+    StartTimer,
+)
+from .converter import loads
+from .events import Event
+from .failures import failure_to_json
+from .replay import Execution
+
+if TYPE_CHECKING:
+    from ..broker import DurableBroker
+
+#: The priority of timers: what was begun goes on before new runs are.
+TASK_PRIORITY = -1
+
+_CLOSING = {CompleteWorkflow: "completed", FailWorkflow: "failed", CancelWorkflow: "cancelled"}
+
+
+class Carrier:
+    """Turns the commands of a step into what `Advance` stores."""
+
+    def __init__(self, broker: DurableBroker) -> None:
+        self.broker = broker
+
+    def carry_out(self, command: Command, advance: Advance, execution: Execution) -> Event | None:
+        """Add what a command means to a step; answers the event that says that it cannot be carried out, if so."""
+        closing = _CLOSING.get(type(command))
+        if closing is not None:
+            advance.close = closing
+            return None
+        carry = _CARRIERS.get(type(command))
+        return None if carry is None else carry(self, command, advance, execution)
+
+    def _activity(self, command: ScheduleActivity, advance: Advance, execution: Execution) -> Event | None:
+        swap = not any(s.eager for s in advance.sends)
+        try:
+            advance.sends.append(self._send_activity(command, execution, swap))
+        except (NotEncodable, PayloadTooLarge, NotPermitted) as e:
+            failure = {**failure_to_json(e, retryable=False), "attempt": 1}
+            return Event(0, events.ACTIVITY_FAILED, now_ms(), command.seq, command.name, None, {"failure": failure})
+        return None
+
+    def _timer(self, command: StartTimer, advance: Advance, execution: Execution) -> None:
+        assert command.seq is not None
+        info = execution.info
+        stream_id = self.broker.stream_id(info.queue_name)
+        advance.sends.append(Send("w", stream_id, command.seq, info.name, TASK_PRIORITY, command.ms, b""))
+
+    def _withdraw(self, command: Command, advance: Advance, execution: Execution) -> None:
+        """Withdraw a command's message; one that this very step sends is not sent."""
+        assert command.seq is not None
+        for send in advance.sends:
+            if send.seq == command.seq:
+                advance.sends.remove(send)
+                if send.eager and self.broker.claimer is not None:
+                    self.broker.claimer.unreserve(1)
+                return
+        advance.drops.append(command.seq)
+
+    def _child(self, command: StartChild, advance: Advance, execution: Execution) -> None:
+        assert command.seq is not None
+        assert command.name is not None
+        assert command.payload is not None
+        options = dict(command.options)
+        options["delay"] = options.pop("delay_ms", 0)
+        stream_id = self.broker.stream_id(command.queue_name)
+        advance.children.append(
+            Child(command.seq, stream_id, command.name, command.workflow_id, command.payload, options)
+        )
+
+    def _cancel_child(self, command: CancelChild, advance: Advance, execution: Execution) -> None:
+        assert command.seq is not None
+        advance.cancels.append(command.seq)
+
+    def _send_activity(self, command: ScheduleActivity, execution: Execution, swap: bool) -> Send:
+        assert command.seq is not None
+        assert command.name is not None
+        stream_id = self.broker.stream_id(command.queue_name)
+        # The recorded arguments: the workflow's code may have changed its own objects since the call.
+        call = loads(command.payload or b"{}")
+        message: Message[Any] = Message(
+            command.queue_name,
+            command.name,
+            tuple(call["args"]),
+            call["kwargs"],
+            dict(command.options),
+            str(uuid.UUID(bytes=events.command_id(execution.run_id, command.seq))),
+            now_ms(),
+        )
+        priority = command.priority
+        if priority is None:
+            actor = self.broker.actors.get(command.name)
+            priority = actor.priority if actor is not None else 0
+        payload = encode_message(message)
+        claimer = self.broker.claimer
+        # Last: a place that is taken is given back by way of the Send.
+        eager = not command.delay_ms and claimer is not None and claimer.reserve(stream_id, swap=swap)
+        return Send("a", stream_id, command.seq, command.name, priority, command.delay_ms, payload, eager)
+
+
+_CARRIERS: dict[type[Command], Callable[[Carrier, Any, Advance, Execution], Event | None]] = {
+    ScheduleActivity: Carrier._activity,
+    CancelActivity: Carrier._withdraw,
+    StartTimer: Carrier._timer,
+    CancelTimer: Carrier._withdraw,
+    StartChild: Carrier._child,
+    CancelChild: Carrier._cancel_child,
+}
+
+
+def now_ms() -> int:
+    """The time of this machine, in milliseconds since the epoch."""
+    return int(time.time() * 1000)

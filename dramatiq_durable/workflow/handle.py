@@ -1,0 +1,331 @@
+"""Handles: through which one talks to runs from outside.
+
+Every blocking call has a twin with an ``a`` in front that is awaited instead; it runs the call on a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import psycopg
+
+from ..database import translate
+from ..durations import parse_duration
+from ..errors import (
+    DatabaseUnavailable,
+    ForbiddenInWorkflow,
+    Timeout,
+    WorkflowCancelled,
+    WorkflowFailed,
+    WorkflowNotFound,
+    WorkflowTerminated,
+    WorkflowTimedOut,
+)
+from ..operations import Post, Terminate
+from ..using import sending
+from .converter import decoders_of, encode, loads
+from .events import Event, described_failure
+from .failures import failure_from_json
+from .replay import current
+from .waiting import Waiters
+
+if TYPE_CHECKING:
+    from ..broker import DurableBroker
+    from .definition import Workflow
+
+logger = logging.getLogger(__name__)
+
+
+R = TypeVar("R")
+
+#: How often a waiting client looks by itself, in seconds: at first, and at the longest.
+LOOKS = (0.05, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEvent:
+    """One event of a run's history.
+
+    Attributes:
+      event_id(int): its place in the run's one order, from 1.
+      type(str): what happened, for example ``ActivityCompleted``.
+      name(str | None): of the activity, the child, the signal.
+      at(datetime): UTC.
+      attributes(dict): the rest: ``seq`` (the number of the command), values decoded from JSON.
+    """
+
+    event_id: int
+    type: str
+    name: str | None
+    at: datetime
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A run as it stands."""
+
+    workflow_id: str
+    run_id: str
+    name: str
+    queue_name: str
+    status: str
+    started_at: datetime
+    closed_at: datetime | None
+    parent: str | None
+    memo: dict[str, Any]
+    history_length: int
+    task_failure: str | None
+
+
+class WorkflowHandle(Generic[R]):
+    """One run, or whichever run has a workflow id.
+
+    Attributes:
+      workflow_id(str): the business key.
+      run_id(str | None): the run, if one is meant in particular.
+    """
+
+    def __init__(
+        self,
+        broker: DurableBroker,
+        workflow_id: str | None,
+        run_id: str | None = None,
+        workflow: Workflow[Any, R] | None = None,
+    ) -> None:
+        self.broker = broker
+        self.run_id = run_id
+        self._workflow_id = workflow_id
+        self._workflow = workflow
+
+    def __repr__(self) -> str:
+        return f"WorkflowHandle(workflow_id={self._workflow_id!r}, run_id={self.run_id!r})"
+
+    @property
+    def workflow_id(self) -> str:
+        if self._workflow_id is None:
+            self._workflow_id = self.describe().workflow_id
+        return self._workflow_id
+
+    # --- looking ------------------------------------------------------------------------------------------
+
+    def describe(self) -> Description:
+        """How the run stands.
+
+        Raises:
+          WorkflowNotFound: there is none, or this login may not see it.
+          DatabaseUnavailable: the database cannot be reached.
+        """
+        row = self._read(lambda conn: self.broker.procedures.get_run(conn, self._key(), self._workflow_id))
+        if row is None:
+            raise self._not_found()
+        run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row
+        return Description(
+            workflow_id=workflow_id,
+            run_id=str(uuid.UUID(bytes=run_id)),
+            name=name,
+            queue_name=queue_name,
+            status=status,
+            started_at=started_at.astimezone(UTC),
+            closed_at=None if closed_at is None else closed_at.astimezone(UTC),
+            parent=None if parent is None else str(uuid.UUID(bytes=parent)),
+            memo=json.loads(memo) if memo else {},
+            history_length=length,
+            task_failure=failure,
+        )
+
+    def status(self) -> str:
+        """running, completed, failed, cancelled, terminated or timed_out.  Raises as `describe`."""
+        return self.describe().status
+
+    def history(self) -> list[HistoryEvent]:
+        """Everything that happened to the run, in its one order.  Raises as `describe`."""
+        run_id = uuid.UUID(self._resolve()).bytes
+        events = self._read(lambda conn: self.broker.procedures.get_history(conn, run_id))
+        if not events:
+            # A run has one from its start.
+            raise self._not_found()
+        return [_public(e) for e in events]
+
+    def result(self, timeout: Any = None) -> R:
+        """Wait for the run to close.
+
+        Parameters:
+          timeout: seconds, a timedelta or a text like "10s"; None waits for ever.
+
+        Returns:
+          What the workflow returned.
+
+        Raises:
+          Timeout: it did not close in time.
+          WorkflowFailed, WorkflowCancelled, WorkflowTerminated, WorkflowTimedOut: how it closed otherwise.
+          WorkflowNotFound: there is none, or this login may not see it.
+          DatabaseUnavailable: the database stayed away.
+        """
+        deadline = None if timeout is None else time.monotonic() + parse_duration(timeout) / 1000
+        run_id = self._resolve()
+        key = uuid.UUID(run_id).bytes
+        waiters = Waiters.of(self.broker)
+        with waiters.waiting(run_id) as closed:
+            look = LOOKS[0]
+            away_since: float | None = None
+            while True:
+                try:
+                    status = self._read(lambda conn: self.broker.procedures.await_run(conn, key, waiters.channel))
+                    away_since = None
+                except DatabaseUnavailable:
+                    # An outage is no reason to forget what is being waited for; but not for ever.
+                    now = time.monotonic()
+                    away_since = away_since or now
+                    if now - away_since > 60:
+                        raise
+                    status = "running"
+                if status is None:
+                    raise self._not_found()
+                if status != "running":
+                    break
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    waited = f"{parse_duration(timeout or 0) / 1000:g} s"
+                    raise Timeout(
+                        f"the workflow {self._workflow_id or run_id!r} did not close within {waited}: it goes on, if a "
+                        "worker consumes its stream"
+                    )
+                closed.wait(look if left is None else min(look, left))
+                closed.clear()
+                look = min(look * 1.5, LOOKS[1])
+        return self._outcome(run_id, status)
+
+    def _outcome(self, run_id: str, status: str) -> R:
+        key = uuid.UUID(run_id).bytes
+        length = self._read(lambda conn: self.broker.procedures.get_run(conn, key, None))[7]
+        last: Event = self._read(lambda conn: self.broker.procedures.get_history(conn, key, length - 1))[0]
+        ids = {"workflow_id": self._workflow_id or "", "run_id": run_id}
+        what = f"the workflow {self._workflow_id or run_id!r}"
+        attributes = last.attributes or {}
+        if status == "completed":
+            value = None if last.payload is None else loads(last.payload)
+            decode = decoders_of(self._workflow.fn).result if self._workflow is not None else None
+            return cast(R, value if decode is None else decode(value))
+        if status == "failed":
+            raise failure_from_json(described_failure(last), WorkflowFailed, **ids)
+        if status == "cancelled":
+            raise WorkflowCancelled(f"{what} was cancelled")
+        if status == "timed_out":
+            raise WorkflowTimedOut(f"{what} ran out of its time")
+        raise WorkflowTerminated(f"{what} was terminated: {attributes.get('reason') or 'no reason given'}")
+
+    # --- acting -------------------------------------------------------------------------------------------
+
+    def signal(self, name: str, payload: Any = None, *, id: str | None = None) -> None:
+        """Send a signal; when this returns, it is committed and will not be lost.
+
+        Parameters:
+          name(str): what the workflow waits for with ``wait_for_signal(name)``.
+          payload: any value that the converter can carry.
+          id(str | None): the same id twice is one signal.
+
+        Raises:
+          WorkflowClosed: the run has ended.
+          WorkflowNotFound: there is none, or this login may not see it.
+          NotEncodable, PayloadTooLarge, InvalidName: the signal cannot be carried.
+        """
+        from .options import check_name
+
+        check_name(name, "a signal's name")
+        if id is not None:
+            check_name(id, "a signal's id")
+        data = None if payload is None else encode(payload, f"the payload of the signal {name!r}")
+        self._post("SignalReceived", name, data, id)
+
+    def cancel(self) -> None:
+        """Ask the run to cancel itself: its code gets an ``asyncio.CancelledError`` and may clean up.
+
+        Raises:
+          WorkflowClosed: the run has ended already.
+          WorkflowNotFound: there is none, or this login may not see it.
+        """
+        self._post("CancelRequested", None, None, None)
+
+    def terminate(self, reason: str | None = None) -> None:
+        """End the run at once, without a word to its code.  Raises as `cancel`."""
+        outside_of_workflows("terminate a workflow")
+        if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
+            raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
+        self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
+
+    def _post(self, type: str, name: str | None, payload: bytes | None, id: str | None) -> None:
+        outside_of_workflows("signal or cancel a workflow through a handle")
+        key = id if id is not None else str(uuid.uuid4())
+        self.broker.commit.submit(Post(self._key(), self._workflow_id, type, name, payload, key))
+
+    # --- twins --------------------------------------------------------------------------------------------
+
+    async def adescribe(self) -> Description:
+        return await asyncio.to_thread(self.describe)
+
+    async def astatus(self) -> str:
+        return await asyncio.to_thread(self.status)
+
+    async def ahistory(self) -> list[HistoryEvent]:
+        return await asyncio.to_thread(self.history)
+
+    async def aresult(self, timeout: Any = None) -> R:
+        return await asyncio.to_thread(self.result, timeout)
+
+    async def asignal(self, name: str, payload: Any = None, *, id: str | None = None) -> None:
+        await sending(lambda: self.signal(name, payload, id=id))
+
+    async def acancel(self) -> None:
+        await sending(self.cancel)
+
+    async def aterminate(self, reason: str | None = None) -> None:
+        await sending(lambda: self.terminate(reason))
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    def _key(self) -> bytes | None:
+        return None if self.run_id is None else uuid.UUID(self.run_id).bytes
+
+    def _resolve(self) -> str:
+        return self.run_id if self.run_id is not None else self.describe().run_id
+
+    def _not_found(self) -> WorkflowNotFound:
+        return WorkflowNotFound(
+            f"there is no workflow {self._workflow_id or self.run_id!r} in the namespace {self.broker.namespace!r}, "
+            "or this login may not see it"
+        )
+
+    def _read(self, call: Callable[[Any], Any]) -> Any:
+        outside_of_workflows("look at a workflow through a handle")
+        try:
+            with self.broker.database.connection() as conn:
+                return call(conn)
+        except psycopg.Error as e:
+            raise translate(e) from e
+
+
+def outside_of_workflows(what: str) -> None:
+    if current() is not None:
+        raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
+
+
+def _public(event: Event) -> HistoryEvent:
+    attributes = dict(event.attributes or {})
+    if event.seq is not None:
+        attributes["seq"] = event.seq
+    if event.payload is not None:
+        value = loads(event.payload)
+        key = {"WorkflowStarted": "input", "ActivityScheduled": "input", "ChildStarted": "input"}.get(event.type)
+        attributes[key or ("payload" if event.type == "SignalReceived" else "result")] = value
+    return HistoryEvent(
+        event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
+    )
