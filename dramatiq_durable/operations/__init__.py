@@ -5,6 +5,7 @@ An operation is one item; all items of one kind in a batch become one call of a 
 
 from .advancing import Advance, Child, Send
 from .base import Context, LeaseOperation, Operation, Rows, statement
+from .calls import by_kind, calls_of, parts_of, size_of
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
 from .settling import (
@@ -12,6 +13,7 @@ from .settling import (
     Bury,
     Claim,
     CompleteActivity,
+    FailSettling,
     FailTask,
     Leave,
     MarkStarted,
@@ -19,8 +21,6 @@ from .settling import (
     Reschedule,
     Result,
     Together,
-    parts_of,
-    size_of,
 )
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Enqueue",
     "EnqueueKeyed",
     "EnqueueOne",
+    "FailSettling",
     "FailTask",
     "FireByHand",
     "FireSchedule",
@@ -54,6 +55,8 @@ __all__ = [
     "StartRun",
     "Terminate",
     "Together",
+    "by_kind",
+    "calls_of",
     "parts_of",
     "size_of",
     "statement",
