@@ -31,6 +31,9 @@ T = TypeVar("T")
 MAX_HANDLES = 1_000_000
 """How many callbacks one step may run before it is taken for an endless loop."""
 
+MAX_LATE = 1000
+"""How often the code of a run that is dropped is told so, before it is left waiting."""
+
 log = logging.getLogger(__name__)
 
 _swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio_tasks, "_swap_current_task", None)
@@ -189,7 +192,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     Attributes:
       ready(deque): handles, first in, first out.
       now_ms(int): history's clock, in milliseconds since the epoch.
-      evicting(bool): the run is being dropped: nothing may be created any more.
+      evicting(bool): the run is being dropped: nothing that is asked for happens any more.
       thread(int | None): the thread that is stepping the run.
     """
 
@@ -212,6 +215,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         self._salt = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=5).digest(), "big") << 20
         self._tasks: dict[int, Task[Any]] = {}
         self._prune_at = 64
+        self._late = 0
         self._reported = False
 
     # --- running ---------------------------------------------------------------------------------------
@@ -251,19 +255,42 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """End the step as overdue as soon as the callback that is running returns; called by the watchdog."""
         self.left = -2 * self.max_handles
 
-    def number(self) -> int:
-        """Return the hash of the next task, or of the next command's future."""
-        if self.evicting or is_collecting():
+    def refuse_late(self) -> None:
+        """Called for whatever is asked for while the run is dropped: nothing comes of it, and the code is told so.
+
+        After many times the code is not told any more, and waits for what never comes: code that swallows everything
+        and tries again would not end otherwise.
+
+        Raises:
+          Evicted: not too often yet.
+        """
+        self._late += 1
+        if self._late <= MAX_LATE:
             raise Evicted
+
+    def number(self) -> int:
+        """Return the hash of the next task, or of the next command's future.
+
+        Raises:
+          Evicted: the run is being dropped from memory.
+          ForbiddenInWorkflow: the garbage collector asks, on behalf of an object that only happens to go now.
+        """
+        if self.evicting or is_collecting():
+            self._refuse_chance()
         self._number += 1
         return self._salt + self._number
 
     def number_future(self) -> int:
-        """Return the hash of the next of all other futures."""
+        """Return the hash of the next of all other futures; raises as ``number``."""
         if self.evicting or is_collecting():
-            raise Evicted
+            self._refuse_chance()
         self._futures += 1
         return self._salt + (1 << 19) + self._futures
+
+    def _refuse_chance(self) -> None:
+        if is_collecting():
+            raise _forbidden(*_COLLECTED)
+        self.refuse_late()
 
     def pending_tasks(self) -> list[Task[Any]]:
         """Return the tasks that have not ended, oldest first."""
@@ -294,7 +321,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
-        if self.evicting:
+        if self.evicting or is_collecting():
             return Handle(callback, args, context)
         if self.thread != get_ident():
             raise _forbidden("call_soon() from outside of the run's own code", "send the run a signal instead.")
@@ -309,8 +336,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         ms = math.ceil(round(delay * 1000, 2))
         if ms <= 0:
             return self.call_soon(callback, *args, context=context)
-        if self.evicting:
-            raise Evicted
+        if self.evicting or is_collecting():
+            self._refuse_chance()
+            return self.call_soon(callback, *args, context=context)
         handle = TimerHandle(
             self, (self.now_ms + ms) / 1000, callback, args, contextvars.copy_context() if context is None else context
         )
@@ -334,7 +362,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     ) -> Any:
         if self.evicting:
             coro.close()
-            raise Evicted
         if options.pop("eager_start", None):
             coro.close()
             raise _forbidden("an eagerly started task", "create the task without eager_start.")
@@ -343,11 +370,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def make_task(
         self, coro: Coroutine[Any, Any, Any], name: object = None, context: contextvars.Context | None = None
     ) -> Task[Any]:
-        """Make a task and remember it.
-
-        Raises:
-          Evicted: the run is being dropped from memory.
-        """
+        """Make a task and remember it."""
         hash = self.number()
         task: Task[Any] = Task(
             coro, hash, loop=self, name=f"Task-{self._number}" if name is None else str(name), context=context
@@ -480,6 +503,8 @@ gc.callbacks.append(_note_collection)
 def _forbidden(what: str, instead: str) -> ForbiddenInWorkflow:
     return ForbiddenInWorkflow(f"{what} cannot be replayed, and is refused inside a workflow: {instead}")
 
+
+_COLLECTED = ("what the garbage collector runs (`__del__`)", "clean up in a `finally` block, or `async with`.")
 
 _REFUSED = {
     "make it an activity and call it with `await activity.execute(...)`.": (

@@ -34,7 +34,7 @@ from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
-from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
+from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
 
@@ -297,13 +297,9 @@ class Execution:
 
     # --- what the primitives and definitions ask for ---------------------------------------------------
     def issue(self, command: Command) -> int:
-        """Number a command and take it; its future, once made, is given to ``expect``.
-
-        Raises:
-          Evicted: the run is being dropped from memory.
-        """
+        """Number a command and take it; its future, once made, is given to ``expect``."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._out[seq] = command
@@ -312,17 +308,13 @@ class Execution:
     def note(self, key: str, command: Command) -> None:
         """Take a command that has no number: nothing answers it."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         self._out[key] = command
 
     def compute(self, command: Compute) -> int:
-        """Number a command that is answered on the spot, outside of the code; see ``computations``.
-
-        Raises:
-          Evicted: the run is being dropped from memory.
-        """
+        """Number a command that is answered on the spot, outside of the code; see ``computations``."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._computing[seq] = command
@@ -465,8 +457,11 @@ class Execution:
     def _tear_down(self) -> None:
         loop = self.loop
         loop.evicting = True
+        # Whatever cleanup asks for: nothing of it leaves.
+        out = dict(self._out)
         for task in reversed(loop.pending_tasks()):
             _close_coroutine(task.get_coro())
+        self._out = out
         loop.drop()
         self._main = None
         self._pending.clear()
