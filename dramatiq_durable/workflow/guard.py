@@ -2,8 +2,8 @@
 
 Clocks and random numbers are not refused but made durable: see ``substitutes``.
 
-One audit hook for the process, and a few functions that are replaced, all of it with the first run.  They look at a
-thread only while that thread is stepping a run; everywhere else a replaced function costs one look at an empty
+One audit hook for the process, and a few functions that are replaced, all of it with the first workflow.  They look
+at a thread only while that thread is stepping a run; everywhere else a replaced function costs one look at an empty
 dictionary, and an audited call one dictionary look-up.
 """
 

@@ -153,9 +153,7 @@ class TaskGroup(asyncio.TaskGroup):
         self._cancels = owner.cancelling()
         return self
 
-    def create_task(
-        self, coro: Any, *, name: str | None = None, context: Context | None = None, **options: Any
-    ) -> Any:
+    def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None, **options: Any) -> Any:
         why = None
         if self._owner is None:
             why = "has not been entered"

@@ -12,8 +12,11 @@ Inside a workflow, and for code that the workflow calls:
   secret.  So is ``uuid.uuid1()``, which names the machine.
 
 The standard library's own calls, and those of loggers and tracers, are not the workflow's: they get the real thing.
-Everywhere else each of these functions costs one look at an empty dictionary more than before; other threads are never
-affected.
+So do all other threads.
+They are put in place when the first workflow is declared, wherever a module knows the originals by a name.  What was
+kept in other places before, say as the default factory of a field, stays the original (but for ``uuid4``): in workers,
+``dramatiq_durable.app`` comes first.  Outside of a running step each of these functions costs one look at an empty
+dictionary more than before.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from types import FrameType, MethodType
+from types import FrameType, FunctionType, MethodType
 from typing import Any
 
 from ..errors import ForbiddenInWorkflow
@@ -257,18 +260,34 @@ def _urandom(real: Any, size: int, /, **kwargs: Any) -> Any:
 # --- uuids -------------------------------------------------------------------------------------------------
 
 
-def _uuids() -> dict[Any, Any]:
+def _install_uuid() -> None:
+    """uuid4 is often kept where no name of a module leads to it: as the default factory of a field.  It is a function
+    of Python's, so that its code can be exchanged where it is."""
     from . import primitives
 
-    def drawn(real: Callable[[], uuid.UUID], ours: Callable[[], uuid.UUID]) -> Any:
-        @functools.wraps(real)
-        def draw() -> uuid.UUID:
-            if not stepping or _run_of_caller(sys._getframe(1)) is None:
-                return real()
-            return ours()
+    for name, ours in (("uuid4", primitives.uuid4), ("uuid7", primitives.uuid7)):
+        function = getattr(uuid, name, None)  # uuid7 is there from Python 3.14 on
+        if isinstance(function, FunctionType) and not function.__closure__:
+            real = FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
+            vars(uuid)[f"_dramatiq_durable_{name}"] = _drawn_uuid(real, ours)
+            names = (f"_dramatiq_durable_{name}",)
+            function.__code__ = _call_of_global.__code__.replace(co_names=names, co_name=name, co_qualname=name)
 
-        return draw
 
+def _call_of_global() -> Any:
+    return _drawn_uuid()  # type: ignore[call-arg]  # another name is put in its place
+
+
+def _drawn_uuid(real: Callable[[], uuid.UUID], ours: Callable[[], uuid.UUID]) -> Callable[[], uuid.UUID]:
+    def draw() -> uuid.UUID:
+        if not stepping or _run_of_caller(sys._getframe(2)) is None:
+            return real()
+        return ours()
+
+    return draw
+
+
+def _refused_uuids() -> dict[Any, Any]:
     def refused(real: Callable[..., uuid.UUID]) -> Any:
         @functools.wraps(real)
         def refuse_it(*args: Any, **kwargs: Any) -> uuid.UUID:
@@ -278,12 +297,8 @@ def _uuids() -> dict[Any, Any]:
 
         return refuse_it
 
-    found = {uuid.uuid4: drawn(uuid.uuid4, primitives.uuid4), uuid.uuid1: refused(uuid.uuid1)}
-    for name, make in (("uuid7", lambda real: drawn(real, primitives.uuid7)), ("uuid6", refused)):
-        real = getattr(uuid, name, None)  # from Python 3.14 on
-        if real is not None:
-            found[real] = make(real)
-    return found
+    functions = [getattr(uuid, name) for name in ("uuid1", "uuid6") if hasattr(uuid, name)]
+    return {function: refused(function) for function in functions}
 
 
 # --- blocking ----------------------------------------------------------------------------------------------
@@ -295,7 +310,8 @@ def _install_wait() -> None:
 
     @functools.wraps(real)
     def wait(self: threading.Condition, timeout: float | None = None) -> bool:
-        if stepping and current_host() is not None and not is_trusted(sys._getframe(1)):
+        blocks = timeout is None or timeout > 0
+        if blocks and stepping and current_host() is not None and not is_trusted(sys._getframe(1)):
             raise refuse("waiting for another thread", "use `asyncio.Event`, `asyncio.Queue` or `await` an activity.")
         return real(self, timeout)
 
@@ -307,7 +323,7 @@ def _install_wait() -> None:
 
 def replacements() -> dict[Any, Any]:
     """Return the functions that are replaced wherever they are known by a name, each with what takes its place."""
-    found = {**_clocks(), **_randoms(), **_uuids(), os.urandom: _as_method(_urandom, os.urandom)}
+    found = {**_clocks(), **_randoms(), **_refused_uuids(), os.urandom: _as_method(_urandom, os.urandom)}
     if hasattr(os, "getrandom"):
         found[os.getrandom] = _as_method(_urandom, os.getrandom)
     return found
@@ -322,4 +338,5 @@ def install() -> None:
         getattr(_time_machine, "patch_if_needed", lambda: None)()
     _install_datetime()
     _install_seed()
+    _install_uuid()
     _install_wait()
