@@ -86,6 +86,9 @@ from .workflow.primitives import (
     wait_condition,
     wait_for_signal,
 )
+from .workflow.structured import (
+    uncancellable,
+)
 
 __version__ = "0.1.0"
 
@@ -152,6 +155,7 @@ __all__ = [
     "side_effect",
     "sleep",
     "transaction",
+    "uncancellable",
     "using",
     "uuid4",
     "uuid7",
