@@ -102,6 +102,9 @@ from .workflow.primitives import (
     wait_condition,
     wait_for_signal,
 )
+from .workflow.structured import (
+    uncancellable,
+)
 
 __version__ = "0.1.0"
 
@@ -180,6 +183,7 @@ __all__ = [
     "signals",
     "sleep",
     "transaction",
+    "uncancellable",
     "using",
     "uuid4",
     "uuid7",

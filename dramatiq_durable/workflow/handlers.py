@@ -15,7 +15,6 @@ from .commands import CompleteUpdate
 from .converter import decode_call, decoders_of, encode, loads
 from .events import Event
 from .failures import failure_to_json
-from .loop import Scope
 from .options import check_call
 from .stack import stack_of
 
@@ -92,7 +91,7 @@ class Handlers:
         context = handler.context.copy()
         if inspect.iscoroutinefunction(handler.fn):
             number = self._begin(f"the signal {handler.name!r}")
-            self._execution.loop._create(self._run_signal(handler, payload, number), None, context)
+            self._execution.loop.make_task(self._run_signal(handler, payload, number), None, context)
         else:
             self._execution.loop.call_soon(self._start_signal, handler, payload, context=context)
 
@@ -179,7 +178,9 @@ class Handlers:
         update_id = str((event.attributes or {}).get("update_id"))
         self.unstarted += 1
         number = self._begin(f"the update {handler.name!r} ({update_id})")
-        self._execution.loop._create(self._run_update(handler, event, update_id, number), None, handler.context.copy())
+        self._execution.loop.make_task(
+            self._run_update(handler, event, update_id, number), None, handler.context.copy()
+        )
 
     async def _run_update(self, handler: Handler, event: Event, update_id: str, number: int) -> None:
         self.unstarted -= 1
@@ -225,7 +226,7 @@ class Handlers:
     def _read(self, what: str, context: contextvars.Context, call: Callable[[], Any]) -> Any:
         """Call what may look at the run, and change nothing."""
         execution = self._execution
-        with Scope(execution.loop), execution.reading_only(what):
+        with execution.scope(), execution.reading_only(what):
             value = context.copy().run(call)
             if inspect.isawaitable(value):
                 if inspect.iscoroutine(value):

@@ -18,7 +18,6 @@ from . import events
 from .commands import Command, Compute, ComputeCall, StartTimer, TimerCall
 from .converter import Decoder, decode, decoders_of, encode_call, hash_arguments
 from .info import Info, Parent
-from .loop import Evicted
 from .names import check_name
 from .replay import Execution, current
 
@@ -59,7 +58,7 @@ def require(what: str) -> Execution:
     if execution is None:
         raise NotInWorkflow(f"{what} only works inside a workflow: call it from the body of a @durable.workflow.")
     if execution.loop.evicting:
-        raise Evicted
+        execution.loop.refuse_late()
     if execution.reading is not None and what not in _LOOKING:
         raise execution.change_refused()
     return execution

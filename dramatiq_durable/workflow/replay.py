@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, cast
 
-from ..errors import ForbiddenInWorkflow, Nondeterminism, NotEncodable, PayloadTooLarge
+from ..errors import ForbiddenInWorkflow, Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
 from . import events, guard
 from .commands import (
     CancelTimer,
@@ -32,11 +32,12 @@ from .commands import (
 )
 from .compare import compare, describe
 from .converter import decode_call, encode
+from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .handlers import Handlers
 from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
-from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
+from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
 
@@ -72,6 +73,7 @@ class Execution:
       fn: the workflow's ``async def``.
       info(Info): what the run knows about itself; ``info.run_id`` seeds what is random.
       max_handles(int): how many callbacks one step may run.
+      deadlock_timeout(float | None): how many seconds one step may take; None: as many as it likes.
       keep(bool): keep the code in memory when the run has ended, so that it can be asked how it was then.
 
     Attributes:
@@ -113,6 +115,7 @@ class Execution:
         info: Info,
         *,
         max_handles: int = MAX_HANDLES,
+        deadlock_timeout: float | None = None,
         keep: bool = False,
     ) -> None:
         guard.install()
@@ -139,7 +142,7 @@ class Execution:
         self.history_bytes = 0
         self.is_replaying = False
         self.last_event_id = 0
-        self.loop = WorkflowLoop(self, info.run_id, max_handles)  # type: ignore[abstract]
+        self.loop = WorkflowLoop(self, info.run_id, max_handles, deadlock_timeout)  # type: ignore[abstract]
         self.mailbox = Mailbox(self.loop)
         self.handlers = Handlers(self)
         self.state: dict[str, Any] = {}
@@ -170,7 +173,7 @@ class Execution:
         """What was to come next does not come: a run that has ended closes now, with the step before."""
         if self.closed or not self._has_ended():
             return Step([], [])
-        with Scope(self.loop):
+        with self.scope():
             self._end()
         commands = self._gathered()
         return Step(self._recorded(commands), commands)
@@ -212,18 +215,22 @@ class Execution:
             self.history_bytes += len(event.payload)
         if self.closed:
             return []
-        with Scope(loop):
-            loop.left = loop.max_handles
-            handler(self, event)
-            main = self._main
-            # Signals that came together are given together: code that answers the first can see the others.
-            if main is not None and not _is_held(event):
-                if loop.ready:
-                    loop.drain(main)
-                if self._conditions:
-                    self._settle(main)
-                if not more and self._has_ended():
-                    self._end()
+        scope = Scope(loop)
+        try:
+            with scope:
+                loop.left = loop.max_handles
+                handler(self, event)
+                main = self._main
+                # Signals that came together are given together: code that answers the first can see the others.
+                if main is not None and not _is_held(event):
+                    if loop.ready:
+                        loop.drain(main)
+                    if self._conditions:
+                        self._settle(main)
+                    if not more and self._has_ended():
+                        self._end()
+        except Overdue:
+            raise _overdue(scope) from None
         return self._gathered()
 
     def _gathered(self) -> list[Command]:
@@ -283,8 +290,12 @@ class Execution:
         if self.evicted:
             return
         self.evicted = True
-        with Scope(self.loop):
-            self._tear_down()
+        scope = Scope(self.loop)
+        try:
+            with scope:
+                self._tear_down()
+        except Overdue:
+            scope.leave()
 
     @property
     def info(self) -> Info:
@@ -315,13 +326,9 @@ class Execution:
 
     # --- what the primitives and definitions ask for ---------------------------------------------------
     def issue(self, command: Command) -> int:
-        """Number a command and take it; its future, once made, is given to ``expect``.
-
-        Raises:
-          Evicted: the run is being dropped from memory.
-        """
+        """Number a command and take it; its future, once made, is given to ``expect``."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         if self.reading is not None:
             raise self.change_refused()
         self._seq = seq = self._seq + 1
@@ -332,19 +339,15 @@ class Execution:
     def note(self, key: str, command: Command) -> None:
         """Take a command that has no number: nothing answers it."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         if self.reading is not None:
             raise self.change_refused()
         self._out[key] = command
 
     def compute(self, command: Compute) -> int:
-        """Number a command that is answered on the spot, outside of the code; see ``computations``.
-
-        Raises:
-          Evicted: the run is being dropped from memory.
-        """
+        """Number a command that is answered on the spot, outside of the code; see ``computations``."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         if self.reading is not None:
             raise self.change_refused()
         self._seq = seq = self._seq + 1
@@ -420,6 +423,21 @@ class Execution:
         self._failure = self._failure or error
 
     @contextmanager
+    def scope(self) -> Iterator[None]:
+        """While it is entered, the run's code may be called, for as long as a step may take.
+
+        Raises:
+          RunawayWorkflow: it does not come to an end.
+        """
+        self.loop.left = self.loop.max_handles
+        scope = Scope(self.loop)
+        try:
+            with scope:
+                yield
+        except Overdue:
+            raise _overdue(scope) from None
+
+    @contextmanager
     def reading_only(self, what: str) -> Iterator[None]:
         """While it is entered, whatever would change the run is refused."""
         loop = self.loop
@@ -456,7 +474,7 @@ class Execution:
         except Exception as e:
             self._finish(FailWorkflow(failure=failure_to_json(e)))
             return
-        self._main = self.loop._create(main, "main", contextvars.Context())
+        self._main = self.loop.make_task(main, "main", contextvars.Context())
 
     def _on_answer(self, event: Event) -> None:
         if event.type in _COMPUTED:
@@ -481,24 +499,12 @@ class Execution:
             self._main.cancel()
 
     def _settle(self, main: asyncio.Task[Any]) -> None:
-        """Resolve conditions that hold, oldest first, and run what that wakes, until none holds."""
+        """Resolve the oldest condition that holds, run what that wakes, and look again, until none holds: what somebody
+        waited for is still so when its code goes on."""
         loop = self.loop
         while not main.done():
-            waiting = []
-            for condition in self._conditions:
-                holds, future, context = condition
-                if future.done():
-                    continue
-                try:
-                    if context.run(holds):
-                        future.set_result(None)
-                        continue
-                except Exception as e:
-                    future.set_exception(e)
-                    continue
-                waiting.append(condition)
-            self._conditions = waiting
-            if not loop.ready:
+            self._conditions = [condition for condition in self._conditions if not condition.future.done()]
+            if not any(map(_resolve, self._conditions)) and not loop.ready:
                 return
             loop.drain(main)
 
@@ -546,8 +552,11 @@ class Execution:
     def _tear_down(self) -> None:
         loop = self.loop
         loop.evicting = True
+        # Whatever cleanup asks for: nothing of it leaves.
+        out = dict(self._out)
         for task in reversed(loop.pending_tasks()):
             _close_coroutine(task.get_coro())
+        self._out = out
         loop.drop()
         self._main = None
         self._pending.clear()
@@ -566,6 +575,10 @@ _HANDLERS: dict[str, Callable[[Execution, Event], None]] = {
     events.CANCEL_REQUESTED: Execution._on_cancel,
     events.UPDATE_ACCEPTED: Execution._on_update,
 }
+
+
+def _overdue(scope: Scope) -> RunawayWorkflow:
+    return RunawayWorkflow(scope.leave() or "a step of the workflow took too long.")
 
 
 class _Closed(deque[Any]):
@@ -595,6 +608,16 @@ def _close_coroutine(coro: Any) -> None:
             pass
         return
     _unclosable.append(coro)
+
+
+def _resolve(condition: _Condition) -> bool:
+    try:
+        if not condition.context.run(condition.holds):
+            return False
+        condition.future.set_result(None)
+    except Exception as e:
+        condition.future.set_exception(e)
+    return True
 
 
 def current() -> Execution | None:
