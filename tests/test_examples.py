@@ -113,6 +113,25 @@ broker.close()
     assert process.wait(timeout=60) == 0, process.output
 
 
+def test_what_the_page_on_messages_shows_runs(run_process: Processes, database_url: str) -> None:
+    assert blocks("docs/messages.md") == [(ROOT / "examples" / "messages.py").read_text()]
+    environment = {"DRAMATIQ_DURABLE_URL": database_url}
+    run_process.dramatiq("examples.messages", "--processes", "1", "--threads", "4", env=environment)
+    client = run_process.python(
+        "import runpy; runpy.run_module('examples.messages', run_name='__main__')", env=environment
+    )
+    assert client.wait(timeout=90) == 0, client.output
+    assert client.output.splitlines() == [
+        "first: 500",
+        "second: 750",
+        "UpdateRejected ValueError: a price is not negative",
+        "UpdateFailed LookupError: there is no unicorn",
+        "total: 500",
+        "ordered: {'tea': 500}",
+        "total, later: 500",
+    ]
+
+
 def test_the_activity_of_the_readme_writes_its_row_once(run_process: Processes, database_url: str) -> None:
     book_activity = blocks()[2]
     with psycopg.connect(database_url, autocommit=True) as conn:
