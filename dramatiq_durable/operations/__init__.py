@@ -5,6 +5,7 @@ An operation is one item; all items of one kind in a batch become one call of a 
 
 from .advancing import Advance, Child, Send
 from .base import Context, LeaseOperation, Operation, Rows, statement
+from .living import ExpireRun, ResetRun
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
 from .settling import (
@@ -36,6 +37,7 @@ __all__ = [
     "Enqueue",
     "EnqueueKeyed",
     "EnqueueOne",
+    "ExpireRun",
     "FailTask",
     "FireByHand",
     "FireSchedule",
@@ -47,6 +49,7 @@ __all__ = [
     "Post",
     "Release",
     "Reschedule",
+    "ResetRun",
     "Result",
     "Rows",
     "SaveSchedule",
