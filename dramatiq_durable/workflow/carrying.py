@@ -68,8 +68,11 @@ class Carrier:
 
         Timers keep the times at which they were due.  Children that go on are found, not started again.
         """
-        advance.due = {int(seq): due for seq, due in ((event.attributes or {}).get("timers") or {}).items()}
-        asked = {send.seq for send in advance.sends} | {child.seq for child in advance.children}
+        facts = event.attributes or {}
+        advance.due = {int(seq): due for seq, due in (facts.get("timers") or {}).items()}
+        asked = (
+            {send.seq for send in advance.sends} | {child.seq for child in advance.children} | {facts.get("answered")}
+        )
         for command in execution.unanswered():
             if command.seq not in asked:
                 self.carry_out(command, advance, execution)

@@ -9,7 +9,7 @@
 --   - Signals that came later come again, in order.
 --   - Children that were started up to the event stay, and tell the new run how they end, or ended; but those that ended
 --     because the old run did are started again.  Later children end as their parent_close says.
---   - Timers that were running keep their due times: the news WorkflowReset names them.
+--   - Timers that were running keep their due times: the news WorkflowReset names them, and the command that the event answers.
 CREATE FUNCTION {schema}.reset_run(
     p_sender uuid, p_batch bigint, p_run uuid, p_workflow_id text, p_event int, p_new uuid, p_inputs text[],
     OUT status text, OUT last int)
@@ -83,8 +83,10 @@ BEGIN
           AND NOT EXISTS (SELECT 1 FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.seq = t.seq
                           AND e.type IN ('TimerFired', 'TimerCancelled'));
         INSERT INTO {schema}.inbox (run_id, type, attributes)
-        VALUES (p_new, 'WorkflowReset', json_build_object(
-            'run_id', p_new, 'previous', v_run.run_id, 'event', p_event, 'timers', coalesce(v_timers, '{}'::json)));
+        SELECT p_new, 'WorkflowReset', json_build_object(
+            'run_id', p_new, 'previous', v_run.run_id, 'event', p_event, 'timers', coalesce(v_timers, '{}'::json),
+            'answered', e.seq)
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = v_cut;
         INSERT INTO {schema}.inbox (run_id, type, at, seq, name, payload, attributes)
         SELECT p_new, e.type, clock_timestamp(), e.seq, e.name, e.payload, e.attributes
         FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = v_cut;

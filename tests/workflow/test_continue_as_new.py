@@ -230,14 +230,18 @@ def test_a_child_that_goes_on_as_new_is_cancelled_and_closed_with_its_parent(
 
     start_worker()
     handle = parent.start("cancelled")
-    wait_until(lambda: len(handle.children()) == 1 and handle.children()[0].history()[0].attributes["input"]["args"] == [2])
+    wait_until(
+        lambda: len(handle.children()) == 1 and handle.children()[0].history()[0].attributes["input"]["args"] == [2]
+    )
     handle.cancel()
     with pytest.raises(durable.WorkflowCancelled):
         handle.result(timeout=10)
     assert durable.get_handle("cancelled").status() == "cancelled"
 
     handle = parent.start("terminated")
-    wait_until(lambda: len(handle.children()) == 1 and handle.children()[0].history()[0].attributes["input"]["args"] == [2])
+    wait_until(
+        lambda: len(handle.children()) == 1 and handle.children()[0].history()[0].attributes["input"]["args"] == [2]
+    )
     handle.terminate()
     assert durable.get_handle("terminated").status() == "terminated"
 
