@@ -52,7 +52,7 @@ def test_a_signal_that_was_given_to_a_task_that_never_went_on_is_unread() -> Non
         async def reader() -> None:
             await durable.wait_for_signal("late")
 
-        asyncio.get_running_loop().create_task(reader())  # noqa: RUF006
+        asyncio.get_running_loop().create_task(reader())
         await durable.wait_for_signal("go")
         durable.continue_as_new()
 
@@ -97,11 +97,10 @@ def test_it_is_refused_outside_of_the_workflows_own_coroutine(where: str) -> Non
             else:
                 await asyncio.gather(elsewhere())
         except durable.ForbiddenInWorkflow as e:
-            assert "wait_condition" in str(e)
-            return "refused"
+            return str(e)
         return "done"
 
-    assert Run(again).result == "refused"
+    assert "wait_condition" in Run(again).result
 
 
 def test_it_passes_except_clauses_and_task_groups_and_waits_for_cleanup() -> None:
@@ -305,7 +304,7 @@ def test_a_cancel_at_the_turn_reaches_the_next_run(broker: durable.DurableBroker
     start_worker()
     for round in range(10):
         handle = spinning.options(workflow_id=f"spin-{round}").start(0)
-        wait_until(lambda: handle.status() == "continued_as_new")
+        wait_until(lambda handle=handle: handle.status() == "continued_as_new")
         handle.cancel()
         with pytest.raises(durable.WorkflowCancelled):
             handle.result(timeout=20)
@@ -320,7 +319,7 @@ def test_terminate_ends_the_chain(broker: durable.DurableBroker, start_worker: S
     start_worker()
     for round in range(10):
         handle = spinning.options(workflow_id=f"spin-{round}").start(0)
-        wait_until(lambda: handle.status() == "continued_as_new")
+        wait_until(lambda handle=handle: handle.status() == "continued_as_new")
         handle.terminate("enough")
         with pytest.raises(durable.WorkflowTerminated, match="enough"):
             handle.result(timeout=20)

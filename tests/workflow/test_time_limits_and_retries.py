@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -135,10 +136,8 @@ def test_what_is_not_retried() -> None:
 
     def retryable(error: Exception, cancel: bool = False) -> Any:
         async def failing() -> None:
-            try:
+            with contextlib.suppress(asyncio.CancelledError):
                 await durable.wait_for_signal("go")
-            except asyncio.CancelledError:
-                pass
             raise error
 
         run = Run(failing, start=False)
