@@ -54,6 +54,9 @@ from .using import (
 from .workflow.client import (
     get_handle,
 )
+from .workflow.continuing import (
+    continue_as_new,
+)
 from .workflow.definition import (
     Activity,
     ActivityStub,
@@ -85,6 +88,9 @@ from .workflow.primitives import (
     uuid7,
     wait_condition,
     wait_for_signal,
+)
+from .workflow.retry import (
+    RetryPolicy,
 )
 from .workflow.structured import (
     uncancellable,
@@ -121,6 +127,7 @@ __all__ = [
     "NotPermitted",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "RetryPolicy",
     "RunawayWorkflow",
     "ScheduleExists",
     "ScheduleNotFound",
@@ -140,6 +147,7 @@ __all__ = [
     "activity",
     "activity_info",
     "activity_stub",
+    "continue_as_new",
     "deprecate_patch",
     "get_handle",
     "info",

@@ -51,6 +51,10 @@ class CommandHost(Protocol):
 
     loop: WorkflowLoop
 
+    def issue(self, command: Command) -> int: ...
+
+    def expect(self, seq: int, pending: Any) -> None: ...
+
     def withdraw(self, future: CommandFuture[Any]) -> bool: ...
 
 
