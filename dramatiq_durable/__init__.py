@@ -61,6 +61,9 @@ from .workflow.asking import (
 from .workflow.client import (
     get_handle,
 )
+from .workflow.continuing import (
+    continue_as_new,
+)
 from .workflow.definition import (
     Activity,
     ActivityStub,
@@ -102,6 +105,9 @@ from .workflow.primitives import (
     wait_condition,
     wait_for_signal,
 )
+from .workflow.retry import (
+    RetryPolicy,
+)
 from .workflow.structured import (
     uncancellable,
 )
@@ -139,6 +145,7 @@ __all__ = [
     "PayloadTooLarge",
     "QueryFailed",
     "QueryTimedOut",
+    "RetryPolicy",
     "RunawayWorkflow",
     "ScheduleExists",
     "ScheduleNotFound",
@@ -163,6 +170,7 @@ __all__ = [
     "activity_stub",
     "all_handlers_finished",
     "cancel_workflow",
+    "continue_as_new",
     "deprecate_patch",
     "get_handle",
     "info",

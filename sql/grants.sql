@@ -20,7 +20,8 @@ GRANT EXECUTE ON FUNCTION
     {schema}.schedules_of_leases, {schema}.fire_schedules,
     {schema}.abort_message, {schema}.report_running,
     {schema}.start_runs_with, {schema}.request_updates, {schema}.get_updates,
-    {schema}.ask_run, {schema}.take_answers, {schema}.withdraw_query, {schema}.query_of_lease, {schema}.answer_queries
+    {schema}.ask_run, {schema}.take_answers, {schema}.withdraw_query, {schema}.query_of_lease, {schema}.answer_queries,
+    {schema}.expire_runs, {schema}.reset_run, {schema}.list_children
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).

@@ -468,7 +468,7 @@ class Workflow(Generic[P, R]):
         command.workflow_id = self.defaults.workflow_id or workflow_id
         if self._decoder is ...:
             self._decoder = decoders_of(self.fn).result
-        future = kind(execution, command, "wait", self._decoder)
+        future = kind(execution, command, self.defaults.cancellation, self._decoder)
         execution.expect(seq, future)
         return future
 

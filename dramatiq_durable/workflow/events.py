@@ -24,6 +24,8 @@ CHILD_START_FAILED: Final = "ChildStartFailed"
 ACTIVITY_TIMED_OUT: Final = "ActivityTimedOut"
 LOCAL_ACTIVITY_COMPLETED: Final = "LocalActivityCompleted"
 SIDE_EFFECT_RECORDED: Final = "SideEffectRecorded"
+CHILD_START_CONFIRMED: Final = "ChildStartConfirmed"
+WORKFLOW_RESET: Final = "WorkflowReset"
 CANCEL_REQUESTED: Final = "CancelRequested"
 UPDATE_ACCEPTED: Final = "UpdateAccepted"
 MESSAGE_DELIVERED: Final = "MessageDelivered"
@@ -36,6 +38,7 @@ ACTIVITY_CANCEL_REQUESTED: Final = "ActivityCancelRequested"
 TIMER_STARTED: Final = "TimerStarted"
 TIMER_CANCELLED: Final = "TimerCancelled"
 CHILD_STARTED: Final = "ChildStarted"
+CHILD_START_AWAITED: Final = "ChildStartAwaited"
 CHILD_CANCEL_REQUESTED: Final = "ChildCancelRequested"
 PATCH_RECORDED: Final = "PatchRecorded"
 UPDATE_COMPLETED: Final = "UpdateCompleted"
@@ -44,6 +47,7 @@ CANCEL_SENT: Final = "CancelSent"
 WORKFLOW_COMPLETED: Final = "WorkflowCompleted"
 WORKFLOW_FAILED: Final = "WorkflowFailed"
 WORKFLOW_CANCELLED: Final = "WorkflowCancelled"
+WORKFLOW_CONTINUED_AS_NEW: Final = "WorkflowContinuedAsNew"
 
 # --- never recorded -------------------------------------------------------------------------------------
 UPDATE_REQUESTED: Final = "UpdateRequested"
@@ -67,6 +71,8 @@ INPUT_TYPES: Final = frozenset(
         ACTIVITY_TIMED_OUT,
         LOCAL_ACTIVITY_COMPLETED,
         SIDE_EFFECT_RECORDED,
+        CHILD_START_CONFIRMED,
+        WORKFLOW_RESET,
         CANCEL_REQUESTED,
         UPDATE_ACCEPTED,
         MESSAGE_DELIVERED,
@@ -77,6 +83,9 @@ INPUT_TYPES: Final = frozenset(
 
 MESSAGE_TYPES: Final = frozenset({SIGNAL_RECEIVED, UPDATE_ACCEPTED, UPDATE_REQUESTED})
 """What is said to a run's code: no run closes over one that its code was not given."""
+
+RESETTABLE_TYPES: Final = INPUT_TYPES - {WORKFLOW_RESET}
+"""Events with which a step begins that can be taken again."""
 
 
 class Event(NamedTuple):

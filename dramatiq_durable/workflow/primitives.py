@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import logging
 import random as _random
@@ -118,8 +117,7 @@ def random() -> _random.Random:
 def _stream(execution: Execution, name: str) -> _random.Random:
     known = execution.state.get(name)
     if known is None:
-        seed = hashlib.blake2b(f"{name}:{execution.run_id}".encode(), digest_size=16).digest()
-        known = execution.state[name] = _random.Random(int.from_bytes(seed, "big"))
+        known = execution.state[name] = _random.Random(execution.lineage.seed(name))
     assert isinstance(known, _random.Random)
     return known
 

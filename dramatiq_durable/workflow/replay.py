@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
-import hashlib
-import uuid
+import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from ctypes import py_object, pythonapi
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, cast
 
-from ..errors import ForbiddenInWorkflow, Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
+from ..errors import Failure, ForbiddenInWorkflow, Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
 from . import events, guard
 from .commands import (
     CancelTimer,
@@ -30,6 +30,7 @@ from .commands import (
     FailWorkflow,
     StartTimer,
 )
+from .commands.closing import ContinueAsNewRequested
 from .compare import compare, describe
 from .converter import decode_call, encode
 from .deadlock import Overdue
@@ -37,9 +38,11 @@ from .events import Event
 from .failures import failure_to_json
 from .handlers import Handlers
 from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
+from .lineage import Lineage
 from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
+from .retry import asked_delay, forbids
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INPUT_TYPES = events.INPUT_TYPES
@@ -88,7 +91,6 @@ class Execution:
         "_computing",
         "_conditions",
         "_failure",
-        "_fn",
         "_keep",
         "_main",
         "_out",
@@ -97,10 +99,13 @@ class Execution:
         "_to_compute",
         "closed",
         "evicted",
+        "facts",
+        "fn",
         "handlers",
         "history_bytes",
         "is_replaying",
         "last_event_id",
+        "lineage",
         "loop",
         "mailbox",
         "patches",
@@ -119,9 +124,12 @@ class Execution:
         keep: bool = False,
     ) -> None:
         guard.install()
-        self._fn = fn
+        self.fn = fn
         self._keep = keep
         self._base = info
+        #: What the first event says of the run beside its input.
+        self.facts: dict[str, Any] = {}
+        self.lineage = Lineage(info.run_id)
         self._main: asyncio.Task[Any] | None = None
         self._seq = 0
         # By number; what cancels command n has ~n, the closing command 0, a patch its name.
@@ -227,7 +235,7 @@ class Execution:
                         loop.drain(main)
                     if self._conditions:
                         self._settle(main)
-                    if not more and self._has_ended():
+                    if self._has_ended() and (not more or self._goes_on()):
                         self._end()
         except Overdue:
             raise _overdue(scope) from None
@@ -366,17 +374,24 @@ class Execution:
         """Have the event that answers command ``seq`` given to ``pending``."""
         self._pending[seq] = pending
 
+    def unanswered(self) -> list[Command]:
+        """The commands whose outcome is still waited for, in the order in which they were asked for.  A timer of the
+        loop's has no length any more."""
+        return [
+            getattr(pending, "command", None) or StartTimer(seq, ms=0) for seq, pending in sorted(self._pending.items())
+        ]
+
     def expects(self, seq: int) -> bool:
         """Whether the outcome of command ``seq`` is still waited for."""
         return seq in self._pending
 
     def child_ids(self, seq: int) -> tuple[str, str]:
         """Return the default workflow id and the run id of the child that command ``seq`` starts."""
-        workflow_id = f"{self._base.workflow_id}.{seq}"
-        if len(workflow_id) > 200:  # deep families: keep to the cap on ids, and unique
-            tail = hashlib.blake2b(workflow_id.encode(), digest_size=8).hexdigest()
-            workflow_id = f"{workflow_id[:183]}~{tail}"
-        return workflow_id, str(uuid.UUID(bytes=events.command_id(self._base.run_id, seq)))
+        return self.lineage.child_ids(self._base.workflow_id, seq)
+
+    def is_in_main(self) -> bool:
+        """Whether the workflow's own coroutine is running, not another task of it."""
+        return asyncio.current_task() is self._main
 
     def start_timer(self, ms: int, entry: _Pending) -> int:
         seq = self.issue(StartTimer(ms=ms))
@@ -461,18 +476,22 @@ class Execution:
     def _on_start(self, event: Event) -> None:
         if self._main is not None:
             raise ValueError("the run has started already.")
+        self.facts = event.attributes or {}
+        self.lineage.begin(self.facts)
+        if self.lineage.started_at is not None:
+            self._base.started_at = self.lineage.started_at
         if self._base.started_at is None:
             self._base.started_at = self.now
         if self._base.name == "" and event.name:
             self._base.name = event.name
-        for fact, value in (event.attributes or {}).items():
+        for fact, value in self.facts.items():
             if fact in START_FACTS:
                 setattr(self._base, fact, value)
         try:
-            args, kwargs = decode_call(event.payload, self._fn) if event.payload is not None else ([], {})
-            main = self._fn(*args, **kwargs)
+            args, kwargs = decode_call(event.payload, self.fn) if event.payload is not None else ([], {})
+            main = self.fn(*args, **kwargs)
         except Exception as e:
-            self._finish(FailWorkflow(failure=failure_to_json(e)))
+            self._finish(self._failed(e))
             return
         self._main = self.loop.make_task(main, "main", contextvars.Context())
 
@@ -498,6 +517,13 @@ class Execution:
         if self._main is not None:
             self._main.cancel()
 
+    def _on_reset(self, event: Event) -> None:
+        """Up to here the run had the history of another: what comes is its own."""
+        self.lineage.reset(str((event.attributes or {})["run_id"]))
+        for name, known in self.state.items():
+            if isinstance(known, random.Random):
+                known.seed(self.lineage.seed(name))
+
     def _settle(self, main: asyncio.Task[Any]) -> None:
         """Resolve the oldest condition that holds, run what that wakes, and look again, until none holds: what somebody
         waited for is still so when its code goes on."""
@@ -508,6 +534,14 @@ class Execution:
                 return
             loop.drain(main)
 
+    def _goes_on(self) -> bool:
+        """Whether the code has ended, and another run goes on with what it was not given."""
+        main = self._main
+        if main is None or not main.done() or main.cancelled() or self._failure is not None:
+            return False
+        exc = main.exception()
+        return exc is not None and ContinueAsNewRequested.within(exc) is not None
+
     def _has_ended(self) -> bool:
         return self._main is not None and (self._failure is not None or self._main.done())
 
@@ -516,7 +550,7 @@ class Execution:
         if self.handlers.unstarted and self.loop.ready:
             self.loop.drain(self.handlers)
         if self._failure is not None:
-            self._finish(FailWorkflow(failure=failure_to_json(self._failure)))
+            self._finish(self._failed(self._failure))
         elif self._main is not None:
             self._close(self._main)
 
@@ -527,7 +561,7 @@ class Execution:
                 closing = CancelWorkflow()
             else:
                 error = asyncio.CancelledError("the workflow's code raised CancelledError, and nobody had cancelled it")
-                closing = FailWorkflow(failure=failure_to_json(error))
+                closing = self._failed(error)
         else:
             exc = main.exception()
             if exc is None:
@@ -535,12 +569,29 @@ class Execution:
                     payload = encode(main.result(), f"the result of {self._base.name!r}")
                     closing = CompleteWorkflow(payload=payload)
                 except (NotEncodable, PayloadTooLarge) as e:
-                    closing = FailWorkflow(failure=failure_to_json(e))
+                    closing = self._failed(e)
+            elif (again := ContinueAsNewRequested.within(exc)) is not None:
+                again.unread = self.mailbox.unread()
+                closing = again
             elif isinstance(exc, Exception):
-                closing = FailWorkflow(failure=failure_to_json(exc))
+                closing = self._failed(exc)
             else:
                 raise exc
         self._finish(closing)
+
+    def _failed(self, exc: BaseException) -> FailWorkflow:
+        """How the run ends by an exception; with a policy for retries, whether and when another attempt follows."""
+        policy = self.facts.get("retry")
+        if policy is None:
+            return FailWorkflow(failure=failure_to_json(exc))
+        ends_all = self._cancel_requested or forbids(policy, exc)
+        # What failed elsewhere goes by the name of the exception that was raised there.
+        ends_all = ends_all or (isinstance(exc, Failure) and exc.type in (policy.get("non_retryable") or ()))
+        return FailWorkflow(
+            failure=failure_to_json(exc, retryable=not ends_all),
+            unread=self.mailbox.unread(),
+            retry_delay_ms=asked_delay(exc),
+        )
 
     def _finish(self, closing: Command) -> None:
         self._out[0] = closing
@@ -574,6 +625,7 @@ _HANDLERS: dict[str, Callable[[Execution, Event], None]] = {
     events.SIGNAL_RECEIVED: Execution._on_signal,
     events.CANCEL_REQUESTED: Execution._on_cancel,
     events.UPDATE_ACCEPTED: Execution._on_update,
+    events.WORKFLOW_RESET: Execution._on_reset,
 }
 
 
@@ -592,11 +644,6 @@ class _Closed(deque[Any]):
         raise self._execution.change_refused()
 
 
-#: Coroutines that refuse to be closed (``except BaseException: pass`` around an endless loop) stay here: their
-#: destruction would only make noise.
-_unclosable: list[Any] = []
-
-
 def _close_coroutine(coro: Any) -> None:
     for _ in range(100):
         try:
@@ -607,7 +654,9 @@ def _close_coroutine(coro: Any) -> None:
         except BaseException:  # its cleanup failed, and has no one to tell
             pass
         return
-    _unclosable.append(coro)
+    # It refuses (`except BaseException: pass` around an endless loop).  Its destruction, even at the end of the
+    # process, would only run its code once more, and make noise: it is never destroyed.
+    pythonapi.Py_IncRef(py_object(coro))
 
 
 def _resolve(condition: _Condition) -> bool:

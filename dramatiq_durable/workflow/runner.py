@@ -43,6 +43,7 @@ from .computing import computed
 from .converter import encode_call
 from .events import Event
 from .info import Info, Parent
+from .ordering import in_order
 from .replay import Execution, Step
 
 if TYPE_CHECKING:
@@ -163,8 +164,7 @@ class Runner:
 
     def _take_task(self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun) -> Operation:
         """Bring the run up to date and give it what is new; answers the operation that ends the delivery."""
-        news: list[Event] = []
-        inbox: list[int] = []
+        waiting: list[tuple[int, Event]] = []
         committed = False
         execution = run.execution
         # A timer that the run in memory does not expect may be one that it has not come to: others took it further.
@@ -178,23 +178,29 @@ class Runner:
             # What an earlier step took, whose commit may be under way, is not taken again.
             run.taken.intersection_update([inbox_id for inbox_id, _ in waiting])
             waiting = [item for item in waiting if item[0] not in run.taken]
-            news = [event for _, event in waiting]
-            inbox = [inbox_id for inbox_id, _ in waiting if inbox_id]
-            run.taken.update(inbox)
+            if delivery.kind == "t" and (wait := _not_yet(waiting)):
+                # It has not come to its first step; who cancels it does not wait for that.
+                run.drop()
+                return Reschedule(delivery.key, delivery.lease, wait)
         if delivery.kind == "w":
             assert delivery.seq is not None
             if execution.expects(delivery.seq):
-                news.insert(0, Event(0, events.TIMER_FIRED, now_ms(), delivery.seq))
-        news = _together(sorted(news, key=_precedence))
-        if not execution.closed:
-            news = [computed(c) for c in execution.computations()] + news
+                waiting.append((0, Event(0, events.TIMER_FIRED, now_ms(), delivery.seq)))
+        if not execution.closed and not any(event.type == events.WORKFLOW_RESET for _, event in waiting):
+            waiting += [(0, computed(c)) for c in execution.computations()]
+        # Asked for several times, and not yet told: the code is cancelled once, its cleanup is not.
+        cancels = [item for item in waiting if item[1].type == events.CANCEL_REQUESTED]
+        news = in_order([item for item in waiting if item not in cancels[1:]])
         if not news or execution.closed:
             if delivery.kind == "w" and not committed:
                 # The step after which nobody waits for this timer is on its way, and may be refused.
                 return Reschedule(delivery.key, delivery.lease, backoff(delivery, REFUSED_BACKOFF))
             return Ack(delivery.key, delivery.lease)
-        advance = self._step(delivery, run, execution, news)
-        advance.inbox = inbox
+        run.taken.update(inbox_id for inbox_id, _ in waiting if inbox_id)
+        advance = self._step(delivery, run, execution, [event for _, event in news])
+        # What a run that continues as new was not given any more is for the next one.
+        given = len(news) if advance.close != "continued_as_new" else advance.given
+        advance.inbox = [inbox_id for inbox_id, _ in news[:given] + cancels[1:] if inbox_id]
         advance.then = lambda a: self._advanced(delivery, run, a, None)
         return advance
 
@@ -243,6 +249,7 @@ class Runner:
         try:
             for position, event in enumerate(news, 1):
                 more = position < len(news) and news[position].type in events.MESSAGE_TYPES
+                advance.given += 1
                 if event.type == events.UPDATE_REQUESTED:
                     step = self._admit(event, advance, execution, more)
                 else:
@@ -257,6 +264,10 @@ class Runner:
                         news.append(refused)
                 if execution.closed:
                     break
+                if event.type == events.WORKFLOW_RESET:
+                    # The news that follows may answer what is to be computed.
+                    news += self.carrier.carry_on(event, advance, execution)
+                    continue
                 for asked in execution.computations():
                     if asked.slow and delivery.kind == "a":
                         raise _Slow
@@ -360,17 +371,10 @@ def info_of(row: tuple[Any, ...]) -> Info:
     )
 
 
-def _together(news: list[Event]) -> list[Event]:
-    """Have all signals given before the code goes on, so that none of them is left unread by a run that ends."""
-    last = max((n for n, e in enumerate(news) if e.type == events.SIGNAL_RECEIVED), default=-1)
-    return [
-        e._replace(attributes={"with_next": True}) if e.type == events.SIGNAL_RECEIVED and n < last else e
-        for n, e in enumerate(news)
-    ]
-
-
-def _precedence(event: Event) -> int:
-    """The start before all; what is said to the code before whatever may end the run."""
-    if event.type == events.WORKFLOW_STARTED:
+def _not_yet(waiting: list[tuple[int, Event]]) -> int:
+    """In how many milliseconds the run takes its first step, if it has not, and may not now."""
+    if not waiting or waiting[0][1].type != events.WORKFLOW_STARTED:
         return 0
-    return 1 if event.type in events.MESSAGE_TYPES else 2
+    if any(event.type == events.CANCEL_REQUESTED for _, event in waiting):
+        return 0
+    return max(0, waiting[0][1].at - now_ms())

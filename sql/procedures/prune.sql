@@ -88,7 +88,7 @@ BEGIN
     DELETE FROM {schema}.signal_key k USING unnest(v_gone) g (id) WHERE k.run_id = g.id;
     DELETE FROM {schema}.waiter w USING unnest(v_gone) g (id) WHERE w.run_id = g.id;
     DELETE FROM {schema}.run_update u USING unnest(v_gone) g (id) WHERE u.run_id = g.id;
-    DELETE FROM {schema}.update_waiter w USING unnest(v_gone) g (id) WHERE w.run_id = g.id;
+    DELETE FROM {schema}.update_waiter w USING unnest(v_gone) g (id) WHERE w.chain_id = g.id;
     DELETE FROM {schema}.run r USING unnest(v_gone) g (id) WHERE r.run_id = g.id;
     GET DIAGNOSTICS runs = ROW_COUNT;
     RETURN NEXT;

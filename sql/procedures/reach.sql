@@ -16,7 +16,7 @@ DECLARE
     v_caller record;
     v_may int[];
     v_new record;
-    v_status text;
+    v_run {schema}.run;
     v_posted text;
     v_told uuid[] := '{}';
     i int;
@@ -40,15 +40,16 @@ BEGIN
             status := v_new.status;
             run_id := v_new.run_id;
             EXIT WHEN status <> 'started' AND (status <> 'exists' OR p_conflicts[i] <> 'use_existing');
-            SELECT r.status INTO v_status FROM {schema}.run r WHERE r.run_id = v_new.run_id FOR KEY SHARE;
+            SELECT r.* INTO v_run FROM {schema}.run r WHERE r.run_id = v_new.run_id;
+            v_run := {schema}.lock_live(v_run);
+            run_id := v_run.run_id;
             IF p_with_types[i] = 'UpdateRequested' THEN
-                v_posted := {schema}.request_update(v_new.run_id, v_status, p_with_keys[i], p_with_names[i], p_with_payloads[i]);
+                v_posted := {schema}.request_update(v_run, p_with_keys[i], p_with_names[i], p_with_payloads[i]);
             ELSE
-                v_posted := {schema}.post_one(
-                    v_new.run_id, v_status, p_with_types[i], p_with_keys[i], p_with_names[i], p_with_payloads[i]);
+                v_posted := {schema}.post_one(v_run, p_with_types[i], p_with_keys[i], p_with_names[i], p_with_payloads[i]);
             END IF;
             IF v_posted = 'ok' THEN
-                v_told := v_told || v_new.run_id;
+                v_told := v_told || v_run.run_id;
             END IF;
             EXIT WHEN v_posted <> 'closed';
             status := 'closed';
@@ -60,31 +61,48 @@ BEGIN
 END
 $$;
 
--- Internal: a step of p_run sends another run (or itself) a signal or a cancel.  What became of it is news for p_run:
--- MessageDelivered, or MessageFailed with the reason closed or missing.  Foreign and missing look the same: the other run
--- is looked up with the rights of the login whose worker takes the step.
+-- Internal: a step of p_run sends another run (or itself) a signal or a cancel: the live one that has the workflow id, or
+-- (child) the one behind the command that started a child.  What became of it is news for p_run: MessageDelivered, or
+-- MessageFailed with the reason closed or missing.  Foreign and missing look the same: a workflow id is looked up with the
+-- rights of the login whose worker takes the step.
 CREATE FUNCTION {schema}.send_to_run(
     p_run uuid, p_type text, p_seq int, p_name text, p_payload bytea, p_attributes json)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
-    v_to {schema}.run := {schema}.reach_run((p_attributes ->> 'run_id')::uuid, p_attributes ->> 'workflow_id');
+    v_child int := (p_attributes ->> 'child')::int;
+    v_to uuid;
     v_status text;
     v_reason text;
+    v_run {schema}.run;
 BEGIN
+    IF v_child IS NULL THEN
+        v_run := {schema}.live_run({schema}.find_run(NULL, p_attributes ->> 'workflow_id'));
+        v_to := v_run.run_id;
+    ELSE
+        v_to := {schema}.child_run(p_run, v_child);
+        IF v_to IS NULL THEN
+            SELECT r.run_id INTO v_to FROM {schema}.run r
+            WHERE r.parent_run_id = p_run AND r.parent_seq = v_child LIMIT 1;
+        END IF;
+        IF v_to IS NULL THEN
+            SELECT f.run_id INTO v_to FROM {schema}.follower f WHERE f.follower_run_id = p_run AND f.seq = v_child;
+        END IF;
+    END IF;
     -- Whoever is closing the other run holds it for a moment: this step then comes again, and waits for nobody.
-    SELECT r.status INTO v_status FROM {schema}.run r WHERE r.run_id = v_to.run_id FOR KEY SHARE NOWAIT;
+    SELECT r.status INTO v_status FROM {schema}.run r WHERE r.run_id = v_to FOR KEY SHARE NOWAIT;
     IF v_status IS NULL THEN
         v_reason := 'missing';
     ELSIF v_status <> 'running' THEN
         v_reason := 'closed';
     ELSE
-        INSERT INTO {schema}.inbox (run_id, type, name, payload) VALUES (v_to.run_id, p_type, p_name, p_payload);
+        INSERT INTO {schema}.inbox (run_id, type, name, payload) VALUES (v_to, p_type, p_name, p_payload);
     END IF;
     INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
     VALUES (p_run, CASE WHEN v_reason IS NULL THEN 'MessageDelivered' ELSE 'MessageFailed' END, p_seq, p_name,
             json_strip_nulls(json_build_object('reason', v_reason)));
-    PERFORM {schema}.add_tasks(ARRAY(SELECT DISTINCT t FROM unnest(ARRAY[p_run] || CASE WHEN v_reason IS NULL THEN v_to.run_id END) t));
+    PERFORM {schema}.add_tasks(ARRAY(SELECT DISTINCT t FROM unnest(ARRAY[p_run] || CASE WHEN v_reason IS NULL THEN v_to END) t));
 END
 $$;

@@ -64,6 +64,7 @@ def everything(db: Session) -> list[Any]:
             "run_update",
             "update_waiter",
             "run_query",
+            "follower",
         )
     ]
 

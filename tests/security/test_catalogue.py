@@ -24,6 +24,7 @@ WORKER = {
     "abort_message", "report_running",
     "start_runs_with", "request_updates", "get_updates",
     "ask_run", "take_answers", "withdraw_query", "query_of_lease", "answer_queries",
+    "expire_runs", "reset_run", "list_children",
 }
 # fmt: on
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any, NamedTuple
 
 import pytest
@@ -158,7 +157,8 @@ def test_the_attackers_child_of_the_same_name_ends_no_foreign_run(scene: Scene, 
 @pytest.mark.parametrize("type", ["SignalSent", "CancelSent"])
 def test_a_step_reaches_no_foreign_run(scene: Scene, own: Own, type: str) -> None:
     before = [row for row in everything(scene.db)[3] if row[0] == Uuid(scene.run)]
-    facts = {"workflow_id": "order-1", "run_id": str(uuid.UUID(bytes=scene.run))}
+    # A child that the run never started.
+    facts = {"workflow_id": "order-1", "child": 1}
     sent = step(own.task, 1, (type, 1, "go", b"1", facts), (type, 2, "go", b"1", {"workflow_id": "order-1"}))
     sent.events.append(sent.events[0]._replace(event_id=4, seq=3, attributes={"workflow_id": "nothing"}))
     sent.last = 4

@@ -390,7 +390,10 @@ def test_a_foreign_query_is_neither_read_nor_answered_nor_withdrawn(scene: Scene
 @pytest.mark.parametrize("by", ["run id", "workflow id"])
 @pytest.mark.parametrize(
     "procedure",
-    ["post", "terminate_run", "get_run", "get_history", "await_run", "request_updates", "get_updates", "ask_run"],
+    [
+        *("post", "terminate_run", "get_run", "get_history", "await_run", "list_children", "reset_run"),
+        *("request_updates", "get_updates", "ask_run"),
+    ],
 )
 def test_a_foreign_and_a_missing_run_look_the_same(scene: Scene, procedure: str, by: str) -> None:
     def attack(run: bytes, workflow_id: str) -> Any:
@@ -405,6 +408,18 @@ def test_a_foreign_and_a_missing_run_look_the_same(scene: Scene, procedure: str,
             return scene.attacker.ask(given, workflow_id=name)
         if procedure == "terminate_run":
             return scene.attacker.terminate(given, name)
+        if procedure == "list_children":
+            return scene.attacker.call("list_children", given and Uuid(given), name)
+        if procedure == "reset_run":
+            return scene.attacker.call(
+                "reset_run",
+                *scene.attacker.batch(),
+                given and Uuid(given),
+                name,
+                1,
+                Uuid(new_id()),
+                Texts(["WorkflowStarted"]),
+            )[0][0]
         if procedure == "get_run":
             return scene.attacker.call("get_run", given and Uuid(given), name)
         if procedure == "get_history":

@@ -157,14 +157,13 @@ def test_a_step_sends_signals_and_hears_what_became_of_them(db: Session) -> None
     db.post(run)
     task = worker.one()
     taken = inbox_ids(db, run)
-    child = str(uuid.UUID(bytes=derived(run, 3)))
     sent = step(
         task,
         1,
         ("SignalSent", 1, "go", b"1", {"workflow_id": "receiver"}),
         ("CancelSent", 2, None, None, {"workflow_id": "nobody"}),
         ("ChildStarted", 3, "child", b"[]", {}),
-        ("SignalSent", 4, "hi", b"2", {"workflow_id": "c", "run_id": child}),
+        ("SignalSent", 4, "hi", b"2", {"workflow_id": "c", "child": 3}),
         ("SignalSent", 5, "self", None, {"workflow_id": "sender"}),
     )
     sent.children, sent.inbox = [start_child(worker.streams[0], 3, "c")], taken

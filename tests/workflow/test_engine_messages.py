@@ -507,7 +507,7 @@ def test_messages_to_other_runs() -> None:
         ("CancelSent", 4, None),
     ]
     child, _, to_child, cancel = run.last
-    assert (to_child.attributes() or {})["run_id"] == (child.attributes() or {})["run_id"]
+    assert (to_child.attributes() or {})["child"] == child.seq
     assert (cancel.attributes() or {})["workflow_id"] == "v"
     run.send(events.MESSAGE_FAILED, 3, attributes={"reason": "closed"})
     run.send(events.MESSAGE_DELIVERED, 2)

@@ -2,8 +2,8 @@
 
 from .activities import ActivityCall, ActivityHandle, CancelActivity, RequestActivityCancel, ScheduleActivity
 from .base import Answer, Call, Cancellation, Command, CommandFuture
-from .children import CancelChild, ChildCall, ChildHandle, StartChild
-from .closing import CancelWorkflow, CompleteWorkflow, FailWorkflow
+from .children import AwaitChildStart, CancelChild, ChildCall, ChildHandle, ChildStartCall, StartChild
+from .closing import CancelWorkflow, CompleteWorkflow, ContinueAsNew, FailWorkflow
 from .local import Compute, ComputeCall
 from .messages import CompleteUpdate, SendCall, SendCancel, SendSignal, send_cancel, send_signal
 from .patches import RecordPatch
@@ -13,6 +13,7 @@ __all__ = [
     "ActivityCall",
     "ActivityHandle",
     "Answer",
+    "AwaitChildStart",
     "Call",
     "CancelActivity",
     "CancelChild",
@@ -21,12 +22,14 @@ __all__ = [
     "Cancellation",
     "ChildCall",
     "ChildHandle",
+    "ChildStartCall",
     "Command",
     "CommandFuture",
     "CompleteUpdate",
     "CompleteWorkflow",
     "Compute",
     "ComputeCall",
+    "ContinueAsNew",
     "FailWorkflow",
     "RecordPatch",
     "RequestActivityCancel",

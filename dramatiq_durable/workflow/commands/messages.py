@@ -33,17 +33,18 @@ class SendSignal(Command):
     """Send another run a signal: ``name`` with ``payload``.
 
     Attributes:
-      workflow_id(str), run_id(str | None): whose; the run that has the id where no run id is given.
+      workflow_id(str): whose.
+      child(int | None): the number of the command that started that run, where it is a child of this one.
     """
 
     event_type: ClassVar[str] = events.SIGNAL_SENT
     workflow_id: str = ""
-    run_id: str | None = None
+    child: int | None = None
 
     def attributes(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"hash": self.hash, "workflow_id": self.workflow_id}
-        if self.run_id is not None:
-            facts["run_id"] = self.run_id
+        if self.child is not None:
+            facts["child"] = self.child
         return facts
 
 
@@ -82,7 +83,7 @@ class SendCall(Call[None]):
 
 
 def send_signal(
-    host: CommandHost, workflow_id: str, run_id: str | None, name: str, payload: Any
+    host: CommandHost, workflow_id: str, child: int | None, name: str, payload: Any
 ) -> Coroutine[Any, Any, None]:
     """Issue the command that sends a signal.
 
@@ -92,7 +93,7 @@ def send_signal(
     check_name(name, "a signal's name")
     data = None if payload is None else encode(payload, f"the payload of the signal {name!r}")
     digest = hash_arguments(b"\0".join((workflow_id.encode(), data or b"")))
-    return _sent(host, SendSignal(None, name, data, digest, workflow_id, run_id))
+    return _sent(host, SendSignal(None, name, data, digest, workflow_id, child))
 
 
 def send_cancel(host: CommandHost, workflow_id: str) -> Coroutine[Any, Any, None]:
