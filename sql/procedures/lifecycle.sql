@@ -13,8 +13,18 @@ BEGIN
 END
 $$;
 
--- Internal: facts (an object, or NULL) with one of them replaced; p_value NULL: left out.  Never by way of jsonb: texts may
--- have NULs.
+-- Internal: attributes of an event, so that they can be read: no operator takes a json that has a NUL, or half of a
+-- surrogate pair, anywhere, as texts of failures may.  For looking at other members than those texts.
+CREATE FUNCTION {schema}.readable(p_attributes json)
+RETURNS json
+LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN regexp_replace(p_attributes::text, '(?<!\\)((?:\\\\)*)\\u(0000|[dD][89a-fA-F]..)', '\1?', 'g')::json;
+END
+$$;
+
+-- Internal: facts (an object, or NULL) with one of them replaced; p_value NULL: left out.
 CREATE FUNCTION {schema}.with_fact(p_facts json, p_key text, p_value json)
 RETURNS json
 LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -133,6 +143,7 @@ BEGIN
         RETURN NULL;
     END IF;
     SELECT e.* INTO v_last FROM {schema}.event e WHERE e.run_id = p_run.run_id AND e.event_id = p_run.last_event;
+    v_last.attributes := {schema}.readable(v_last.attributes);
     IF p_run.status = 'continued_as_new' THEN
         v_facts := v_last.attributes -> 'facts';
         v_input := v_last.payload;
