@@ -92,6 +92,9 @@ from .workflow.primitives import (
 from .workflow.retry import (
     RetryPolicy,
 )
+from .workflow.structured import (
+    uncancellable,
+)
 
 __version__ = "0.1.0"
 
@@ -160,6 +163,7 @@ __all__ = [
     "side_effect",
     "sleep",
     "transaction",
+    "uncancellable",
     "using",
     "uuid4",
     "uuid7",

@@ -1,6 +1,6 @@
 """The broker: Dramatiq's contract on one side, deliveries and operations on the other.
 
-This is the only file that knows both.  Dramatiq calls ``ack`` and ``nack`` on its worker threads, once a message was
+Besides, only `processing` knows both.  Dramatiq calls ``ack`` and ``nack`` on its worker threads, once a message was
 processed and its hooks have run; they only queue the outcome, which the claimer commits with its next batch.  What the
 hooks of a message send (a retry, the next of a pipeline, a callback) is held back and commits with its ack.
 """
@@ -10,32 +10,29 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID, uuid4
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
 from dramatiq.encoder import JSONEncoder
-from dramatiq.errors import ActorNotFound, QueueNotFound
-from dramatiq.middleware import Interrupt, Retries, SkipMessage
-from dramatiq.results import Results
+from dramatiq.errors import QueueNotFound
 
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
 from .delivery import DEADLINE, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import Abort, DatabaseUnavailable
+from .errors import DatabaseUnavailable
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import ExpireRun, MarkStarted
+from .operations import ExpireRun
 from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
+from .processing import Processing
 from .queues import Queues
-from .results import PostgresBackend
 from .settings import Settings, check_url
 from .settling import Settler
 from .wakeup import Listener
@@ -52,7 +49,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class DurableBroker(Queues, Broker):
+class DurableBroker(Processing, Queues, Broker):
     """A Dramatiq broker that keeps its queues in Postgres.
 
     The constructor does no I/O: the broker connects at first use, also after a fork.
@@ -464,69 +461,6 @@ class DurableBroker(Queues, Broker):
         if signal == "worker_shutdown":
             self._stop_claimer()
 
-    def _after_process(self, delivery: Delivery, *, result: Any = None, exception: BaseException | None = None) -> None:
-        if delivery.kind == "a" and exception is None:
-            result = delivery.result
-        delivery.result = result
-        delivery.exception = exception
-        if exception is not None and delivery.transaction is not None:
-            delivery.transaction.roll_back()
-        delivery.calling = False
-        aborted = delivery.interruption is not None and exception is not None
-        if aborted:
-            delivery.fail()
-        # Whatever was decided by an earlier run of these hooks, which an interrupt cut short, is decided anew.
-        delivery.retry = delivery.again
-        delivery.left = None
-        delivery.hooks = True
-        outcome: dict[str, Any] = {"result": result} if exception is None else {"exception": exception}
-        try:
-            for middleware in reversed(self.middleware):
-                if aborted and isinstance(middleware, Retries):
-                    # What was aborted is not tried again, however it ended.
-                    continue
-                try:
-                    middleware.after_process_message(self, delivery, **outcome)
-                except Interrupt as e:
-                    # A time limit or shutdown that comes this late must not end the thread with the message in hand.
-                    delivery.broken = e
-                    logger.warning("%s interrupted the hooks of %r: it will be run again", type(e).__name__, delivery)
-                except Exception:
-                    logger.critical("Unexpected failure in after_process_message of %r.", middleware, exc_info=True)
-            delivery.judged = True
-        finally:
-            delivery.hooks = False
-
-    def _after_skip(self, delivery: Delivery) -> None:
-        with _hooks_of(delivery):
-            for middleware in reversed(self.middleware):
-                if delivery.settled and isinstance(middleware, Results):
-                    # It was lost before it began: its result is for the worker that has it now.
-                    continue
-                try:
-                    middleware.after_skip_message(self, delivery)
-                except Exception:
-                    logger.critical("Unexpected failure in after_skip_message of %r.", middleware, exc_info=True)
-
-    def keep_failure(self, delivery: Delivery) -> None:
-        """Have a failure stored as its message's result before the nack, so that it commits with it.
-
-        Dramatiq's Results does it after the nack; the back end ignores that.
-        """
-        for middleware in self.middleware:
-            backend = middleware.backend if isinstance(middleware, Results) else None
-            if isinstance(backend, PostgresBackend) and backend.place.shared_with(self):
-                token = current_delivery.set(delivery)
-                try:
-                    with _hooks_of(delivery):
-                        middleware.after_nack(self, delivery)
-                except Interrupt as e:
-                    delivery.broken = e
-                except Exception:
-                    logger.exception("the failure of %r is not stored as its result", delivery)
-                finally:
-                    current_delivery.reset(token)
-
     def _check_database(self) -> None:
         """A worker that can never work says so at once; one that is early waits for its database."""
         try:
@@ -534,29 +468,6 @@ class DurableBroker(Queues, Broker):
                 pass
         except DatabaseUnavailable as e:
             logger.warning("the database is away, waiting for it: %s", e)
-
-    def _record_start(self, delivery: Delivery) -> None:
-        start = MarkStarted(delivery.key, delivery.lease)
-        if not self.commit.submit(start):
-            delivery.settled = True
-            if self._claimer is not None:
-                self._claimer.finished(delivery)
-            raise SkipMessage("it was handed to another worker before it began here")
-        if start.aborted:
-            delivery.interrupt(Abort)
-        if start.anew:
-            delivery.options.pop("retries", None)
-
-    def get_actor(self, actor_name: str) -> Actor[Any, Any]:
-        try:
-            actor = self.actors[actor_name]
-        except KeyError:
-            raise ActorNotFound(actor_name) from None
-        delivery = current_delivery.get()
-        if delivery is not None and delivery.calling and delivery.actor_name == actor_name:
-            delivery.calling = False
-            return _Call(actor, delivery)  # type: ignore[return-value]
-        return actor
 
     # --- the end ----------------------------------------------------------------------------------------
 
@@ -592,48 +503,3 @@ class DurableBroker(Queues, Broker):
             self._listener = None
             self.waiters = None
             self._shared.clear()
-
-
-@contextmanager
-def _hooks_of(delivery: Delivery) -> Iterator[None]:
-    """While its hooks run, what they write belongs to the message."""
-    delivery.hooks = True
-    try:
-        yield
-    finally:
-        delivery.hooks = False
-
-
-class _Call:
-    """An actor, for one delivery, which can be interrupted while it runs and neither before nor after.
-
-    The result of an activity is kept from Dramatiq, which would warn that nobody stores it.
-    """
-
-    def __init__(self, actor: Actor[Any, Any], delivery: Delivery) -> None:
-        self._actor = actor
-        self._delivery = delivery
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        delivery = self._delivery
-        try:
-            delivery.begin()
-            result = self._actor(*args, **kwargs)
-        finally:
-            delivery.end()
-        if delivery.kind != "a":
-            return result
-        delivery.result = result
-        return None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The actor's; an interruption, which somebody asked for, is an exception to be expected: no traceback."""
-        options, interruption = self._actor.options, self._delivery.interruption
-        if interruption is None:
-            return options
-        throws = options.get("throws") or ()
-        return {**options, "throws": (*(throws if isinstance(throws, tuple) else (throws,)), interruption)}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._actor, name)

@@ -17,7 +17,6 @@ from . import events
 from .commands import Command, Compute, ComputeCall, StartTimer, TimerCall
 from .converter import Decoder, decoders_of, encode_call, hash_arguments
 from .info import Info, Parent
-from .loop import Evicted
 from .replay import Execution, current
 
 __all__ = [
@@ -55,7 +54,7 @@ def require(what: str) -> Execution:
     if execution is None:
         raise NotInWorkflow(f"{what} only works inside a workflow: call it from the body of a @durable.workflow.")
     if execution.loop.evicting:
-        raise Evicted
+        execution.loop.refuse_late()
     return execution
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, cast
 
-from ..errors import Failure, Nondeterminism, NotEncodable, PayloadTooLarge
+from ..errors import Failure, Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
 from . import events, guard
 from .commands import (
     CancelTimer,
@@ -30,11 +30,12 @@ from .commands import (
 from .commands.closing import ContinueAsNewRequested
 from .compare import compare, describe
 from .converter import decode_call, encode
+from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
 from .lineage import Lineage
-from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
+from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
 from .retry import asked_delay, forbids
@@ -71,6 +72,7 @@ class Execution:
       fn: the workflow's ``async def``.
       info(Info): what the run knows about itself; ``info.run_id`` seeds what is random.
       max_handles(int): how many callbacks one step may run.
+      deadlock_timeout(float | None): how many seconds one step may take; None: as many as it likes.
 
     Attributes:
       closed(bool): the run has ended; how, its last command says.
@@ -108,6 +110,7 @@ class Execution:
         info: Info,
         *,
         max_handles: int = MAX_HANDLES,
+        deadlock_timeout: float | None = None,
     ) -> None:
         guard.install()
         self.fn = fn
@@ -130,7 +133,7 @@ class Execution:
         self.history_bytes = 0
         self.is_replaying = False
         self.last_event_id = 0
-        self.loop = WorkflowLoop(self, info.run_id, max_handles)  # type: ignore[abstract]
+        self.loop = WorkflowLoop(self, info.run_id, max_handles, deadlock_timeout)  # type: ignore[abstract]
         self.mailbox = Mailbox(self.loop)
         self.state: dict[str, Any] = {}
         """What the primitives keep for the run, e.g. its random numbers."""
@@ -197,18 +200,22 @@ class Execution:
             self.history_bytes += len(event.payload)
         if self.closed:
             return []
-        with Scope(loop):
-            loop.left = loop.max_handles
-            handler(self, event)
-            main = self._main
-            # Signals that came together are given together: code that answers the first can see the others.
-            if main is not None and not _is_held(event):
-                if loop.ready:
-                    loop.drain(main)
-                if self._conditions:
-                    self._settle(main)
-                if main.done():
-                    self._close(main)
+        scope = Scope(loop)
+        try:
+            with scope:
+                loop.left = loop.max_handles
+                handler(self, event)
+                main = self._main
+                # Signals that came together are given together: code that answers the first can see the others.
+                if main is not None and not _is_held(event):
+                    if loop.ready:
+                        loop.drain(main)
+                    if self._conditions:
+                        self._settle(main)
+                    if main.done():
+                        self._close(main)
+        except Overdue:
+            raise RunawayWorkflow(scope.leave() or "a step of the workflow took too long.") from None
         if not self._out:
             return []
         commands = list(self._out.values())
@@ -261,8 +268,12 @@ class Execution:
         if self.evicted:
             return
         self.evicted = True
-        with Scope(self.loop):
-            self._tear_down()
+        scope = Scope(self.loop)
+        try:
+            with scope:
+                self._tear_down()
+        except Overdue:
+            scope.leave()
 
     @property
     def info(self) -> Info:
@@ -293,13 +304,9 @@ class Execution:
 
     # --- what the primitives and definitions ask for ---------------------------------------------------
     def issue(self, command: Command) -> int:
-        """Number a command and take it; its future, once made, is given to ``expect``.
-
-        Raises:
-          Evicted: the run is being dropped from memory.
-        """
+        """Number a command and take it; its future, once made, is given to ``expect``."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._out[seq] = command
@@ -308,17 +315,13 @@ class Execution:
     def note(self, key: str, command: Command) -> None:
         """Take a command that has no number: nothing answers it."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         self._out[key] = command
 
     def compute(self, command: Compute) -> int:
-        """Number a command that is answered on the spot, outside of the code; see ``computations``.
-
-        Raises:
-          Evicted: the run is being dropped from memory.
-        """
+        """Number a command that is answered on the spot, outside of the code; see ``computations``."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._computing[seq] = command
@@ -411,7 +414,7 @@ class Execution:
         except Exception as e:
             self._finish(self._failed(e))
             return
-        self._main = self.loop._create(main, "main", contextvars.Context())
+        self._main = self.loop.make_task(main, "main", contextvars.Context())
 
     def _on_answer(self, event: Event) -> None:
         if event.type in _COMPUTED:
@@ -440,24 +443,12 @@ class Execution:
                 known.seed(self.lineage.seed(name))
 
     def _settle(self, main: asyncio.Task[Any]) -> None:
-        """Resolve conditions that hold, oldest first, and run what that wakes, until none holds."""
+        """Resolve the oldest condition that holds, run what that wakes, and look again, until none holds: what somebody
+        waited for is still so when its code goes on."""
         loop = self.loop
         while not main.done():
-            waiting = []
-            for condition in self._conditions:
-                holds, future, context = condition
-                if future.done():
-                    continue
-                try:
-                    if context.run(holds):
-                        future.set_result(None)
-                        continue
-                except Exception as e:
-                    future.set_exception(e)
-                    continue
-                waiting.append(condition)
-            self._conditions = waiting
-            if not loop.ready:
+            self._conditions = [condition for condition in self._conditions if not condition.future.done()]
+            if not any(map(_resolve, self._conditions)) and not loop.ready:
                 return
             loop.drain(main)
 
@@ -508,8 +499,11 @@ class Execution:
     def _tear_down(self) -> None:
         loop = self.loop
         loop.evicting = True
+        # Whatever cleanup asks for: nothing of it leaves.
+        out = dict(self._out)
         for task in reversed(loop.pending_tasks()):
             _close_coroutine(task.get_coro())
+        self._out = out
         loop.drop()
         self._main = None
         self._pending.clear()
@@ -544,6 +538,16 @@ def _close_coroutine(coro: Any) -> None:
             pass
         return
     _unclosable.append(coro)
+
+
+def _resolve(condition: _Condition) -> bool:
+    try:
+        if not condition.context.run(condition.holds):
+            return False
+        condition.future.set_result(None)
+    except Exception as e:
+        condition.future.set_exception(e)
+    return True
 
 
 def current() -> Execution | None:

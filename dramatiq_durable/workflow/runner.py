@@ -227,7 +227,7 @@ class Runner:
                     raise DatabaseUnavailable("the worker got a new token meanwhile") from e
                 raise translate(e) from e
         if run.execution is None:
-            execution = Execution(workflow.fn, _info(row))
+            execution = Execution(workflow.fn, _info(row), deadlock_timeout=self.broker.settings.deadlock_timeout)
             run.execution = execution
             if len(history) == 1:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
