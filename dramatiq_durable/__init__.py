@@ -64,6 +64,7 @@ from .workflow.definition import (
     activity,
     activity_stub,
     workflow,
+    workflow_stub,
 )
 from .workflow.handle import (
     Description,
@@ -170,4 +171,5 @@ __all__ = [
     "wait_condition",
     "wait_for_signal",
     "workflow",
+    "workflow_stub",
 ]

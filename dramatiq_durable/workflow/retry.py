@@ -58,9 +58,10 @@ class RetryPolicy:
             raise ValueError(
                 f"maximum_attempts counts the first try, and is at least 1, or None for no bound, not {most!r}."
             )
-        if isinstance(self.non_retryable, (str, type)):
-            raise ValueError(f"non_retryable is a tuple: write ({self.non_retryable!r},).")
-        for what in self.non_retryable:
+        given: Any = self.non_retryable
+        if not isinstance(given, (tuple, list, set, frozenset)):
+            raise ValueError(f"non_retryable is a tuple, like (ValueError, 'Declined'), not {given!r}.")
+        for what in given:
             if not isinstance(what, str) and not (isinstance(what, type) and issubclass(what, BaseException)):
                 raise ValueError(f"non_retryable has exception classes or their names, not {what!r}.")
 

@@ -343,3 +343,19 @@ def test_the_life_of_a_run_reads_few_rows(db: Session) -> None:
     with counting(db) as counted:
         assert begun.worker.advance(continuing(task, 5)) == ["ok"]
     assert all(table.seq_scans == 0 and table.rows < 80 for table in counted.values()), counted
+
+
+def test_the_first_run_of_a_live_chain_is_not_pruned(db: Session) -> None:
+    """With it go the ids of the signals that the chain has had."""
+    begun = begin(db)
+    assert db.post(begun.run, key="k") == "ok"
+    assert begun.worker.advance(continuing(begun.task)) == ["ok"]
+    second = next(c for c in begun.worker.claim() if c.kind == "s")
+    assert begun.worker.advance(continuing(second)) == ["ok"]
+    third = following(following(begun.run))
+    db.sql("UPDATE durable.run SET closed_at = closed_at - interval '9 days' WHERE status <> 'running'")
+    prune = "SELECT runs FROM durable.prune_runs(clock_timestamp() - interval '1 day', NULL, NULL, 10)"
+    assert db.value(prune) == 1, "the one in the middle"
+    assert db.post(third, key="k") == "duplicate"
+    assert db.terminate(third) == "ok"
+    assert db.value(prune) == 1
