@@ -310,8 +310,8 @@ BEGIN
 END
 $$;
 
--- Internal: a run asks whether its child (command p_child) was started.  The answer is news for it; where it was not, the
--- news of that is there already.
+-- Internal: a run asks whether its child (command p_child) was started.  The answer is news for it, without a run id where
+-- the child was cancelled in the very step; where its id is taken, the news of that is there already.
 CREATE FUNCTION {schema}.confirm_child(p_run uuid, p_seq int, p_child int)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -325,9 +325,11 @@ BEGIN
     IF NOT FOUND THEN
         SELECT f.run_id INTO v_child FROM {schema}.follower f WHERE f.follower_run_id = p_run AND f.seq = p_child;
     END IF;
-    IF v_child IS NOT NULL THEN
+    IF v_child IS NOT NULL OR NOT EXISTS (
+        SELECT 1 FROM {schema}.inbox i WHERE i.run_id = p_run AND i.type = 'ChildStartFailed' AND i.seq = p_child) THEN
         INSERT INTO {schema}.inbox (run_id, type, seq, attributes)
-        VALUES (p_run, 'ChildStartConfirmed', p_seq, json_build_object('child', p_child, 'run_id', v_child));
+        VALUES (p_run, 'ChildStartConfirmed', p_seq,
+                json_strip_nulls(json_build_object('child', p_child, 'run_id', v_child)));
         PERFORM {schema}.add_tasks(ARRAY[p_run]);
     END IF;
 END

@@ -108,6 +108,16 @@ BEGIN
                            WHERE r.parent_run_id IN (v_run.run_id, p_new) AND r.parent_seq = a.seq)
                        ELSE false END)
         ORDER BY a.n;
+        -- An answer that the old run did not live to be given.
+        INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
+        SELECT p_new, CASE e.type WHEN 'ChildStartAwaited' THEN 'ChildStartConfirmed' ELSE 'MessageDelivered' END, e.seq, e.name,
+               CASE e.type WHEN 'ChildStartAwaited' THEN json_build_object(
+                   'child', e.attributes -> 'child', 'run_id', {schema}.derived_id(p_new, e.attributes ->> 'child')) END
+        FROM {schema}.event e
+        WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.type IN ('SignalSent', 'CancelSent', 'ChildStartAwaited')
+          AND NOT EXISTS (SELECT 1 FROM {schema}.inbox i WHERE i.run_id = p_new AND i.seq = e.seq)
+          AND NOT EXISTS (SELECT 1 FROM {schema}.event a WHERE a.run_id = v_run.run_id AND a.event_id <= v_cut AND a.seq = e.seq
+                          AND a.type = ANY (p_inputs));
     END IF;
     INSERT INTO {schema}.inbox (run_id, type, name, payload)
     SELECT p_new, e.type, e.name, e.payload FROM {schema}.event e

@@ -184,6 +184,29 @@ def test_started_and_a_taken_id(broker: durable.DurableBroker, start_worker: Sta
     assert handle.result(timeout=20) == [kid.describe().run_id, "went"]
 
 
+def test_a_child_that_is_cancelled_before_it_is_started(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    @durable.workflow
+    async def child() -> None:
+        await durable.wait_for_signal("never")
+
+    @durable.workflow
+    async def parent() -> str:
+        kid = child.options(workflow_id="kid").start()
+        asked = kid.started()
+        kid.cancel()
+        try:
+            await asked
+        except asyncio.CancelledError:
+            return "never started"
+        return "started"
+
+    start_worker()
+    assert parent.start().result(timeout=20) == "never started"
+    assert not exists("kid")
+
+
 def test_a_child_follows_the_run_that_is_there(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     @durable.workflow
     async def shared(n: int) -> Any:
