@@ -349,7 +349,8 @@ BEGIN
     RETURN QUERY
         SELECT c.run_id, c.workflow_id
         FROM (SELECT DISTINCT ON (r.parent_seq) r.* FROM {schema}.run r
-              WHERE r.parent_run_id = v_run.run_id ORDER BY r.parent_seq, r.started_at DESC) c
+              WHERE r.parent_run_id = v_run.run_id
+              ORDER BY r.parent_seq, r.started_at DESC, (r.next_run_id IS NULL) DESC) c
         WHERE v_caller.is_admin OR EXISTS (
             SELECT 1 FROM {schema}.stream_grant g
             WHERE g.principal_id = v_caller.principal_id AND g.stream_id = c.stream_id AND (g.consume OR g.produce))

@@ -359,3 +359,16 @@ def test_the_first_run_of_a_live_chain_is_not_pruned(db: Session) -> None:
     assert db.post(third, key="k") == "duplicate"
     assert db.terminate(third) == "ok"
     assert db.value(prune) == 1
+
+
+def test_a_long_chain_is_not_followed_run_by_run(db: Session) -> None:
+    begun = begin(db)
+    first, task = begun.run, begun.task
+    for _ in range(50):
+        assert begun.worker.advance(continuing(task)) == ["ok"]
+        task = begun.worker.one()
+    with counting(db) as counted:
+        assert db.call("get_run", Uuid(first), None)[0][-1] == task.run_id
+        assert db.post(first) == "ok"
+    assert all(table.cheap for table in counted.values()), counted
+    assert len(db.inbox(task.run_id or b"")) == 1
