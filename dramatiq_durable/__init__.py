@@ -6,9 +6,13 @@ from .abort import (
     abort,
 )
 from .activity import (
+    transaction,
+)
+from .attempt import (
     ActivityInfo,
     activity_info,
-    transaction,
+    complete_later,
+    heartbeat,
 )
 from .broker import (
     DurableBroker,
@@ -40,6 +44,7 @@ from .errors import (
     ScheduleNotFound,
     SchemaOutOfDate,
     Timeout,
+    UnknownToken,
     WorkflowAlreadyStarted,
     WorkflowCancelled,
     WorkflowClosed,
@@ -47,6 +52,14 @@ from .errors import (
     WorkflowNotFound,
     WorkflowTerminated,
     WorkflowTimedOut,
+)
+from .tokens import (
+    acomplete_activity,
+    afail_activity,
+    aheartbeat_activity,
+    complete_activity,
+    fail_activity,
+    heartbeat_activity,
 )
 from .using import (
     using,
@@ -65,6 +78,7 @@ from .workflow.definition import (
 from .workflow.handle import (
     Description,
     HistoryEvent,
+    Pending,
     WorkflowHandle,
 )
 from .workflow.info import (
@@ -85,6 +99,9 @@ from .workflow.primitives import (
     uuid7,
     wait_condition,
     wait_for_signal,
+)
+from .workflow.retry import (
+    RetryPolicy,
 )
 
 __version__ = "0.1.0"
@@ -118,11 +135,14 @@ __all__ = [
     "NotPermitted",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "Pending",
+    "RetryPolicy",
     "RunawayWorkflow",
     "ScheduleExists",
     "ScheduleNotFound",
     "SchemaOutOfDate",
     "Timeout",
+    "UnknownToken",
     "Workflow",
     "WorkflowAlreadyStarted",
     "WorkflowCancelled",
@@ -134,11 +154,19 @@ __all__ = [
     "WorkflowTimedOut",
     "aabort",
     "abort",
+    "acomplete_activity",
     "activity",
     "activity_info",
     "activity_stub",
+    "afail_activity",
+    "aheartbeat_activity",
+    "complete_activity",
+    "complete_later",
     "deprecate_patch",
+    "fail_activity",
     "get_handle",
+    "heartbeat",
+    "heartbeat_activity",
     "info",
     "is_replaying",
     "local",

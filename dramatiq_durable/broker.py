@@ -22,16 +22,18 @@ from dramatiq.errors import ActorNotFound, QueueNotFound
 from dramatiq.middleware import Interrupt, Retries, SkipMessage
 from dramatiq.results import Results
 
+from .attempt import judge
+from .calls import Call
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import TASK_KINDS, TICK, Delivery, current_delivery
+from .delivery import ALARM, LIMITS, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
 from .errors import Abort, DatabaseUnavailable
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import MarkStarted
+from .operations import Expire, MarkStarted, StartActivity
 from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .queues import Queues
@@ -39,6 +41,7 @@ from .results import PostgresBackend
 from .settings import Settings, check_url
 from .settling import Settler
 from .wakeup import Listener
+from .workflow import retry
 from .workflow.carrying import TASK_PRIORITY
 from .workflow.options import check_name
 from .workflow.runner import Runner
@@ -391,11 +394,17 @@ class DurableBroker(Queues, Broker):
         return self._claimer
 
     def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
-        """A claimed row as a delivery.  None for a schedule's tick, which is dealt with without an actor, and for what
-        cannot be decoded, which goes to the dead letters."""
+        """A claimed row as a delivery.  None for ticks of schedules and alarms of activities, which are dealt with
+        without an actor, and for what cannot be decoded, which goes to the dead letters."""
         key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
         if kind == TICK:
             take_tick(self.commit, key, lease)
+            return None
+        if kind == ALARM:
+            self.commit.post(Expire(key, lease))
+            if self._claimer is not None:
+                # It may go off again soon.
+                self._claimer.expect(stream_id)
             return None
         queue_name = self._stream_names[stream_id]
         message: Message[Any]
@@ -439,6 +448,8 @@ class DurableBroker(Queues, Broker):
                 if delivery.kind not in TASK_KINDS:
                     if delivery.reclaimed:
                         self._record_start(delivery)
+                    if delivery.kind == "a" and LIMITS in delivery.options:
+                        self._begin_limited(delivery)
                     super().emit_before(signal, *args, **kwargs)
                     delivery.calling = True
                     return
@@ -469,18 +480,21 @@ class DurableBroker(Queues, Broker):
         if exception is not None and delivery.transaction is not None:
             delivery.transaction.roll_back()
         delivery.calling = False
-        aborted = delivery.interruption is not None and exception is not None
-        if aborted:
+        final = exception is not None and (delivery.interruption is not None or delivery.hopeless)
+        if final:
             delivery.fail()
         # Whatever was decided by an earlier run of these hooks, which an interrupt cut short, is decided anew.
         delivery.retry = delivery.again
         delivery.left = None
+        policy = None if exception is None or final else delivery.options.get(retry.OPTION)
+        if exception is not None and policy:
+            judge(delivery, policy, exception)
         delivery.hooks = True
         outcome: dict[str, Any] = {"result": result} if exception is None else {"exception": exception}
         try:
             for middleware in reversed(self.middleware):
-                if aborted and isinstance(middleware, Retries):
-                    # What was aborted is not tried again, however it ended.
+                if (final or policy) and isinstance(middleware, Retries):
+                    # What was aborted is not tried again, however it ended; a policy has decided by itself.
                     continue
                 try:
                     middleware.after_process_message(self, delivery, **outcome)
@@ -490,6 +504,9 @@ class DurableBroker(Queues, Broker):
                     logger.warning("%s interrupted the hooks of %r: it will be run again", type(e).__name__, delivery)
                 except Exception:
                     logger.critical("Unexpected failure in after_process_message of %r.", middleware, exc_info=True)
+            if exception is not None and delivery.kind == "a" and delivery.retry is not None:
+                asked = retry.asked_delay(exception)
+                delivery.retry = delivery.retry if asked is None else asked
             delivery.judged = True
         finally:
             delivery.hooks = False
@@ -535,14 +552,31 @@ class DurableBroker(Queues, Broker):
     def _record_start(self, delivery: Delivery) -> None:
         start = MarkStarted(delivery.key, delivery.lease)
         if not self.commit.submit(start):
-            delivery.settled = True
-            if self._claimer is not None:
-                self._claimer.finished(delivery)
-            raise SkipMessage("it was handed to another worker before it began here")
+            self._lost(delivery)
         if start.aborted:
             delivery.interrupt(Abort)
         if start.anew:
             delivery.options.pop("retries", None)
+
+    def _begin_limited(self, delivery: Delivery) -> None:
+        """An activity with limits is about to begin: its attempt's time runs from here."""
+        if not self.commit.submit(StartActivity(delivery.key, delivery.lease)):
+            self._lost(delivery)
+        options = delivery.options
+        if delivery.attempt > 1 and retry.OPTION not in options:
+            # Attempts that a limit ended are none that Dramatiq has counted.
+            options["retries"] = max(options.get("retries", 0), delivery.attempt - 1)
+        limit = options[LIMITS].get("start_to_close")
+        actor = self.actors.get(delivery.actor_name)
+        if limit is not None and "time_limit" not in options and actor and "time_limit" not in actor.options:
+            # Dramatiq's own limit of ten minutes, which nobody asked for, does not come before the one that is given.
+            options["time_limit"] = limit + 60_000
+
+    def _lost(self, delivery: Delivery) -> None:
+        delivery.settled = True
+        if self._claimer is not None:
+            self._claimer.finished(delivery)
+        raise SkipMessage("it was handed to another worker before it began here")
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
         try:
@@ -552,7 +586,7 @@ class DurableBroker(Queues, Broker):
         delivery = current_delivery.get()
         if delivery is not None and delivery.calling and delivery.actor_name == actor_name:
             delivery.calling = False
-            return _Call(actor, delivery)  # type: ignore[return-value]
+            return Call(actor, delivery)  # type: ignore[return-value]
         return actor
 
     # --- the end ----------------------------------------------------------------------------------------
@@ -599,38 +633,3 @@ def _hooks_of(delivery: Delivery) -> Iterator[None]:
         yield
     finally:
         delivery.hooks = False
-
-
-class _Call:
-    """An actor, for one delivery, which can be interrupted while it runs and neither before nor after.
-
-    The result of an activity is kept from Dramatiq, which would warn that nobody stores it.
-    """
-
-    def __init__(self, actor: Actor[Any, Any], delivery: Delivery) -> None:
-        self._actor = actor
-        self._delivery = delivery
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        delivery = self._delivery
-        try:
-            delivery.begin()
-            result = self._actor(*args, **kwargs)
-        finally:
-            delivery.end()
-        if delivery.kind != "a":
-            return result
-        delivery.result = result
-        return None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The actor's; an interruption, which somebody asked for, is an exception to be expected: no traceback."""
-        options, interruption = self._actor.options, self._delivery.interruption
-        if interruption is None:
-            return options
-        throws = options.get("throws") or ()
-        return {**options, "throws": (*(throws if isinstance(throws, tuple) else (throws,)), interruption)}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._actor, name)

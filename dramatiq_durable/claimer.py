@@ -18,8 +18,9 @@ import psycopg
 from dramatiq.common import iter_queue
 
 from .arrays import Uuid
+from .attempt import send_heartbeat
 from .database import Connection
-from .delivery import TASK_KINDS, TICK, Delivery
+from .delivery import ALARM, TASK_KINDS, TICK, Delivery
 from .errors import Abort, DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -370,7 +371,7 @@ class Claimer(threading.Thread):
             self._last_claimed = time.monotonic()
         for row in rows:
             # A tick takes nobody's place.
-            counts[row[2]] += row[3] != TICK
+            counts[row[2]] += row[3] not in (TICK, ALARM)
             delivery = self.deliver(row)
             if delivery is not None:
                 self.take(delivery)
@@ -412,15 +413,23 @@ class Claimer(threading.Thread):
         now = time.monotonic()
         told, self._told = self._told, False
         self._next_report = now + self.poll_interval
-        running = [(d.key, now - d.begun) for d in list(self.held.values()) if d.begun is not None]
-        long_ones = [(key, int(age * 1000)) for key, age in running if age >= self.poll_interval]
+        running = [(d, now - d.begun) for d in list(self.held.values()) if d.begun is not None]
+        long_ones = [(d.key, int(age * 1000)) for d, age in running if age >= self.poll_interval]
         if self.membership.token is None or not self.held or not (told or long_ones):
             return
+        activities = [d for d, age in running if d.kind == "a" and (told or age >= self.poll_interval)]
+        for activity in activities:
+            if activity.unsaid and not activity.settled:
+                send_heartbeat(activity)
         keys, ages = [key for key, _ in long_ones], [age for _, age in long_ones]
+        procedures = self.membership.procedures
         try:
-            leases = self._as_worker(
-                lambda conn, token: self.membership.procedures.report_running(conn, token, keys, ages)
-            )
+            leases = self._as_worker(lambda conn, token: procedures.report_running(conn, token, keys, ages))
+            if activities:
+                named = [d.key for d in activities], [d.lease for d in activities]
+                doomed = self._as_worker(lambda conn, token: procedures.doomed_activities(conn, token, *named))
+                for n, reason in doomed:
+                    activities[n - 1].doom(reason)
         except LeaseLost:
             self._declared_dead()
             return

@@ -3,6 +3,7 @@
 An operation is one item; all items of one kind in a batch become one call of a SQL procedure, with parallel arrays.
 """
 
+from .activities import Beat, Defer, Expire, FinishActivity, Park, StartActivity
 from .advancing import Advance, Child, Send
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
@@ -26,17 +27,21 @@ from .settling import (
 __all__ = [
     "Ack",
     "Advance",
+    "Beat",
     "Bury",
     "Child",
     "Claim",
     "CompleteActivity",
     "Context",
     "ControlSchedule",
+    "Defer",
     "Due",
     "Enqueue",
     "EnqueueKeyed",
     "EnqueueOne",
+    "Expire",
     "FailTask",
+    "FinishActivity",
     "FireByHand",
     "FireSchedule",
     "LeaseOperation",
@@ -44,6 +49,7 @@ __all__ = [
     "LookUpSchedule",
     "MarkStarted",
     "Operation",
+    "Park",
     "Post",
     "Release",
     "Reschedule",
@@ -51,6 +57,7 @@ __all__ = [
     "Rows",
     "SaveSchedule",
     "Send",
+    "StartActivity",
     "StartRun",
     "Terminate",
     "Together",

@@ -48,7 +48,7 @@ BEGIN
                count(m.message_id) FILTER (WHERE m.lease_token IS NULL AND m.due_at > clock_timestamp()),
                (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = s.stream_id),
                extract(epoch FROM clock_timestamp() - min(m.due_at) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()))::double precision
-        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind <> 'c'
+        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind NOT IN ('c', 'd')
         GROUP BY s.stream_id ORDER BY s.name;
 END
 $$;
@@ -60,7 +60,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM {schema}.require_admin();
-    RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind <> 'c');
+    RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind NOT IN ('c', 'd'));
 END
 $$;
 

@@ -153,7 +153,8 @@ $$;
 
 -- Hand out at most p_limits[i] messages of p_streams[i], and p_total in all, to this worker: due, of streams that are
 -- not paused, by priority and then by due time.  Each delivery has a new lease token.
--- Ticks of schedules take nobody's place (no thread runs them): up to a hundred come beside the messages.
+-- Ticks of schedules and alarms of activities take nobody's place (no thread runs them): up to a hundred come beside the
+-- messages.
 --
 -- p_acked, p_acked_leases: deliveries that are done, acknowledged first: a claim carries them, so that a busy worker's turn
 -- is one statement.
@@ -223,7 +224,7 @@ BEGIN
                 kind := v_row.kind; run_id := v_row.run_id; seq := v_row.seq; attempt := v_row.attempt;
                 reclaimed := v_row.reclaimed; actor := v_row.actor; payload := v_row.payload;
                 v_claimed := v_claimed || v_row.message_id;
-                IF v_row.kind = 'c' THEN
+                IF v_row.kind IN ('c', 'd') THEN
                     v_ticks := v_ticks + 1;
                 ELSE
                     v_rows := v_rows + 1;
