@@ -61,6 +61,8 @@ def everything(db: Session) -> list[Any]:
             "signal_key",
             "schedule",
             "waiter",
+            "activity",
+            "activity_cancel",
         )
     ]
 

@@ -22,6 +22,8 @@ WORKER = {
     "limiter_add", "limiter_change", "limiter_change_sum",
     "save_schedule", "control_schedule", "fire_by_hand", "list_schedules", "schedules_of_leases", "fire_schedules",
     "abort_message", "report_running",
+    "start_activities", "beat_activities", "doomed_activities", "activity_of_lease", "expire_activities",
+    "defer_activity", "park_activities", "finish_activities", "beat_by_token", "pending_of",
 }
 # fmt: on
 
