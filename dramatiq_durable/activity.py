@@ -13,8 +13,7 @@ import psycopg
 from .database import Connection
 from .delivery import Delivery, current_delivery
 from .errors import DurableError
-from .group_commit import by_kind
-from .operations import Context, LeaseOperation, Operation, statement
+from .operations import Context, LeaseOperation, Operation, by_kind, statement
 
 if TYPE_CHECKING:
     from .broker import DurableBroker

@@ -29,17 +29,15 @@ from typing import Any, Protocol
 import psycopg
 
 from .database import Connection, Database, is_connection_lost, translate
+from .doubt import Doubt, outcome_unknown
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
 from .operations import (
-    Ack,
     Claim,
     Context,
-    Enqueue,
-    EnqueueKeyed,
-    EnqueueOne,
     LeaseOperation,
     Operation,
     Together,
+    calls_of,
     parts_of,
     size_of,
     statement,
@@ -112,8 +110,7 @@ class GroupCommit:
         self._batch: list[Operation] = []
         #: What met a lock, and when it is tried again.
         self._later: list[tuple[float, Operation]] = []
-        #: A batch whose leader was interrupted, and its number: what became of it is not known.
-        self._doubtful: tuple[list[Operation], int] | None = None
+        self._doubt = Doubt(self)
         self._unreplicated: str | None = None
         self.sender = os.urandom(16)
         self.context = Context(self.sender, count(1))
@@ -184,18 +181,17 @@ class GroupCommit:
 
     def leased_messages(self) -> list[bytes]:
         """The messages of deliveries that are answered for here and not committed yet."""
-        doubtful = self._doubtful[0] if self._doubtful else []
-        known = parts_of((*self._batch, *doubtful, *list(self._waiting), *(o for _, o in list(self._later))))
+        known = parts_of((*self._batch, *self._doubt.batch, *list(self._waiting), *(o for _, o in list(self._later))))
         return [o.message_id for o in known if isinstance(o, LeaseOperation)]
 
     @property
     def pending(self) -> int:
         """How many operations wait to be committed."""
-        return len(self._waiting) + len(self._later) + (self._doubtful is not None)
+        return len(self._waiting) + len(self._later) + bool(self._doubt.batch)
 
     def due_in(self) -> float:
         """In how many seconds there is something to commit: 0 now, infinity when nothing waits."""
-        if self._waiting or self._doubtful is not None:
+        if self._waiting or self._doubt.batch:
             return 0.0
         return max(min((when for when, _ in self._later), default=float("inf")) - time.monotonic(), 0.0)
 
@@ -206,8 +202,9 @@ class GroupCommit:
         finally:
             with self._lock:
                 self._leading = False
-                doubtful = self._doubtful[0] if self._doubtful else []
-                heir = next((o for o in (*doubtful, *self._waiting) if o.gate is not None and o is not mine), None)
+                heir = next(
+                    (o for o in (*self._doubt.batch, *self._waiting) if o.gate is not None and o is not mine), None
+                )
                 if heir is not None and self._wake_leader is None:
                     self._leading = True
                     heir.gate.release()
@@ -223,12 +220,11 @@ class GroupCommit:
         with self._driving:
             self.urgent = False
             due = next((item for item in self._later if item[0] <= time.monotonic()), None)
-            if due is not None:
+            # One batch can be in doubt, no more: as long as one is, nothing else is begun.
+            if due is not None and not self._doubt.batch:
                 self._later.remove(due)
                 self._settle([due[1]], give_up)
-            batch: list[Operation] = []
-            if self._doubtful:
-                batch = self._doubt(give_up)
+            batch = self._doubt.resolve(give_up)
             room = MAX_BATCH_BYTES
             while self._waiting and len(batch) < MAX_BATCH and room > 0:
                 batch.append(operation := self._waiting.popleft())
@@ -236,63 +232,40 @@ class GroupCommit:
             batch.extend(also)
             self._settle(batch, give_up)
 
-    def _doubt(self, give_up: Callable[[], bool]) -> list[Operation]:
-        """What became of the batch whose leader was interrupted; answers what has to be run again."""
-        assert self._doubtful is not None
-        (batch, numbered), self._doubtful = self._doubtful, None
-        self._batch = batch
-        try:
-            return self._recover(batch, numbered, give_up)
-        except DurableError as e:
-            # Its callers wait for an answer, also when there is none.
-            for operation in batch:
-                operation.error = _unknown(e) if numbered and operation.numbered else e
-            self._finish(batch)
-            return []
-        except BaseException:
-            self._doubtful = (batch, numbered)
-            raise
-
     def _settle(self, batch: list[Operation], give_up: Callable[[], bool]) -> None:
         self._batch = batch
         self.context.last_batch = 0
         try:
             self._run_until_settled(batch, give_up)
         except BaseException:
-            self._interrupted(batch)
+            # The leader was interrupted: whoever leads next goes on with what has no answer yet.
+            rest = [operation for operation in batch if not (operation.finished or operation in self._doubt.batch)]
+            if self._doubt.batch:
+                # These were to be run one by one, and had not begun.
+                self._waiting.extendleft(reversed(rest))
+            else:
+                self._doubt.leave(rest, self.context.last_batch)
             raise
         finally:
             self._batch = []
-
-    def _interrupted(self, batch: list[Operation]) -> None:
-        """The leader was interrupted: whoever leads next goes on with what has no answer yet."""
-        doubtful = self._doubtful[0] if self._doubtful else []
-        rest = [operation for operation in batch if not operation.finished and operation not in doubtful]
-        if self._doubtful is not None:
-            # These were to be run one by one, and had not begun.
-            self._waiting.extendleft(reversed(rest))
-        elif rest:
-            self._doubtful = (rest, self.context.last_batch)
 
     def _run_until_settled(self, batch: list[Operation], give_up: Callable[[], bool]) -> None:
         delay = 0.05
         while batch:
             try:
-                conn = self._connection()
+                conn = self.connection()
                 batch = self._run(conn, batch, give_up)
             except (DurableError, psycopg.Error) as e:
                 error = translate(e) if isinstance(e, psycopg.Error) else e
                 transient = isinstance(error, DatabaseUnavailable)
-                self._drop_connection()
+                self.drop_connection()
                 # Some may have had their turn, one by one, before the connection broke: they are not run again.
                 batch = [operation for operation in batch if not operation.finished]
                 if not transient or give_up():
                     for operation in batch:
-                        if operation.retried and operation.numbered and transient:
-                            operation.error = _unknown(error)
-                        else:
-                            operation.error = error
-                    self._finish(batch)
+                        unknown = operation.retried and operation.numbered and transient
+                        operation.error = outcome_unknown(error) if unknown else error
+                    self.finish(batch)
                     return
                 if delay == 0.05:
                     logger.warning("the database is away, trying again: %s", error)
@@ -306,18 +279,23 @@ class GroupCommit:
           DatabaseUnavailable: the connection was lost.
         """
         with self._driving:
-            conn = self._connection()
+            conn = self.connection()
             try:
                 return function(conn)
             except psycopg.Error as e:
                 if is_connection_lost(e, conn):
-                    self._drop_connection()
+                    self.drop_connection()
                     raise DatabaseUnavailable(str(e).strip()) from e
                 if isinstance(e, psycopg.errors.ReadOnlySqlTransaction):
-                    self._drop_connection()
+                    self.drop_connection()
                 raise translate(e) from e
 
-    def _connection(self) -> Connection:
+    def connection(self) -> Connection:
+        """The leader's connection, made anew where it was lost.
+
+        Raises:
+          DurableError: it cannot be made.
+        """
         if self._conn is None:
             conn = self.database.connect()
             conn.add_notice_handler(self._notice)
@@ -342,7 +320,7 @@ class GroupCommit:
             self._execute(conn, batch)
         except Exception as e:
             if isinstance(e, psycopg.Error) and is_connection_lost(e, conn):
-                return self._recover(batch, self.context.last_batch, give_up)
+                return self._doubt.look_up(batch, self.context.last_batch, give_up)
             if isinstance(e, psycopg.errors.ReadOnlySqlTransaction):
                 # A failover leaves this connection on what is now a standby: nothing was done, a new one may do better.
                 raise
@@ -354,10 +332,10 @@ class GroupCommit:
             return []
         except BaseException:
             # The thread was interrupted in the middle of the protocol: whoever leads next finds out what became of it.
-            self._doubtful = (batch, self.context.last_batch)
-            self._drop_connection()
+            self._doubt.leave(batch, self.context.last_batch)
+            self.drop_connection()
             raise
-        self._finish(batch)
+        self.finish(batch)
         self.context.last_batch = 0
         return []
 
@@ -365,59 +343,25 @@ class GroupCommit:
         for operation in batch:
             again: list[Operation] = [operation]
             while again:
-                again = self._run(self._connection(), again, give_up)
+                again = self._run(self.connection(), again, give_up)
 
     def _refuse(self, operation: Operation, error: Exception) -> list[Operation]:
         """What an operation's own failure means: try again where somebody was in its way, else it has its error."""
         if isinstance(error, _BUSY):
-            tries = operation.answer if isinstance(operation.answer, _Tries) else _Tries(0)
             # The end of a message is recorded later (see `post`), a claim is made anew: nobody need wait for them.
             later = isinstance(operation, (Together, Claim)) or (
                 isinstance(operation, LeaseOperation)
                 and operation.gate is None
                 and isinstance(error, psycopg.errors.LockNotAvailable)
             )
-            if tries < _BUSY_TRIES and not later:
-                operation.answer = _Tries(tries + 1)
-                time.sleep(0.01 * 2**tries)
+            if operation.tries < _BUSY_TRIES and not later:
+                time.sleep(0.01 * 2**operation.tries)
+                operation.tries += 1
                 return [operation]
             error = DatabaseUnavailable(f"something in the database stayed locked: {error.diag.message_primary}")
         operation.error = translate(error) if isinstance(error, psycopg.Error) else error
-        self._finish([operation])
+        self.finish([operation])
         return []
-
-    def _recover(self, batch: list[Operation], numbered: int, give_up: Callable[[], bool]) -> list[Operation]:
-        """The connection broke around a batch: find out what became of it; answers what has to be run again."""
-        self._drop_connection()
-        for operation in batch:
-            operation.retried = True
-        if not numbered:
-            # Under leases and fences, repeating is safe: what was done already is refused.
-            return batch
-        told = False
-        while True:
-            try:
-                conn = self._connection()
-                refused = self.procedures.batch_outcome(conn, self.sender, numbered)
-                break
-            except (DurableError, psycopg.Error) as e:
-                self._drop_connection()
-                if give_up():
-                    raise DatabaseUnavailable(str(e)) from e
-                if not told:
-                    logger.warning("the database is away, waiting for it to learn what became of a commit: %s", e)
-                    told = True
-                time.sleep(0.2)
-        if refused is None:
-            return batch
-        again: list[Operation] = []
-        settled: list[Operation] = []
-        for operation in batch:
-            # Whatever was in the way of these then, now they may be stored.
-            refusal = isinstance(operation, EnqueueKeyed) and operation.message_id in refused
-            (settled if not refusal and operation.settle_committed([operation]) else again).append(operation)
-        self._finish(settled)
-        return again
 
     def _execute(self, conn: Connection, batch: list[Operation]) -> None:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
@@ -455,7 +399,7 @@ class GroupCommit:
             for operation in batch:
                 operation.error = OutcomeUnknown(f"{text}. It is safe to repeat the call with the same id")
             # What was handed out with it is in nobody's hand: the next connection begins with a resync.
-            self._drop_connection()
+            self.drop_connection()
 
     def _notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         # The text is in the server's language.
@@ -468,7 +412,8 @@ class GroupCommit:
             text = self._statements[kind] = statement(self.database.namespace, kind)
         return text
 
-    def _finish(self, batch: Sequence[Operation]) -> None:
+    def finish(self, batch: Sequence[Operation]) -> None:
+        """Tell those who wait for these operations that they have their answers or errors."""
         for operation in batch:
             operation.finished = True
             if operation.then is not None:
@@ -480,7 +425,8 @@ class GroupCommit:
             if gate is not None:
                 gate.release()
 
-    def _drop_connection(self) -> None:
+    def drop_connection(self) -> None:
+        """Close the leader's connection: it is not to be trusted any more."""
         conn, self._conn, self._lost = self._conn, None, True
         if conn is not None:
             conn.close()
@@ -494,47 +440,6 @@ class GroupCommit:
         if self._conn is not None:
             self._conn.close()
             self._conn = None
-
-
-class _Tries(int):
-    """How often an operation met a lock."""
-
-
-def _unknown(error: Exception) -> OutcomeUnknown:
-    return OutcomeUnknown(
-        "the connection broke around the commit, and the database did not come back. It is safe to repeat the call "
-        f"with the same id. {error}"
-    )
-
-
-def by_kind(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Operation]]]:
-    """A batch's calls, in the order of their ranks; within a call, items keep their order."""
-    groups: dict[type[Operation], list[Operation]] = {}
-    for operation in batch:
-        groups.setdefault(type(operation), []).append(operation)
-    calls: list[tuple[type[Operation], list[Operation]]] = []
-    for kind in sorted(groups, key=lambda k: k.rank):
-        if kind.single:
-            calls.extend((kind, [item]) for item in groups[kind])
-        else:
-            calls.append((kind, groups[kind]))
-    return calls
-
-
-def calls_of(batch: Sequence[Operation]) -> list[tuple[type[Operation], list[Operation]]]:
-    """A batch's calls.  The two commonest batches are one call each that is made for them: a message that is alone, and
-    a busy worker's acks with its claim."""
-    calls = by_kind(parts_of(batch))
-    if len(calls) == 1 and calls[0][0] is Enqueue and len(calls[0][1]) == 1:
-        return [(EnqueueOne, calls[0][1])]
-    together = len(calls) == 2 and calls[0][0] is Ack
-    for kind, items in calls:
-        if kind is Claim:
-            claim: Any = items[0]
-            # Also when it is run again without them.
-            claim.acks = calls[0][1] if together else ()
-            return calls[1:] if together else calls
-    return calls
 
 
 def _after(seconds: float) -> Callable[[], bool]:

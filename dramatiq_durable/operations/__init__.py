@@ -6,6 +6,7 @@ An operation is one item; all items of one kind in a batch become one call of a 
 from .activities import Beat, Defer, Expire, FinishActivity, Park, StartActivity
 from .advancing import Advance, Child, Send
 from .base import Context, LeaseOperation, Operation, Rows, statement
+from .calls import by_kind, calls_of, parts_of, size_of
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
 from .settling import (
@@ -13,6 +14,7 @@ from .settling import (
     Bury,
     Claim,
     CompleteActivity,
+    FailSettling,
     FailTask,
     Leave,
     MarkStarted,
@@ -20,8 +22,6 @@ from .settling import (
     Reschedule,
     Result,
     Together,
-    parts_of,
-    size_of,
 )
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "EnqueueKeyed",
     "EnqueueOne",
     "Expire",
+    "FailSettling",
     "FailTask",
     "FinishActivity",
     "FireByHand",
@@ -61,6 +62,8 @@ __all__ = [
     "StartRun",
     "Terminate",
     "Together",
+    "by_kind",
+    "calls_of",
     "parts_of",
     "size_of",
     "statement",

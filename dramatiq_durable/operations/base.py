@@ -61,7 +61,7 @@ class Operation:
     then: Callable[[Any], None] | None = field(default=None, init=False)
     retried: bool = field(default=False, init=False)
     finished: bool = field(default=False, init=False)
-    #: How often somebody's lock was in its way.
+    #: How often it was tried in vain, and could be tried again: as a rule, somebody's lock was in its way.
     tries: int = field(default=0, init=False)
     gate: Any = field(default=None, init=False)
 
@@ -83,6 +83,21 @@ class Operation:
           bool: whether that settles the items; if not, they are to be called again, which is safe and tells.
         """
         return False
+
+
+@dataclass(slots=True, eq=False)
+class SingleOperation(Operation):
+    """What is one item a call, done for good where its batch was committed.  Answers what its procedure does."""
+
+    numbered = single = True
+
+    @classmethod
+    def settle(cls, items: Sequence[Any], rows: Rows) -> None:
+        items[0].answer = rows[0][0]
+
+    @classmethod
+    def settle_committed(cls, items: Sequence[Any]) -> bool:
+        return True
 
 
 @dataclass(slots=True, eq=False)

@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..arrays import Blobs, Ints, Longs, Uuids
-from .base import Context, LeaseOperation, Operation, Rows
+from .base import Context, LeaseOperation, Rows, SingleOperation
 
 
 @dataclass(slots=True, eq=False)
-class SaveSchedule(Operation):
+class SaveSchedule(SingleOperation):
     """Make or change a schedule."""
 
     procedure = "save_schedule"
     parameters = 15
     rank = 24
-    numbered = True
-    single = True
 
     name: str
     if_exists: str
@@ -38,38 +36,19 @@ class SaveSchedule(Operation):
     def arguments(cls, items: Sequence[SaveSchedule], context: Context) -> list[Any]:
         (i,) = items
         return [
-            *(
-                context.sender,
-                context.number(),
-                i.name,
-                i.if_exists,
-                i.paused,
-                i.stream_id,
-                i.kind,
-                i.actor,
-                i.priority,
-            ),
+            *(context.sender, context.number(), i.name, i.if_exists, i.paused),
+            *(i.stream_id, i.kind, i.actor, i.priority),
             *(i.template, i.facts, i.cron, i.timezone, i.catch_up, i.overlap),
         ]
 
-    @classmethod
-    def settle(cls, items: Sequence[Operation], rows: Rows) -> None:
-        """What is refused raises; what does not is done."""
-
-    @classmethod
-    def settle_committed(cls, items: Sequence[Operation]) -> bool:
-        return True
-
 
 @dataclass(slots=True, eq=False)
-class ControlSchedule(Operation):
+class ControlSchedule(SingleOperation):
     """Pause, resume or delete a schedule."""
 
     procedure = "control_schedule"
     parameters = 4
     rank = 25
-    numbered = True
-    single = True
 
     name: str
     verb: str
@@ -78,14 +57,6 @@ class ControlSchedule(Operation):
     def arguments(cls, items: Sequence[ControlSchedule], context: Context) -> list[Any]:
         (item,) = items
         return [context.sender, context.number(), item.name, item.verb]
-
-    @classmethod
-    def settle(cls, items: Sequence[Operation], rows: Rows) -> None:
-        """What is refused raises; what does not is done."""
-
-    @classmethod
-    def settle_committed(cls, items: Sequence[Operation]) -> bool:
-        return True
 
 
 class Due(NamedTuple):
@@ -97,14 +68,12 @@ class Due(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class FireByHand(Operation):
+class FireByHand(SingleOperation):
     """Fire a schedule now or for due times of the past.  Answers for each whether it was fired."""
 
     procedure = "fire_by_hand"
     parameters = 7
     rank = 26
-    numbered = True
-    single = True
 
     name: str
     revision: int
@@ -114,10 +83,6 @@ class FireByHand(Operation):
     def arguments(cls, items: Sequence[FireByHand], context: Context) -> list[Any]:
         (item,) = items
         return [context.sender, context.number(), item.name, item.revision, *_columns(item.due)]
-
-    @classmethod
-    def settle(cls, items: Sequence[FireByHand], rows: Rows) -> None:
-        items[0].answer = rows[0][0]
 
     @classmethod
     def settle_committed(cls, items: Sequence[FireByHand]) -> bool:

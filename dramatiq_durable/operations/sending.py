@@ -18,7 +18,7 @@ from ..errors import (
     WorkflowClosed,
     WorkflowNotFound,
 )
-from .base import Context, Operation, Rows
+from .base import Context, Operation, Rows, SingleOperation
 
 
 @dataclass(slots=True, eq=False)
@@ -224,13 +224,13 @@ class Post(Operation):
 
 
 @dataclass(slots=True, eq=False)
-class Terminate(Operation):
+class Terminate(SingleOperation):
     """End a run from outside.  Answers ok."""
 
     procedure = "terminate_run"
     parameters = 5
     rank = 23
-    numbered = rides = single = True
+    rides = True
 
     run_id: bytes | None
     workflow_id: str | None
@@ -244,13 +244,8 @@ class Terminate(Operation):
 
     @classmethod
     def settle(cls, items: Sequence[Terminate], rows: Rows) -> None:
-        items[0].answer = rows[0][0]
-        items[0].error = _unreachable(rows[0][0], items[0])
-
-    @classmethod
-    def settle_committed(cls, items: Sequence[Terminate]) -> bool:
-        items[0].answer = "ok"
-        return True
+        SingleOperation.settle(items, rows)
+        items[0].error = _unreachable(items[0].answer, items[0])
 
 
 def _unreachable(answer: str, item: Post | Terminate) -> Exception | None:

@@ -97,6 +97,21 @@ class Bury(LeaseOperation):
 
 
 @dataclass(slots=True, eq=False)
+class FailSettling(LeaseOperation):
+    """Its end cannot be stored: the message is tried again later, and after a few times in a row a dead letter."""
+
+    procedure = "fail_settling"
+    parameters = 4
+    rank = 17
+
+    failure: str
+
+    @classmethod
+    def arguments(cls, items: Sequence[FailSettling], context: Context) -> list[Any]:
+        return [*LeaseOperation.arguments(items, context), Texts([i.failure for i in items])]
+
+
+@dataclass(slots=True, eq=False)
 class CompleteActivity(LeaseOperation):
     """An activity's outcome goes into its run's inbox."""
 
@@ -267,23 +282,3 @@ class Claim(Operation):
     def settle_committed(cls, items: Sequence[Claim]) -> bool:
         items[0].answer = ([], None)
         return True
-
-
-def size_of(operation: Operation) -> int:
-    """The bytes of an operation's payloads."""
-    if isinstance(operation, Together):
-        return sum(map(size_of, operation.parts))
-    if isinstance(operation, Leave):
-        return sum(len(r.value) for r in operation.results) + sum(map(size_of, operation.sends + operation.callbacks))
-    return len(getattr(operation, "payload", None) or b"")
-
-
-def parts_of(operations: Sequence[Operation]) -> list[Operation]:
-    """Operations, with those that go together one by one."""
-    found: list[Operation] = []
-    for operation in operations:
-        if isinstance(operation, Together):
-            found.extend(operation.parts)
-        else:
-            found.append(operation)
-    return found

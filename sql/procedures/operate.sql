@@ -235,7 +235,7 @@ BEGIN
             message_id, stream_id, priority, due_at, enqueued_at, attempt, reclaimed, redriven, kind, actor, last_failure, payload,
             group_id, unique_key)
         SELECT l.message_id, l.stream_id, l.priority, v_now + row_number() OVER (ORDER BY l.dead_letter_id) * interval '1 microsecond',
-               l.enqueued_at, l.attempt + (l.reason <> 'poison')::int, true, true, l.kind, l.actor, l.failure, l.payload,
+               l.enqueued_at, l.attempt + 1, true, true, l.kind, l.actor, l.failure, l.payload,
                l.group_id, l.unique_key
         FROM letters l ORDER BY l.dead_letter_id
         ON CONFLICT DO NOTHING

@@ -20,7 +20,8 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
-    PERFORM {schema}.purge_streams(p_streams);
+    PERFORM {schema}.require_admin();
+    DELETE FROM {schema}.message m WHERE m.stream_id = ANY (p_streams) AND m.kind IN ('m', 'j') AND m.lease_token IS NULL;
     DELETE FROM {schema}.dead_letter d WHERE d.stream_id = ANY (p_streams);
 END
 $$;

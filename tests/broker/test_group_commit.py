@@ -356,7 +356,21 @@ def test_a_batch_in_doubt_is_answered_also_when_the_database_stays_away() -> Non
     operation = Enqueue(1, bytes(16), "actor", 0, 0, b"x")
     operation.gate = gate = threading.Lock()
     gate.acquire()
-    broker.commit._doubtful = ([operation], 1)
+    broker.commit._doubt.leave([operation], 1)
     broker.commit.run_batch(give_up=lambda: True)
     assert gate.acquire(timeout=1)
     assert isinstance(operation.error, durable.OutcomeUnknown)
+
+
+def test_what_met_a_lock_waits_until_no_batch_is_in_doubt() -> None:
+    """One batch can be in doubt, no more: an interrupt in the middle of a second would make the first be forgotten."""
+    broker = durable.DurableBroker("postgresql://127.0.0.1:1/nowhere", middleware=[])
+    doubtful, aside = Enqueue(1, bytes(16), "actor", 0, 0, b"x"), Ack(bytes(16), bytes(16))
+    broker.commit._doubt.leave([doubtful], 1)
+    broker.commit._later.append((0.0, aside))
+    broker.commit.run_batch(give_up=lambda: True)
+    assert isinstance(doubtful.error, durable.OutcomeUnknown)
+    assert not aside.finished
+    broker.commit.run_batch(give_up=lambda: True)
+    assert aside.finished
+    assert broker.commit.pending == 0

@@ -105,7 +105,7 @@ def test_an_interrupted_leader_leaves_nobody_waiting(
     def nothing() -> None: ...
 
     nothing.send()
-    broker.commit._drop_connection()
+    broker.commit.drop_connection()
     connect, leading, followed = Database.connect, threading.Event(), threading.Event()
 
     def interrupted(self: Database) -> Any:

@@ -174,7 +174,7 @@ def nonsense(kind: str, scene: Scene, rng: random.Random, name: str) -> str | No
         return rng.choice(SENSE[name])
     if name == "p_worker" and rng.random() < 0.95:
         return hexed(scene.worker.token)
-    if name in USUAL and rng.random() < 0.8:
+    if name in USUAL and kind in ("text", "jsonb") and rng.random() < 0.8:
         return USUAL[name]
     if kind.endswith("[]"):
         return array(kind.removesuffix("[]"), scene, rng)

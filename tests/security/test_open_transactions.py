@@ -111,6 +111,7 @@ class Side:
             "release": lambda: worker.release(self.message),
             "reschedule": lambda: worker.reschedule(*worker.claim(1)),
             "bury": lambda: worker.bury(*worker.claim(1)),
+            "fail_settling": lambda: worker.fail_settling(*worker.claim(1)),
             "ack": lambda: worker.ack(*worker.claim(1)),
             "fail_task": lambda: worker.fail_task(task),
             "terminate_run": lambda: session.terminate(run),

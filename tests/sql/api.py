@@ -356,6 +356,9 @@ class Worker:
         n = len(claimed)
         return self.settle("bury", claimed, Blobs([payload] * n), Texts(["no"] * n))
 
+    def fail_settling(self, *claimed: Claimed) -> list[int]:
+        return self.settle("fail_settling", claimed, Texts(["no"] * len(claimed)))
+
     def leave(
         self,
         *claimed: Claimed,
