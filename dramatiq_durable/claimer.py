@@ -388,11 +388,14 @@ class Claimer(threading.Thread):
         now = time.monotonic()
         told, self._told = self._told, False
         self._next_report = now + self.poll_interval
-        running = [(d, now - d.begun) for d in list(self.held.values()) if d.begun is not None]
+        held = list(self.held.values())
+        running = [(d, now - d.begun) for d in held if d.begun is not None]
         long_ones = [(d.key, int(age * 1000)) for d, age in running if age >= self.poll_interval]
         if self.membership.token is None or not self.held or not (told or long_ones):
             return
-        activities = [d for d, age in running if d.kind == "a" and (told or age >= self.poll_interval)]
+        # What has not begun may be cancelled, too: then it does not begin.
+        looked_at = held if told else [d for d, age in running if age >= self.poll_interval]
+        activities = [d for d in looked_at if d.kind == "a"]
         for activity in activities:
             if activity.unsaid and not activity.settled:
                 send_heartbeat(activity)

@@ -53,10 +53,14 @@ class Processing(Broker):
         if not self.commit.submit(StartActivity(delivery.key, delivery.lease)):
             self._lost(delivery)
         options = delivery.options
+        limits = options[LIMITS]
+        if self.claimer is not None and min(limits.get("start_to_close", 1000), limits.get("heartbeat", 1000)) < 1000:
+            # Its alarm may go off before this process would look by itself.
+            self.claimer.wake()
         if delivery.attempt > 1 and retry.OPTION not in options:
             # Attempts that a limit ended are none that Dramatiq has counted.
             options["retries"] = max(options.get("retries", 0), delivery.attempt - 1)
-        limit = options[LIMITS].get("start_to_close")
+        limit = limits.get("start_to_close")
         actor = self.actors.get(delivery.actor_name)
         if limit is not None and "time_limit" not in options and actor and "time_limit" not in actor.options:
             # Dramatiq's own limit of ten minutes, which nobody asked for, does not come before the one that is given.

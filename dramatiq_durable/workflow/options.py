@@ -143,7 +143,7 @@ _CANCELLATIONS = ("try", "wait", "abandon")
 _LIMITS = ("start_to_close", "schedule_to_start", "schedule_to_close", "heartbeat")
 
 #: What a RetryPolicy stands in for.
-_RETRIES = ("max_retries", "min_backoff", "max_backoff", "retry_when")
+_RETRIES = ("max_retries", "min_backoff", "max_backoff", "retry_when", "on_retry_exhausted")
 
 
 def check_retries(name: str, options: Mapping[str, Any]) -> None:

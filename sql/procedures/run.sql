@@ -316,7 +316,10 @@ BEGIN
     IF v_workers IS NOT NULL THEN
         PERFORM {schema}.tell_workers(v_workers);
     END IF;
-    PERFORM {schema}.forget_activities(p_run);
+    IF EXISTS (SELECT 1 FROM {schema}.activity a WHERE a.run_id = p_run)
+       OR EXISTS (SELECT 1 FROM {schema}.activity_cancel c WHERE c.run_id = p_run) THEN
+        PERFORM {schema}.forget_activities(p_run);
+    END IF;
     FOR v_child IN
         SELECT r.* FROM {schema}.event e JOIN {schema}.run r ON r.run_id = overlay(md5(p_run::text || ':' || e.seq) PLACING '8' FROM 13)::uuid
         WHERE e.run_id = p_run AND e.type = 'ChildStarted' AND r.parent_run_id = p_run AND r.status = 'running'
