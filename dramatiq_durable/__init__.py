@@ -67,6 +67,9 @@ from .using import (
 from .workflow.client import (
     get_handle,
 )
+from .workflow.continuing import (
+    continue_as_new,
+)
 from .workflow.definition import (
     Activity,
     ActivityStub,
@@ -102,6 +105,9 @@ from .workflow.primitives import (
 )
 from .workflow.retry import (
     RetryPolicy,
+)
+from .workflow.structured import (
+    uncancellable,
 )
 
 __version__ = "0.1.0"
@@ -162,6 +168,7 @@ __all__ = [
     "aheartbeat_activity",
     "complete_activity",
     "complete_later",
+    "continue_as_new",
     "deprecate_patch",
     "fail_activity",
     "get_handle",
@@ -180,6 +187,7 @@ __all__ = [
     "side_effect",
     "sleep",
     "transaction",
+    "uncancellable",
     "using",
     "uuid4",
     "uuid7",

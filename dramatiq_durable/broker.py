@@ -22,13 +22,13 @@ from dramatiq.errors import QueueNotFound
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import ALARM, LIMITS, TASK_KINDS, TICK, Delivery, current_delivery
+from .delivery import ALARM, DEADLINE, LIMITS, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
 from .errors import DatabaseUnavailable
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import Expire
+from .operations import Expire, ExpireRun
 from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .processing import Processing
@@ -399,6 +399,9 @@ class DurableBroker(Processing, Queues, Broker):
             if self._claimer is not None:
                 # It may go off again soon.
                 self._claimer.expect(stream_id)
+            return None
+        if kind == DEADLINE:
+            self.commit.post(ExpireRun(key, lease))
             return None
         queue_name = self._stream_names[stream_id]
         message: Message[Any]

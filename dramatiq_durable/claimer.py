@@ -20,7 +20,7 @@ from dramatiq.common import iter_queue
 from .arrays import Uuid
 from .attempt import send_heartbeat
 from .database import Connection
-from .delivery import ALARM, TASK_KINDS, TICK, Delivery
+from .delivery import ALARM, DEADLINE, TASK_KINDS, TICK, Delivery
 from .errors import Abort, DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -346,7 +346,7 @@ class Claimer(threading.Thread):
             self.pace.claimed()
         for row in rows:
             # A tick takes nobody's place.
-            counts[row[2]] += row[3] not in (TICK, ALARM)
+            counts[row[2]] += row[3] not in (TICK, ALARM, DEADLINE)
             delivery = self.deliver(row)
             if delivery is not None:
                 self.take(delivery)

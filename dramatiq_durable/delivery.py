@@ -30,6 +30,9 @@ ALARM = "d"
 #: The option that carries the limits of an activity.
 LIMITS = "durable_limits"
 
+#: The kind of the message by which the database ends a run whose time is over.
+DEADLINE = "e"
+
 
 class Delivery(MessageProxy, Interruptible):
     """A message that this process has leased.

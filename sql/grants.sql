@@ -21,7 +21,8 @@ GRANT EXECUTE ON FUNCTION
     {schema}.abort_message, {schema}.report_running,
     {schema}.start_activities, {schema}.beat_activities, {schema}.doomed_activities, {schema}.activity_of_lease,
     {schema}.expire_activities, {schema}.defer_activity, {schema}.park_activities, {schema}.finish_activities,
-    {schema}.beat_by_token, {schema}.pending_of
+    {schema}.beat_by_token, {schema}.pending_of,
+    {schema}.expire_runs, {schema}.reset_run, {schema}.list_children
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).

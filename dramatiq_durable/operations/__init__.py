@@ -7,6 +7,7 @@ from .activities import Beat, Defer, Expire, FinishActivity, Park, StartActivity
 from .advancing import Advance, Child, Send
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .calls import by_kind, calls_of, parts_of, size_of
+from .living import ExpireRun, ResetRun
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
 from .settling import (
@@ -40,6 +41,7 @@ __all__ = [
     "EnqueueKeyed",
     "EnqueueOne",
     "Expire",
+    "ExpireRun",
     "FailSettling",
     "FailTask",
     "FinishActivity",
@@ -54,6 +56,7 @@ __all__ = [
     "Post",
     "Release",
     "Reschedule",
+    "ResetRun",
     "Result",
     "Rows",
     "SaveSchedule",

@@ -591,13 +591,11 @@ BEGIN
         LEFT JOIN {schema}.activity a ON a.run_id = e.run_id AND a.seq = e.seq
         WHERE e.run_id = v_run.run_id AND e.type IN ('ActivityScheduled', 'TimerStarted')
         UNION ALL
-        SELECT e.seq, 'child', c.name, NULL::int, c.task_failure, m.due_at, NULL::bytea
-        FROM {schema}.event e
-        JOIN {schema}.run c ON c.run_id = (SELECT d.message_id FROM {schema}.activity_ids(e.run_id, e.seq) d)
-                           AND c.parent_run_id = e.run_id AND c.status = 'running'
+        SELECT c.parent_seq, 'child', c.name, NULL::int, c.task_failure, m.due_at, NULL::bytea
+        FROM {schema}.run c
         LEFT JOIN {schema}.message m ON m.message_id = c.run_id AND m.run_id = c.run_id AND m.lease_token IS NULL
                                     AND m.due_at > clock_timestamp()
-        WHERE e.run_id = v_run.run_id AND e.type = 'ChildStarted'
+        WHERE c.parent_run_id = v_run.run_id AND c.status = 'running'
         ORDER BY 1;
 END
 $$;

@@ -13,6 +13,8 @@ BEGIN
             PERFORM {schema}.cancel_activity(p_run, p_seq, p_name, p_type = 'ActivityCancelRequested');
         WHEN 'SearchUpserted' THEN
             NULL;
+        WHEN 'ChildStartAwaited' THEN
+            PERFORM {schema}.confirm_child(p_run, p_seq, (p_attributes ->> 'child')::int);
     END CASE;
 END
 $$;

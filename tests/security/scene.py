@@ -63,6 +63,7 @@ def everything(db: Session) -> list[Any]:
             "waiter",
             "activity",
             "activity_cancel",
+            "follower",
         )
     ]
 
