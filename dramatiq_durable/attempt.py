@@ -9,6 +9,7 @@ import time
 import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,11 @@ def heartbeat(details: Any = None) -> None:
     delivery = _running("heartbeat()")
     delivery.raise_again()
     if details is not None:
+        info = activity_info()
+        if delivery.details is None and info is not None and (info.attempt > 1 or delivery.reclaimed):
+            # What the attempt before this one said is kept for this one before it is replaced.
+            with suppress(DurableError):
+                info._look_up()
         delivery.details = encode(details, f"the heartbeat of {delivery.actor_name!r}")
     delivery.unsaid = True
     now = time.monotonic()

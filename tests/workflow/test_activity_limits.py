@@ -199,6 +199,7 @@ def test_details_of_a_failed_attempt(broker: durable.DurableBroker, start_worker
             for n in range(100):
                 durable.heartbeat(n)
             raise ValueError("boom")
+        durable.heartbeat("of this attempt")
         return info.heartbeat_details
 
     run = trying(work, retry=Retry(initial_interval=0.01))
