@@ -374,7 +374,7 @@ DECLARE
     v_id uuid := (SELECT i.message_id FROM {schema}.activity_ids(p_run, p_seq) i);
     v_ms constant interval := interval '1 millisecond';
     v_message {schema}.message;
-    v_activity {schema}.activity;
+    v_activity record;
     v_running boolean;
     v_close timestamptz;
     v_begin timestamptz;
