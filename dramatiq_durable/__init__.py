@@ -6,9 +6,13 @@ from .abort import (
     abort,
 )
 from .activity import (
+    transaction,
+)
+from .attempt import (
     ActivityInfo,
     activity_info,
-    transaction,
+    complete_later,
+    heartbeat,
 )
 from .broker import (
     DurableBroker,
@@ -42,6 +46,7 @@ from .errors import (
     ScheduleNotFound,
     SchemaOutOfDate,
     Timeout,
+    UnknownToken,
     UpdateFailed,
     UpdateRejected,
     WorkflowAlreadyStarted,
@@ -51,6 +56,14 @@ from .errors import (
     WorkflowNotFound,
     WorkflowTerminated,
     WorkflowTimedOut,
+)
+from .tokens import (
+    acomplete_activity,
+    afail_activity,
+    aheartbeat_activity,
+    complete_activity,
+    fail_activity,
+    heartbeat_activity,
 )
 from .using import (
     using,
@@ -76,6 +89,7 @@ from .workflow.definition import (
 from .workflow.handle import (
     Description,
     HistoryEvent,
+    Pending,
     WorkflowHandle,
 )
 from .workflow.info import (
@@ -144,6 +158,7 @@ __all__ = [
     "NotPermitted",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "Pending",
     "QueryFailed",
     "QueryTimedOut",
     "RetryPolicy",
@@ -152,6 +167,7 @@ __all__ = [
     "ScheduleNotFound",
     "SchemaOutOfDate",
     "Timeout",
+    "UnknownToken",
     "UpdateFailed",
     "UpdateHandle",
     "UpdateRejected",
@@ -166,14 +182,22 @@ __all__ = [
     "WorkflowTimedOut",
     "aabort",
     "abort",
+    "acomplete_activity",
     "activity",
     "activity_info",
     "activity_stub",
+    "afail_activity",
+    "aheartbeat_activity",
     "all_handlers_finished",
     "cancel_workflow",
+    "complete_activity",
+    "complete_later",
     "continue_as_new",
     "deprecate_patch",
+    "fail_activity",
     "get_handle",
+    "heartbeat",
+    "heartbeat_activity",
     "info",
     "is_replaying",
     "local",

@@ -22,13 +22,13 @@ from dramatiq.errors import QueueNotFound
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import DEADLINE, TASK_KINDS, TICK, Delivery, current_delivery
+from .delivery import ALARM, DEADLINE, LIMITS, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
 from .errors import DatabaseUnavailable
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import ExpireRun
+from .operations import Expire, ExpireRun
 from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .processing import Processing
@@ -388,11 +388,17 @@ class DurableBroker(Processing, Queues, Broker):
         return self._claimer
 
     def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
-        """A claimed row as a delivery.  None for a schedule's tick, which is dealt with without an actor, and for what
-        cannot be decoded, which goes to the dead letters."""
+        """A claimed row as a delivery.  None for ticks of schedules and alarms of activities, which are dealt with
+        without an actor, and for what cannot be decoded, which goes to the dead letters."""
         key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
         if kind == TICK:
             take_tick(self.commit, key, lease)
+            return None
+        if kind == ALARM:
+            self.commit.post(Expire(key, lease))
+            if self._claimer is not None:
+                # It may go off again soon.
+                self._claimer.expect(stream_id)
             return None
         if kind == DEADLINE:
             self.commit.post(ExpireRun(key, lease))
@@ -439,6 +445,8 @@ class DurableBroker(Processing, Queues, Broker):
                 if delivery.kind not in TASK_KINDS:
                     if delivery.reclaimed:
                         self._record_start(delivery)
+                    if delivery.kind == "a" and LIMITS in delivery.options:
+                        self._begin_limited(delivery)
                     super().emit_before(signal, *args, **kwargs)
                     delivery.calling = True
                     return

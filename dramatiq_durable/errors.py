@@ -113,11 +113,13 @@ class ActivityFailed(Failure):
       activity(str): the activity's name.
       attempt(int): the attempt that failed last, counted from 1.
       timeout(str | None): which timeout ran out, if it was one.
+      retry_after(int | None): of a local activity: the milliseconds after which the exception asked to be tried again.
     """
 
     activity: str = ""
     attempt: int = 1
     timeout: str | None = None
+    retry_after: int | None = None
 
 
 class ChildWorkflowFailed(Failure):
@@ -237,7 +239,18 @@ class Abort(Interrupt):
 
 
 class ActivityCancelled(Interrupt):
-    """Raised inside a running activity that was cancelled."""
+    """Raised inside a running activity that was cancelled, or whose run has closed; the activity is not retried.
+
+    In an ``async def`` it is an ``asyncio.CancelledError``, too.
+    """
+
+    def __init__(self, message: str = "the activity was cancelled") -> None:
+        super().__init__(message)
+
+
+class UnknownToken(DurableError):
+    """No activity waits for this token of `complete_later`: it was used, its activity has ended otherwise (out of time,
+    cancelled, its run closed) or begun another attempt, or it never was one."""
 
 
 class RunawayWorkflow(DurableError):

@@ -73,6 +73,27 @@ class Procedures:
         """Tell what runs here and for how many milliseconds; answers the leases of what is to be aborted."""
         return list(self._call(conn, "report_running", Uuid(worker), Uuids(messages), Longs(ages))[0][0])
 
+    def doomed_activities(
+        self, conn: Connection, worker: bytes, messages: Sequence[bytes], leases: Sequence[bytes]
+    ) -> Rows:
+        """Which of these running activities shall end: rows of (position, cancelled or gone)."""
+        return self._call(conn, "doomed_activities", Uuid(worker), Uuids(messages), Uuids(leases))
+
+    def activity_of_lease(
+        self, conn: Connection, worker: bytes, message: bytes, lease: bytes
+    ) -> tuple[Any, ...] | None:
+        """What a running activity may know: (workflow id, details, deadline in milliseconds since the epoch)."""
+        rows = self._call(conn, "activity_of_lease", Uuid(worker), Uuid(message), Uuid(lease))
+        return rows[0] if rows else None
+
+    def beat_by_token(self, conn: Connection, run_id: bytes, seq: int, token: bytes, details: bytes | None) -> str:
+        """A heartbeat from whoever has an activity's token; answers ok, cancelled or missing."""
+        return str(self._call(conn, "beat_by_token", Uuid(run_id), seq, token, details)[0][0])
+
+    def pending_of(self, conn: Connection, run_id: bytes) -> Rows:
+        """What a run waits for: (seq, kind, name, attempt, last failure, next attempt at, heartbeat's details)."""
+        return self._call(conn, "pending_of", Uuid(run_id))
+
     def abort_message(self, conn: Connection, ids: Sequence[bytes], running: bool) -> Any:
         """Abort the message with one of these ids; answers queued, running or missing."""
         return self._call(conn, "abort_message", Uuids(ids), running)[0][0]
@@ -112,6 +133,10 @@ class Procedures:
             Event(id_, type_, at, seq, name, payload, from_json(facts))
             for id_, type_, at, seq, name, payload, facts in rows
         ]
+
+    def get_events(self, conn: Connection, run_id: bytes, ids: Sequence[int]) -> list[Event]:
+        """These of a run's events, oldest first."""
+        return [self.get_history(conn, run_id, i - 1)[0] for i in dict.fromkeys(ids)]
 
     def await_run(self, conn: Connection, run_id: bytes, channel: bytes) -> str | None:
         """Have a channel notified when the run closes; answers its status now."""

@@ -16,11 +16,13 @@ from .delivery import TASK_KINDS, Delivery, encode_message
 from .errors import DatabaseUnavailable, DurableError, LeaseLost, NotEncodable, NotPermitted, PayloadTooLarge
 from .operations import (
     Ack,
+    Beat,
     Bury,
     CompleteActivity,
     FailSettling,
     FailTask,
     Operation,
+    Park,
     Release,
     Reschedule,
     Together,
@@ -67,6 +69,9 @@ class Settler:
             # An interrupt came between the actor's end and its hooks, and Dramatiq acks what no hook has seen.
             delivery.broken = delivery.broken or DurableError("an interrupt came before its hooks")
         outcome = self._outcome(delivery, failed)
+        if delivery.unsaid and isinstance(outcome, (Reschedule, Release, FailSettling)):
+            # The next attempt is given what this one said last.
+            self.broker.commit.post(Beat(delivery.key, delivery.lease, delivery.details))
         if delivery.broken is not None:
             # It will be run again, and has its effect then; what its hooks sent is sent then, too.
             delivery.left = None
@@ -85,6 +90,8 @@ class Settler:
         key, lease = delivery.key, delivery.lease
         if delivery.broken is not None:
             return FailSettling(key, lease, f"its hooks failed: {text_of(delivery.broken)}")
+        if delivery.released and not failed:
+            return Release(key, lease)
         if delivery.retry is not None and not failed:
             if delivery.left is not None:
                 # It does not end yet: it counts for its group when it does.
@@ -96,15 +103,22 @@ class Settler:
             return Bury(key, lease, payload_of(delivery), text_of(delivery.exception or delivery._exception))
         return Ack(key, lease)
 
-    def _activity_outcome(self, delivery: Delivery, failed: bool) -> CompleteActivity:
+    def _activity_outcome(self, delivery: Delivery, failed: bool) -> Operation:
         exception = delivery.exception or delivery._exception
+        hopeless = delivery.hopeless or delivery.interruption is not None or exception is None
         if exception is None and not failed:
+            if delivery.deferred:
+                return Park(delivery.key, delivery.lease)
             try:
                 payload = encode(delivery.result, f"the result of {delivery.actor_name!r}")
                 return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_COMPLETED, payload, None)
             except (NotEncodable, PayloadTooLarge) as e:
                 exception = e
-        failure = failure_to_json(exception or DurableError("it was rejected"), retryable=not failed)
+        if not hopeless:
+            actor = self.broker.actors.get(delivery.actor_name)
+            throws = None if actor is None else actor.options.get("throws")
+            hopeless = throws is not None and isinstance(exception, throws)
+        failure = failure_to_json(exception or DurableError("it was rejected"), retryable=not hopeless)
         failure["attempt"] = delivery.attempt
         return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
 
@@ -156,6 +170,9 @@ class Settler:
                     self.post_instead(delivery, Release(delivery.key, delivery.lease))
                 else:
                     logger.error("%s could not go back: %s", delivery, operation.error)
+            elif isinstance(operation, Park) and operation.error is None:
+                # Its token may have been used before its actor returned.
+                return
             elif not operation.retried and (operation.error is not None or operation.answer is False):
                 logger.warning(
                     "the lease on %s was given to another worker: what was done here is not recorded", delivery

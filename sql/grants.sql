@@ -21,6 +21,9 @@ GRANT EXECUTE ON FUNCTION
     {schema}.abort_message, {schema}.report_running,
     {schema}.start_runs_with, {schema}.request_updates, {schema}.get_updates,
     {schema}.ask_run, {schema}.take_answers, {schema}.withdraw_query, {schema}.query_of_lease, {schema}.answer_queries,
+    {schema}.start_activities, {schema}.beat_activities, {schema}.doomed_activities, {schema}.activity_of_lease,
+    {schema}.expire_activities, {schema}.defer_activity, {schema}.park_activities, {schema}.finish_activities,
+    {schema}.beat_by_token, {schema}.pending_of,
     {schema}.expire_runs, {schema}.reset_run, {schema}.list_children
 TO {worker};
 

@@ -132,6 +132,22 @@ def test_what_the_page_on_messages_shows_runs(run_process: Processes, database_u
     ]
 
 
+def test_what_the_page_on_activities_shows_runs(run_process: Processes, database_url: str) -> None:
+    assert blocks("docs/activities.md") == [(ROOT / "examples" / "activities.py").read_text()]
+    environment = {"DRAMATIQ_DURABLE_URL": database_url}
+    worker = run_process.dramatiq("examples.activities", "--processes", "1", "--threads", "2", env=environment)
+    started = run_process.python(
+        "from examples.activities import order; order.options(workflow_id='w').start('o-1')", env=environment
+    )
+    assert started.wait(timeout=60) == 0, started.output
+    token = worker.wait_for("callback with").split()[-1]
+    end = "from examples.activities import durable\n"
+    end += f"durable.complete_activity({token!r}, 'yes'); print(durable.get_handle('w').result(timeout=60))"
+    client = run_process.python(end, env=environment)
+    assert client.wait(timeout=60) == 0, client.output
+    assert client.output == "12 lines in the second attempt; Declined at attempt 1; the bank says yes\n"
+
+
 def test_the_activity_of_the_readme_writes_its_row_once(run_process: Processes, database_url: str) -> None:
     book_activity = blocks()[2]
     with psycopg.connect(database_url, autocommit=True) as conn:

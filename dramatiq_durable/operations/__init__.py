@@ -3,6 +3,7 @@
 An operation is one item; all items of one kind in a batch become one call of a SQL procedure, with parallel arrays.
 """
 
+from .activities import Beat, Defer, Expire, FinishActivity, Park, StartActivity
 from .advancing import Advance, Child, Send
 from .asking import AnswerQuery, RequestUpdate, StartRunWith
 from .base import Context, LeaseOperation, Operation, Rows, statement
@@ -29,19 +30,23 @@ __all__ = [
     "Ack",
     "Advance",
     "AnswerQuery",
+    "Beat",
     "Bury",
     "Child",
     "Claim",
     "CompleteActivity",
     "Context",
     "ControlSchedule",
+    "Defer",
     "Due",
     "Enqueue",
     "EnqueueKeyed",
     "EnqueueOne",
+    "Expire",
     "ExpireRun",
     "FailSettling",
     "FailTask",
+    "FinishActivity",
     "FireByHand",
     "FireSchedule",
     "LeaseOperation",
@@ -49,6 +54,7 @@ __all__ = [
     "LookUpSchedule",
     "MarkStarted",
     "Operation",
+    "Park",
     "Post",
     "Release",
     "RequestUpdate",
@@ -58,6 +64,7 @@ __all__ = [
     "Rows",
     "SaveSchedule",
     "Send",
+    "StartActivity",
     "StartRun",
     "StartRunWith",
     "Terminate",

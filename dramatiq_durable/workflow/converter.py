@@ -448,11 +448,30 @@ def decode_call(data: bytes, fn: Callable[..., Any] | None = None) -> tuple[list
     call = loads(data)
     args: list[Any] = call["args"]
     kwargs: dict[str, Any] = call["kwargs"]
-    if fn is None:
-        return args, kwargs
+    if fn is not None:
+        _type(args, kwargs, decoders_of(fn))
+    return args, kwargs
+
+
+def typed(
+    args: tuple[Any, ...], kwargs: dict[str, Any], fn: Callable[..., Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call that are plain JSON values as the function's annotations say.
+
+    Raises:
+      ValueError, TypeError: an argument does not fit its annotation.
+    """
     known = decoders_of(fn)
     if known.plain:
         return args, kwargs
+    positional, named = list(args), dict(kwargs)
+    _type(positional, named, known)
+    return tuple(positional), named
+
+
+def _type(args: list[Any], kwargs: dict[str, Any], known: Decoders) -> None:
+    if known.plain:
+        return
     for i, value in enumerate(args):
         make = known.positional[i] if i < len(known.positional) else known.rest
         if make is not None:
@@ -462,4 +481,3 @@ def decode_call(data: bytes, fn: Callable[..., Any] | None = None) -> tuple[list
             make = known.named.get(name) or known.named.get("**")
             if make is not None:
                 kwargs[name] = make(value)
-    return args, kwargs

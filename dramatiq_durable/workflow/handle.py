@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -72,8 +72,38 @@ class HistoryEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """What a run waits for.
+
+    Attributes:
+      kind(str): activity, timer or child.
+      name(str | None): of the activity or the child's workflow.
+      seq(int): the number of the command, as in the history.
+      attempt(int | None): which attempt of the activity runs or comes next, from 1.
+      last_failure(str | None): why the attempt before it failed, or a child's last task.
+      next_attempt_at(datetime | None): when it is due, while that lies ahead; UTC.
+      heartbeat_details: what the activity said last with ``heartbeat(details)``.
+    """
+
+    kind: str
+    name: str | None
+    seq: int
+    attempt: int | None
+    last_failure: str | None
+    next_attempt_at: datetime | None
+    heartbeat_details: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
-    """A run as it stands."""
+    """A run as it stands.
+
+    Attributes:
+      input: ``{"args": [...], "kwargs": {...}}``, as JSON.
+      result: what it returned, as JSON, if it has completed.
+      failure(dict | None): what it failed with: ``type``, ``message``, ``traceback``, ``cause``.
+      pending(list[Pending]): what it waits for.
+    """
 
     workflow_id: str
     run_id: str
@@ -86,6 +116,10 @@ class Description:
     memo: dict[str, Any]
     history_length: int
     task_failure: str | None
+    input: Any
+    result: Any
+    failure: dict[str, Any] | None
+    pending: list[Pending]
     stack: str | None = None
 
 
@@ -115,7 +149,7 @@ class WorkflowHandle(Asking, Generic[R]):
     @property
     def workflow_id(self) -> str:
         if self._workflow_id is None:
-            self._workflow_id = self._look().workflow_id
+            self._workflow_id = str(self._found()[1])
         return self._workflow_id
 
     # --- looking ------------------------------------------------------------------------------------------
@@ -127,15 +161,19 @@ class WorkflowHandle(Asking, Generic[R]):
           WorkflowNotFound: there is none, or this login may not see it.
           DatabaseUnavailable: the database cannot be reached.
         """
-        described = self._look()
-        if described.status != "running":
-            return described
-        return replace(described, stack=self._stack())
+        procedures = self.broker.procedures
 
-    def _look(self) -> Description:
-        row = self._read(lambda conn: self.broker.procedures.get_run(conn, self._key(), self._workflow_id))
-        if row is None:
+        def look(conn: Any) -> Any:
+            row = procedures.get_run(conn, self._key(), self._workflow_id)
+            if row is None:
+                return None
+            ends = procedures.get_events(conn, row[0], [1, row[7]])
+            return row, ends[0], ends[-1], procedures.pending_of(conn, row[0]) if row[4] == "running" else []
+
+        found = self._read(look)
+        if found is None:
             raise self._not_found()
+        row, first, last, waiting = found
         run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row[:11]
         return Description(
             workflow_id=workflow_id,
@@ -149,11 +187,27 @@ class WorkflowHandle(Asking, Generic[R]):
             memo=json.loads(memo) if memo else {},
             history_length=length,
             task_failure=failure,
+            input=_value(first),
+            result=_value(last) if status == "completed" else None,
+            failure=described_failure(last) if status == "failed" else None,
+            pending=[
+                Pending(
+                    kind,
+                    called,
+                    seq,
+                    attempt,
+                    why,
+                    None if due is None else due.astimezone(UTC),
+                    None if details is None else loads(details),
+                )
+                for seq, kind, called, attempt, why, due, details in waiting
+            ],
+            stack=self._stack() if status == "running" else None,
         )
 
     def status(self) -> str:
         """running, completed, failed, cancelled, terminated, timed_out or continued_as_new.  Raises as `describe`."""
-        return self._look().status
+        return str(self._found()[4])
 
     def history(self) -> list[HistoryEvent]:
         """Everything that happened to the run, in its one order.  Raises as `describe`."""
@@ -355,7 +409,13 @@ class WorkflowHandle(Asking, Generic[R]):
         return self._read(lambda conn: self.broker.procedures.get_run(conn, key, None))
 
     def _resolve(self) -> str:
-        return self.run_id if self.run_id is not None else self._look().run_id
+        return self.run_id if self.run_id is not None else str(uuid.UUID(bytes=self._found()[0]))
+
+    def _found(self) -> tuple[Any, ...]:
+        row = self._read(lambda conn: self.broker.procedures.get_run(conn, self._key(), self._workflow_id))
+        if row is None:
+            raise self._not_found()
+        return cast("tuple[Any, ...]", row)
 
     def _not_found(self) -> WorkflowNotFound:
         return WorkflowNotFound(
@@ -387,6 +447,10 @@ _PAYLOADS = {
 def outside_of_workflows(what: str) -> None:
     if current() is not None:
         raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
+
+
+def _value(event: Event) -> Any:
+    return None if event.payload is None else loads(event.payload)
 
 
 def _public(event: Event) -> HistoryEvent:

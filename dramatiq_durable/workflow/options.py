@@ -7,16 +7,18 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
+
+from dramatiq.middleware.retries import DEFAULT_MAX_BACKOFF, DEFAULT_MIN_BACKOFF
 
 from ..durations import Duration, parse_duration
 from ..errors import InvalidName, NotEncodable
 from .commands import Cancellation
 from .converter import encode
 from .names import check_name as check_name
-from .retry import RetryPolicy
+from .retry import LONGEST, OPTION, RetryPolicy
 
 #: What Postgres does not read in JSON: an escaped NUL, half of a surrogate pair.
 _UNREADABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u0000|[\ud800-\udfff]")
@@ -97,7 +99,22 @@ def check_options(what: str, options: Mapping[str, Any], allowed: tuple[str, ...
 
 
 class ActivityOptions(TypedDict, total=False):
-    """Options of one use of an activity; times are milliseconds or a timedelta, as in Dramatiq."""
+    """Options of one use of an activity.
+
+    Dramatiq's own (``max_retries, min_backoff, max_backoff, time_limit, priority, delay``) mean what they mean there,
+    in milliseconds or as a timedelta.  The limits are durations: seconds, a timedelta or text.
+
+    Attributes:
+      queue_name(str): the stream that it is sent to.
+      retry(RetryPolicy | None): when it is tried again, in place of ``max_retries`` and the backoffs.
+      start_to_close: how long an attempt may run.
+      schedule_to_start: how long it may wait for a worker.
+      schedule_to_close: how long it may take in all, retries included.
+      heartbeat: how long an attempt may go without ``durable.heartbeat()``.
+      cancellation(str): what cancelling it means: "try" tells the activity and goes on, "wait" tells it and waits for
+        its outcome, "abandon" leaves it alone.
+      local(bool): run it inside the workflow task, without a message.
+    """
 
     queue_name: str
     max_retries: int | None
@@ -107,27 +124,82 @@ class ActivityOptions(TypedDict, total=False):
     priority: int
     delay: int | timedelta
     cancellation: Cancellation
+    retry: RetryPolicy | None
+    start_to_close: Duration | None
+    schedule_to_start: Duration | None
+    schedule_to_close: Duration | None
+    heartbeat: Duration | None
+    local: bool
 
 
 _ACTIVITY_OPTIONS = tuple(ActivityOptions.__annotations__)
 _CANCELLATIONS = ("try", "wait", "abandon")
+_LIMITS = ("start_to_close", "schedule_to_start", "schedule_to_close", "heartbeat")
+
+#: What a RetryPolicy stands in for.
+_RETRIES = ("max_retries", "min_backoff", "max_backoff", "retry_when", "on_retry_exhausted")
+
+
+def check_retries(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a RetryPolicy beside Dramatiq's retry options, and what is none.
+
+    Raises:
+      ValueError: both are given, or it is no RetryPolicy.
+    """
+    policy = options.get("retry")
+    if policy is None:
+        return
+    if not isinstance(policy, RetryPolicy):
+        raise ValueError(f"retry of {name!r} is a durable.RetryPolicy, not {policy!r}.")
+    both = [option for option in _RETRIES if option in options]
+    if both:
+        raise ValueError(
+            f"the activity {name!r} is given a RetryPolicy and Dramatiq's {', '.join(both)}: give one or the other."
+        )
 
 
 @dataclass(slots=True, frozen=True)
 class Dispatch:
-    """How an activity's messages are sent: the checked form of ``ActivityOptions``."""
+    """How an activity's messages are sent: the checked form of ``ActivityOptions``.
+
+    Attributes:
+      message(dict): options of the message, a RetryPolicy among them.
+      limits(dict): milliseconds.
+    """
 
     queue_name: str
     message: dict[str, Any]
     priority: int | None = None
     delay_ms: int = 0
     policy: Cancellation = "try"
+    limits: dict[str, int] = field(default_factory=dict)
+    local: bool = False
 
     def updated(self, name: str, options: Mapping[str, Any]) -> Dispatch:
         check_options(f"the activity {name!r}", options, _ACTIVITY_OPTIONS)
+        check_retries(name, options)
         changes: dict[str, Any] = {}
         message = dict(self.message)
+        limits = dict(self.limits)
+        if any(option in options for option in _RETRIES):
+            message.pop(OPTION, None)
         for option, value in options.items():
+            if option in _LIMITS:
+                limits.pop(option, None)
+                if value is not None:
+                    limits[option] = min(_limit(option, value), LONGEST)
+                continue
+            if option == "retry":
+                for replaced in (OPTION, *_RETRIES):
+                    message.pop(replaced, None)
+                if value is not None:
+                    message[OPTION] = value.to_json()
+                continue
+            if option == "local":
+                if not isinstance(value, bool):
+                    raise ValueError(f"local is True or False, not {value!r}.")
+                changes["local"] = value
+                continue
             if option == "queue_name":
                 changes["queue_name"] = check_queue_name(value)
             elif option == "delay":
@@ -142,7 +214,28 @@ class Dispatch:
                 message[option] = None if value is None else _integer(option, value)
             else:
                 message[option] = milliseconds(option, value)
-        return replace(self, message=message, **changes)
+        made = replace(self, message=message, limits=limits, **changes)
+        for option in ("heartbeat", "schedule_to_start"):
+            if made.local and option in limits:
+                raise ValueError(
+                    f"{name!r} with local=True has no {option}: it runs inside the workflow task, at once. Give it a "
+                    "start_to_close, or do without local=True."
+                )
+        return made
+
+    def retries(self, actor_options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how it is tried again, as a RetryPolicy's JSON: its own, or Dramatiq's options as one."""
+        policy = self.message.get(OPTION)
+        if policy is not None:
+            return cast("dict[str, Any]", policy)
+        options = {**actor_options, **self.message}
+        most = options.get("max_retries", 20)
+        return {
+            "initial": options.get("min_backoff", DEFAULT_MIN_BACKOFF),
+            "coefficient": 2,
+            "maximum": options.get("max_backoff", DEFAULT_MAX_BACKOFF),
+            "attempts": None if most is None else most + 1,
+        }
 
 
 class WorkflowOptionsGiven(TypedDict, total=False):

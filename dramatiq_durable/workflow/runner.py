@@ -305,7 +305,7 @@ class Runner:
                 self._warn_of_unfinished(run)
                 self.cache.forget(str(delivery.run_id))
                 run.give_up()
-            elif claimer is not None and len(advance.eager) < len(advance.sends):
+            elif claimer is not None and any(s.kind == "l" or s.seq not in advance.eager for s in advance.sends):
                 claimer.wake()
             # The run remembers its latest step, but not what was in it.
             advance.events, advance.sends, advance.children = [], [], []

@@ -9,6 +9,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     CASE p_type
+        WHEN 'ActivityCancelled', 'ActivityCancelRequested' THEN
+            PERFORM {schema}.cancel_activity(p_run, p_seq, p_name, p_type = 'ActivityCancelRequested');
         WHEN 'SearchUpserted' THEN
             NULL;
         WHEN 'UpdateAccepted', 'UpdateCompleted', 'UpdateRejected' THEN

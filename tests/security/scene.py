@@ -64,6 +64,8 @@ def everything(db: Session) -> list[Any]:
             "run_update",
             "update_waiter",
             "run_query",
+            "activity",
+            "activity_cancel",
             "follower",
         )
     ]

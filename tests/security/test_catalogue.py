@@ -24,6 +24,8 @@ WORKER = {
     "abort_message", "report_running",
     "start_runs_with", "request_updates", "get_updates",
     "ask_run", "take_answers", "withdraw_query", "query_of_lease", "answer_queries",
+    "start_activities", "beat_activities", "doomed_activities", "activity_of_lease", "expire_activities",
+    "defer_activity", "park_activities", "finish_activities", "beat_by_token", "pending_of",
     "expire_runs", "reset_run", "list_children",
 }
 # fmt: on

@@ -472,6 +472,11 @@ def send_activity(stream: int, seq: int, *, eager: bool = False, delay: int = 0)
     return Send("a", stream, seq, "act", 0, delay, b"payload", eager)
 
 
+def send_limited(stream: int, seq: int) -> Send:
+    """An activity with limits: its event says which."""
+    return Send("l", stream, seq, "act", 0, 0, b"payload")
+
+
 def send_timer(stream: int, seq: int, delay: int = 60_000) -> Send:
     return Send("w", stream, seq, "wf", 0, delay, b"")
 
