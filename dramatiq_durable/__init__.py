@@ -1,6 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
-from . import rate_limits, results, schedules
+from . import escalations, rate_limits, results, schedules
 from .abort import (
     aabort,
     abort,
@@ -20,6 +20,9 @@ from .errors import (
     ChildWorkflowFailed,
     DatabaseUnavailable,
     DurableError,
+    EscalationCancelled,
+    EscalationConflict,
+    EscalationNotFound,
     Failure,
     ForbiddenInWorkflow,
     ImportFailed,
@@ -62,6 +65,9 @@ from .workflow.definition import (
     activity_stub,
     workflow,
 )
+from .workflow.escalating import (
+    escalate,
+)
 from .workflow.handle import (
     Description,
     HistoryEvent,
@@ -101,6 +107,9 @@ __all__ = [
     "Description",
     "DurableBroker",
     "DurableError",
+    "EscalationCancelled",
+    "EscalationConflict",
+    "EscalationNotFound",
     "Failure",
     "ForbiddenInWorkflow",
     "HistoryEvent",
@@ -138,6 +147,8 @@ __all__ = [
     "activity_info",
     "activity_stub",
     "deprecate_patch",
+    "escalate",
+    "escalations",
     "get_handle",
     "info",
     "is_replaying",

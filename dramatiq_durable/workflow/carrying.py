@@ -24,9 +24,11 @@ from .commands import (
     Command,
     CompleteWorkflow,
     FailWorkflow,
+    OpenEscalation,
     ScheduleActivity,
     StartChild,
     StartTimer,
+    WithdrawEscalation,
 )
 from .converter import loads
 from .events import Event
@@ -71,6 +73,10 @@ class Carrier:
         info = execution.info
         stream_id = self.broker.stream_id(info.queue_name)
         advance.sends.append(Send("w", stream_id, command.seq, info.name, TASK_PRIORITY, command.ms, b""))
+
+    def _escalation(self, command: OpenEscalation, advance: Advance, execution: Execution) -> None:
+        if command.ms is not None:
+            self._timer(StartTimer(command.seq, ms=command.ms), advance, execution)
 
     def _withdraw(self, command: Command, advance: Advance, execution: Execution) -> None:
         """Withdraw a command's message; one that this very step sends is not sent."""
@@ -131,6 +137,8 @@ _CARRIERS: dict[type[Command], Callable[[Carrier, Any, Advance, Execution], Even
     CancelTimer: Carrier._withdraw,
     StartChild: Carrier._child,
     CancelChild: Carrier._cancel_child,
+    OpenEscalation: Carrier._escalation,
+    WithdrawEscalation: Carrier._withdraw,
 }
 
 

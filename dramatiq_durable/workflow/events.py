@@ -24,6 +24,9 @@ CHILD_START_FAILED: Final = "ChildStartFailed"
 ACTIVITY_TIMED_OUT: Final = "ActivityTimedOut"
 LOCAL_ACTIVITY_COMPLETED: Final = "LocalActivityCompleted"
 SIDE_EFFECT_RECORDED: Final = "SideEffectRecorded"
+ESCALATION_RESOLVED: Final = "EscalationResolved"
+ESCALATION_CANCELLED: Final = "EscalationCancelled"
+ESCALATION_TIMED_OUT: Final = "EscalationTimedOut"
 CANCEL_REQUESTED: Final = "CancelRequested"
 
 # --- commands: what the workflow's code asked for -----------------------------------------------------
@@ -34,6 +37,9 @@ TIMER_STARTED: Final = "TimerStarted"
 TIMER_CANCELLED: Final = "TimerCancelled"
 CHILD_STARTED: Final = "ChildStarted"
 CHILD_CANCEL_REQUESTED: Final = "ChildCancelRequested"
+ESCALATION_OPENED: Final = "EscalationOpened"
+# The code took it back; those outside read that it was cancelled.
+ESCALATION_WITHDRAWN: Final = "EscalationWithdrawn"
 PATCH_RECORDED: Final = "PatchRecorded"
 WORKFLOW_COMPLETED: Final = "WorkflowCompleted"
 WORKFLOW_FAILED: Final = "WorkflowFailed"
@@ -55,10 +61,16 @@ INPUT_TYPES: Final = frozenset(
         ACTIVITY_TIMED_OUT,
         LOCAL_ACTIVITY_COMPLETED,
         SIDE_EFFECT_RECORDED,
+        ESCALATION_RESOLVED,
+        ESCALATION_CANCELLED,
+        ESCALATION_TIMED_OUT,
         CANCEL_REQUESTED,
     }
 )
 """Events that are applied to a run."""
+
+ESCALATION_ANSWERS: Final = frozenset({ESCALATION_RESOLVED, ESCALATION_CANCELLED})
+"""What was said from outside to an escalation."""
 
 
 class Event(NamedTuple):

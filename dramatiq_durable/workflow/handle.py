@@ -325,7 +325,12 @@ def _public(event: Event) -> HistoryEvent:
     if event.payload is not None:
         value = loads(event.payload)
         key = {"WorkflowStarted": "input", "ActivityScheduled": "input", "ChildStarted": "input"}.get(event.type)
-        attributes[key or ("payload" if event.type == "SignalReceived" else "result")] = value
+        payload = event.type in ("SignalReceived", "EscalationOpened")
+        attributes[key or ("payload" if payload else "result")] = value
     return HistoryEvent(
-        event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
+        event.event_id,
+        "EscalationCancelled" if event.type == "EscalationWithdrawn" else event.type,
+        event.name,
+        datetime.fromtimestamp(event.at / 1000, UTC),
+        attributes,
     )

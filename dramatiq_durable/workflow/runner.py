@@ -177,12 +177,14 @@ class Runner:
             news = _together([event for _, event in waiting])
             inbox = [inbox_id for inbox_id, _ in waiting if inbox_id]
             run.taken.update(inbox)
+        # Whoever answered an escalation was first: it can be neither withdrawn nor timed out by what is to come now.
+        answers = [event for event in news if event.type in events.ESCALATION_ANSWERS]
+        here = [] if execution.closed else [computed(c) for c in execution.computations()]
         if delivery.kind == "w":
             assert delivery.seq is not None
-            if execution.expects(delivery.seq):
-                news.insert(0, Event(0, events.TIMER_FIRED, now_ms(), delivery.seq))
-        if not execution.closed:
-            news = [computed(c) for c in execution.computations()] + news
+            if execution.expects(delivery.seq) and all(event.seq != delivery.seq for event in answers):
+                here.append(Event(0, execution.due(delivery.seq), now_ms(), delivery.seq))
+        news[len(answers) : len(answers)] = here
         if not news or execution.closed:
             if delivery.kind == "w" and not committed:
                 # The step after which nobody waits for this timer is on its way, and may be refused.
@@ -343,5 +345,7 @@ def _together(news: list[Event]) -> list[Event]:
 
 
 def _precedence(item: tuple[int, Event]) -> int:
-    """The start before all; signals before whatever may end the run."""
-    return {events.WORKFLOW_STARTED: 0, events.SIGNAL_RECEIVED: 1}.get(item[1].type, 2)
+    """The start before all; then the answers to escalations; signals before whatever may end the run."""
+    if item[1].type in events.ESCALATION_ANSWERS:
+        return 1
+    return {events.WORKFLOW_STARTED: 0, events.SIGNAL_RECEIVED: 2}.get(item[1].type, 3)

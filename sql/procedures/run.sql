@@ -328,6 +328,7 @@ BEGIN
           AND EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = v_run.parent_run_id AND r.status = 'running');
         PERFORM {schema}.add_tasks(ARRAY[v_run.parent_run_id]);
     END IF;
+    PERFORM {schema}.cancel_escalations(p_run);
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
         -- As everywhere: a full notification queue fails nothing; who waits looks from time to time.

@@ -4,6 +4,7 @@ from .activities import ActivityCall, ActivityHandle, CancelActivity, RequestAct
 from .base import Answer, Call, Cancellation, Command, CommandFuture
 from .children import CancelChild, ChildCall, ChildHandle, StartChild
 from .closing import CancelWorkflow, CompleteWorkflow, FailWorkflow
+from .escalations import EscalationCall, OpenEscalation, WithdrawEscalation
 from .local import Compute, ComputeCall
 from .patches import RecordPatch
 from .timers import CancelTimer, StartTimer, TimerCall
@@ -25,11 +26,14 @@ __all__ = [
     "CompleteWorkflow",
     "Compute",
     "ComputeCall",
+    "EscalationCall",
     "FailWorkflow",
+    "OpenEscalation",
     "RecordPatch",
     "RequestActivityCancel",
     "ScheduleActivity",
     "StartChild",
     "StartTimer",
     "TimerCall",
+    "WithdrawEscalation",
 ]
