@@ -57,6 +57,9 @@ from .using import (
 from .workflow.client import (
     get_handle,
 )
+from .workflow.continuing import (
+    continue_as_new,
+)
 from .workflow.definition import (
     Activity,
     ActivityStub,
@@ -91,6 +94,12 @@ from .workflow.primitives import (
     uuid7,
     wait_condition,
     wait_for_signal,
+)
+from .workflow.retry import (
+    RetryPolicy,
+)
+from .workflow.structured import (
+    uncancellable,
 )
 
 __version__ = "0.1.0"
@@ -127,6 +136,7 @@ __all__ = [
     "NotPermitted",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "RetryPolicy",
     "RunawayWorkflow",
     "ScheduleExists",
     "ScheduleNotFound",
@@ -146,6 +156,7 @@ __all__ = [
     "activity",
     "activity_info",
     "activity_stub",
+    "continue_as_new",
     "deprecate_patch",
     "escalate",
     "escalations",
@@ -163,6 +174,7 @@ __all__ = [
     "side_effect",
     "sleep",
     "transaction",
+    "uncancellable",
     "using",
     "uuid4",
     "uuid7",

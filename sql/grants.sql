@@ -20,7 +20,8 @@ GRANT EXECUTE ON FUNCTION
     {schema}.schedules_of_leases, {schema}.fire_schedules,
     {schema}.abort_message, {schema}.report_running,
     {schema}.change_escalation, {schema}.claim_escalation, {schema}.get_escalation, {schema}.list_escalations,
-    {schema}.count_escalations, {schema}.resolve_escalation
+    {schema}.count_escalations, {schema}.resolve_escalation,
+    {schema}.expire_runs, {schema}.reset_run, {schema}.list_children
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).

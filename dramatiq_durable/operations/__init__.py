@@ -7,6 +7,7 @@ from .advancing import Advance, Child, Send
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .calls import by_kind, calls_of, parts_of, size_of
 from .escalating import ChangeEscalation, ClaimEscalation
+from .living import ExpireRun, ResetRun
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
 from .settling import (
@@ -39,6 +40,7 @@ __all__ = [
     "Enqueue",
     "EnqueueKeyed",
     "EnqueueOne",
+    "ExpireRun",
     "FailSettling",
     "FailTask",
     "FireByHand",
@@ -51,6 +53,7 @@ __all__ = [
     "Post",
     "Release",
     "Reschedule",
+    "ResetRun",
     "Result",
     "Rows",
     "SaveSchedule",

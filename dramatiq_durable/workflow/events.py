@@ -27,6 +27,8 @@ SIDE_EFFECT_RECORDED: Final = "SideEffectRecorded"
 ESCALATION_RESOLVED: Final = "EscalationResolved"
 ESCALATION_CANCELLED: Final = "EscalationCancelled"
 ESCALATION_TIMED_OUT: Final = "EscalationTimedOut"
+CHILD_START_CONFIRMED: Final = "ChildStartConfirmed"
+WORKFLOW_RESET: Final = "WorkflowReset"
 CANCEL_REQUESTED: Final = "CancelRequested"
 
 # --- commands: what the workflow's code asked for -----------------------------------------------------
@@ -36,6 +38,7 @@ ACTIVITY_CANCEL_REQUESTED: Final = "ActivityCancelRequested"
 TIMER_STARTED: Final = "TimerStarted"
 TIMER_CANCELLED: Final = "TimerCancelled"
 CHILD_STARTED: Final = "ChildStarted"
+CHILD_START_AWAITED: Final = "ChildStartAwaited"
 CHILD_CANCEL_REQUESTED: Final = "ChildCancelRequested"
 ESCALATION_OPENED: Final = "EscalationOpened"
 # The code took it back; those outside read that it was cancelled.
@@ -44,6 +47,7 @@ PATCH_RECORDED: Final = "PatchRecorded"
 WORKFLOW_COMPLETED: Final = "WorkflowCompleted"
 WORKFLOW_FAILED: Final = "WorkflowFailed"
 WORKFLOW_CANCELLED: Final = "WorkflowCancelled"
+WORKFLOW_CONTINUED_AS_NEW: Final = "WorkflowContinuedAsNew"
 
 INPUT_TYPES: Final = frozenset(
     {
@@ -64,6 +68,8 @@ INPUT_TYPES: Final = frozenset(
         ESCALATION_RESOLVED,
         ESCALATION_CANCELLED,
         ESCALATION_TIMED_OUT,
+        CHILD_START_CONFIRMED,
+        WORKFLOW_RESET,
         CANCEL_REQUESTED,
     }
 )
@@ -71,6 +77,8 @@ INPUT_TYPES: Final = frozenset(
 
 ESCALATION_ANSWERS: Final = frozenset({ESCALATION_RESOLVED, ESCALATION_CANCELLED})
 """What was said from outside to an escalation."""
+RESETTABLE_TYPES: Final = INPUT_TYPES - {WORKFLOW_RESET}
+"""Events with which a step begins that can be taken again."""
 
 
 class Event(NamedTuple):

@@ -17,6 +17,8 @@ BEGIN
             PERFORM {schema}.take_back_escalation(p_run, p_seq, 'timed_out');
         WHEN 'EscalationWithdrawn' THEN
             PERFORM {schema}.take_back_escalation(p_run, p_seq, 'cancelled');
+        WHEN 'ChildStartAwaited' THEN
+            PERFORM {schema}.confirm_child(p_run, p_seq, (p_attributes ->> 'child')::int);
     END CASE;
 END
 $$;

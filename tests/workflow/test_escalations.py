@@ -584,3 +584,64 @@ def test_resolve_against_cancel_of_the_run(ask: durable.Workflow[Any, Any], star
             assert escalations.get(id).status == "resolved"
             assert "EscalationResolved" in types(handle)
             assert status == "completed"
+
+
+# --- reset --------------------------------------------------------------------------------------------------------
+
+
+def test_a_reset_asks_again(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
+    """What was open at that event is open for the new run, with the time that is left; what was answered is not."""
+
+    @durable.workflow
+    async def two() -> list[Any]:
+        first = await durable.escalate(role="first")
+        task = asyncio.create_task(durable.escalate(role="second", timeout="1 day"))  # type: ignore[arg-type]
+        await durable.wait_for_signal("go")
+        await durable.wait_for_signal("on")
+        return [first, await task]
+
+    start_worker()
+    old = two.start()
+    escalations.resolve(opened(old).id, 1)
+    (second,) = wait_until(lambda: escalations.list(role="second"))
+    old.signal("go")
+    wait_until(lambda: "SignalReceived" in types(old))
+    new = old.reset(types(old).index("SignalReceived") + 1)
+    assert escalations.get(second.id).status == "cancelled"
+    (again,) = wait_until(lambda: escalations.list(role="second", status="waiting"))
+    assert again.run_id == new.run_id
+    assert (again.times_out_at, again.opened_at) == (second.times_out_at, second.opened_at)
+    new.signal("on")
+    escalations.resolve(again.id, 2)
+    assert new.result(timeout=10) == [1, 2]
+    assert escalations.stats("first") == escalations.Stats(0, 0, 1, 0, 0)
+
+
+def test_a_reset_keeps_the_time(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
+    @durable.workflow
+    async def late() -> str:
+        task = asyncio.create_task(durable.escalate(role="clerk", timeout=1.5))  # type: ignore[arg-type]
+        await durable.wait_for_signal("go")
+        try:
+            return str(await task)
+        except durable.Timeout:
+            return "late"
+
+    start_worker()
+    old = late.start()
+    opened(old)
+    old.signal("go")
+    wait_until(lambda: "SignalReceived" in types(old))
+    new = old.reset(types(old).index("SignalReceived") + 1)
+    assert new.result(timeout=10) == "late"
+    assert opened(new).status == "timed_out"
+
+
+def test_a_reset_to_the_answer_gives_it_again(ask: durable.Workflow[Any, Any], start_worker: StartWorker) -> None:
+    start_worker()
+    old = ask.start({"role": "clerk", "timeout": "1 day"})
+    escalations.resolve(opened(old).id, "yes")
+    assert old.result(timeout=10) == "yes"
+    new = old.reset(types(old).index("EscalationResolved") + 1)
+    assert new.result(timeout=10) == "yes"
+    assert escalations.stats("clerk") == escalations.Stats(0, 0, 1, 0, 0)
