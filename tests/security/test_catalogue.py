@@ -21,6 +21,8 @@ WORKER = {
     "complete_activities", "fail_task", "advance", "enqueue_keyed", "leave", "store_result", "get_results", "sweep",
     "fail_settling", "limiter_add", "limiter_change", "limiter_change_sum",
     "save_schedule", "control_schedule", "fire_by_hand", "list_schedules", "schedules_of_leases", "fire_schedules",
+    "change_escalation", "claim_escalation", "get_escalation", "list_escalations", "count_escalations",
+    "resolve_escalation",
     "abort_message", "report_running",
     "expire_runs", "reset_run", "list_children",
 }

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
+from tests.sql.api import Claimed, Session, Worker, derived, new_id, send_activity, step
 
 from .conftest import Grant, Scoped
 from .test_catalogue import WORKER
@@ -56,7 +56,9 @@ def scene(db: Session, grant: Grant) -> Scene:
     worker = attacker.register(mine)
     claimed = worker.claim()
     task = next(c for c in claimed if c.kind == "s")
-    advance = step(task, 1, ("ActivityScheduled", 1, "a"), ("ActivityScheduled", 2, "a"))
+    advance = step(
+        task, 1, ("ActivityScheduled", 1, "a"), ("ActivityScheduled", 2, "a"), ("EscalationOpened", 3, "w", b"1", {})
+    )
     advance.sends = [send_activity(mine, 1), send_activity(mine, 2)]
     assert worker.advance(advance) == ["ok"]
     attacker.post(run)
@@ -73,7 +75,7 @@ def hexed(value: bytes) -> str:
 
 def scalar(kind: str, scene: Scene, rng: random.Random) -> str:
     """The text of a value of a type; None is NULL."""
-    ids = [c.message_id for c in scene.claimed] + [c.lease for c in scene.claimed]
+    ids = [c.message_id for c in scene.claimed] + [c.lease for c in scene.claimed] + [derived(scene.run, 3)]
     if kind == "uuid":
         return hexed(
             rng.choice(
@@ -155,7 +157,7 @@ def array(kind: str, scene: Scene, rng: random.Random) -> str | None:
 #: What makes sense, where nonsense alone would hardly ever come to the point.
 SENSE = {
     "p_name": ("w",),
-    "p_verb": ("pause", "resume", "delete"),
+    "p_verb": ("pause", "resume", "delete", "claim", "release", "resolve", "cancel", "reassign"),
     "p_kind": ("m", "s"),
     "p_overlap": ("skip", "buffer_one", "allow"),
     "p_if_exists": ("fail", "update", "keep"),
@@ -186,6 +188,7 @@ def victims(scene: Scene) -> list[Any]:
         scene.db.sql("SELECT * FROM durable.worker WHERE worker_id = %s", scene.victim.id),
         scene.db.sql("SELECT * FROM durable.dead_letter WHERE stream_id <> %s", scene.mine),
         scene.db.sql("SELECT * FROM durable.schedule WHERE stream_id <> %s", scene.mine),
+        scene.db.sql("SELECT * FROM durable.escalation WHERE stream_id <> %s", scene.mine),
         *[
             scene.db.sql(f"SELECT * FROM durable.{t} ORDER BY 1")
             for t in ("stream", "stream_grant", "login", "principal")

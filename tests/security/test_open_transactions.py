@@ -12,7 +12,7 @@ import pytest
 
 from dramatiq_durable.arrays import Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import Enqueue, ExpireRun, ResetRun, Result
-from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
+from tests.sql.api import Claimed, Session, Worker, derived, new_id, send_activity, step
 
 from .conftest import Grant
 from .test_catalogue import WORKER
@@ -29,9 +29,10 @@ class Side:
         self.stream = stream = db.stream(name)
         self.worker = session.register(stream)
         _, self.run = session.start(stream, workflow_id)
-        advance = step(self.worker.one(), 1, ("ActivityScheduled", 1, "a"))
+        advance = step(self.worker.one(), 1, ("ActivityScheduled", 1, "a"), ("EscalationOpened", 2, "clerk", b"1", {}))
         advance.sends = [send_activity(stream, 1)]
         self.worker.advance(advance)
+        self.escalation = derived(self.run, 2)
         self.activity = self.worker.one()
         session.post(self.run)
         self.task = self.worker.one()
@@ -75,10 +76,18 @@ class Side:
             "claim": lambda: worker.claim(1),
             "mark_started": lambda: worker.mark_started(self.message),
             "complete_activities": lambda: worker.complete(self.activity),
-            "advance": lambda: worker.advance(step(task, 2, ("TimerStarted", 9))),
+            "advance": lambda: worker.advance(step(task, 3, ("TimerStarted", 9))),
             "abort_message": lambda: session.call("abort_message", Uuids([self.message.message_id]), True),
             "report_running": lambda: worker.call("report_running", Uuids([self.message.message_id]), Longs([1500])),
             "release": lambda: worker.release(self.message),
+            "change_escalation": lambda: session.escalation("claim", self.escalation, by="ann"),
+            "claim_escalation": lambda: session.claim_next("clerk", by="bob"),
+            "get_escalation": lambda: session.call("get_escalation", Uuid(self.escalation)),
+            "list_escalations": lambda: session.call("list_escalations", None, None, None, None, None, None, 9),
+            "count_escalations": lambda: session.call("count_escalations", None),
+            "resolve_escalation": lambda: session.value(
+                "SELECT durable.resolve_escalation(%s, '1', 'ann') IS NULL", self.escalation.hex()
+            ),
             "reschedule": lambda: worker.reschedule(*worker.claim(1)),
             "bury": lambda: worker.bury(*worker.claim(1)),
             "fail_settling": lambda: worker.fail_settling(*worker.claim(1)),
