@@ -54,6 +54,9 @@ from .using import (
 from .workflow.client import (
     get_handle,
 )
+from .workflow.continuing import (
+    continue_as_new,
+)
 from .workflow.definition import (
     Activity,
     ActivityStub,
@@ -85,6 +88,12 @@ from .workflow.primitives import (
     uuid7,
     wait_condition,
     wait_for_signal,
+)
+from .workflow.retry import (
+    RetryPolicy,
+)
+from .workflow.structured import (
+    uncancellable,
 )
 
 __version__ = "0.1.0"
@@ -118,6 +127,7 @@ __all__ = [
     "NotPermitted",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "RetryPolicy",
     "RunawayWorkflow",
     "ScheduleExists",
     "ScheduleNotFound",
@@ -137,6 +147,7 @@ __all__ = [
     "activity",
     "activity_info",
     "activity_stub",
+    "continue_as_new",
     "deprecate_patch",
     "get_handle",
     "info",
@@ -152,6 +163,7 @@ __all__ = [
     "side_effect",
     "sleep",
     "transaction",
+    "uncancellable",
     "using",
     "uuid4",
     "uuid7",

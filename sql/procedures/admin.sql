@@ -50,7 +50,7 @@ BEGIN
                (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = s.stream_id),
                extract(epoch FROM clock_timestamp() - min(m.due_at) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()))::double precision,
                {schema}.live_workers(s.stream_id)
-        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind <> 'c'
+        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind NOT IN ('c', 'e')
         GROUP BY s.stream_id ORDER BY s.name;
 END
 $$;
@@ -73,7 +73,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM {schema}.require_admin();
-    RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind <> 'c');
+    RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind NOT IN ('c', 'e'));
 END
 $$;
 

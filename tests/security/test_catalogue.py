@@ -22,6 +22,7 @@ WORKER = {
     "fail_settling", "limiter_add", "limiter_change", "limiter_change_sum",
     "save_schedule", "control_schedule", "fire_by_hand", "list_schedules", "schedules_of_leases", "fire_schedules",
     "abort_message", "report_running",
+    "expire_runs", "reset_run", "list_children",
 }
 # fmt: on
 

@@ -162,6 +162,7 @@ class Session:
         reuse: str = "allow",
         name: str = "wf",
         delay: int = 0,
+        options: str | None = None,
     ) -> tuple[str, bytes]:
         row = self.call(
             "start_runs",
@@ -174,7 +175,7 @@ class Session:
             Texts([conflict]),
             Texts([reuse]),
             Longs([delay]),
-            Texts([None]),
+            Texts([options]),
         )[0]
         return str(row[0]), row[1]
 
