@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import random
 import time
 import uuid
@@ -27,7 +28,6 @@ from .runs import Run, time_of
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ..workflow.options import WorkflowOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,7 +96,7 @@ class Environment:
         try:
             if check and self._replay:
                 for run in runs:
-                    if run.status == "running" and run.history:
+                    if run.status == "running":
                         run.replayed()
         finally:
             self._agenda.clear()
@@ -129,12 +129,21 @@ class Environment:
         check_call(workflow.fn, workflow.name, args, kwargs)
         options = workflow.defaults
         payload = encode_call(args, kwargs, workflow.fn, workflow.name)
-        run = self.place(workflow, options)
+        run = None
+        if options.workflow_id is not None:
+            run = self.place(options.workflow_id, options.id_conflict, options.id_reuse)
         if run is None:
-            run_id = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
-            run = Run(self, workflow, options.workflow_id or run_id, run_id, options)
-            self.add(run)
-            run.begin(payload)
+            run_id = self.new_id()
+            facts = options.facts()
+            run = Run(
+                self,
+                workflow,
+                options.workflow_id or run_id,
+                run_id,
+                payload,
+                {} if facts is None else json.loads(facts),
+                delay_ms=options.delay_ms,
+            )
         self.settle()
         return EnvironmentHandle(self, run.workflow_id, run.run_id, workflow)
 
@@ -220,29 +229,30 @@ class Environment:
         found: Workflow[Any, Any] | None = broker.workflows.get(name)
         return found
 
-    def place(self, workflow: Workflow[Any, Any], options: WorkflowOptions) -> Run | None:
-        """Make place for a run with these options; the run that it would be otherwise, if its id may be used.
+    def place(self, workflow_id: str, id_conflict: str, id_reuse: str) -> Run | None:
+        """Make place for a run with an id; answers the live run that is to be used instead, if one is.
 
         Raises:
           WorkflowAlreadyStarted: the id is taken.
         """
-        workflow_id = options.workflow_id
-        if workflow_id is None:
-            return None
         live = self.find(workflow_id, None)
         if live is None:
             return None
         if live.status == "running":
-            if options.id_conflict == "use_existing":
+            if id_conflict == "use_existing":
                 return live
-            if options.id_conflict == "terminate_existing":
+            if id_conflict == "terminate_existing":
                 live.end("terminated", "WorkflowTerminated", "another run took the workflow id")
                 return None
-        elif options.id_reuse == "allow" or (options.id_reuse == "allow_failed" and live.status != "completed"):
+        elif id_reuse == "allow" or (id_reuse == "allow_failed" and live.status != "completed"):
             return None
         raise WorkflowAlreadyStarted(
             f"a run with the workflow id {workflow_id!r} exists: choose another id, or another id_conflict or id_reuse."
         )
+
+    def new_id(self) -> str:
+        """A run id: the same in every run of the test."""
+        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
 
     def add(self, run: Run) -> None:
         self._runs[run.run_id] = run

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ..errors import (
+    DurableError,
     Timeout,
     WorkflowCancelled,
     WorkflowClosed,
@@ -47,7 +48,7 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
 
     def describe(self) -> Description:
         run = self._run()
-        last = run.history[-1] if run.history else None
+        last = run.history[-1]
         known: dict[str, Any] = {
             "workflow_id": run.workflow_id,
             "run_id": run.run_id,
@@ -56,12 +57,12 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
             "status": run.status,
             "started_at": run.started_at,
             "closed_at": run.closed_at,
-            "parent": None if run.parent is None else run.parent[0].run_id,
-            "memo": dict(run.options.memo or {}),
+            "parent": run.info().parent,
+            "memo": dict(run.facts.get("memo") or {}),
             "history_length": len(run.history),
-            "input": value_of(run.history[0].payload) if run.history else None,
-            "result": value_of(last.payload) if last is not None and run.status == "completed" else None,
-            "failure": described_failure(last) if last is not None and run.status == "failed" else None,
+            "input": value_of(run.history[0].payload),
+            "result": value_of(last.payload) if run.status == "completed" else None,
+            "failure": described_failure(last) if run.status == "failed" else None,
         }
         told: dict[str, Any] = {f.name: known.get(f.name) for f in dataclasses.fields(Description)}
         return Description(**told)
@@ -73,6 +74,12 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         """The run's history as JSON text, which a `Replayer` takes."""
         run = self._run()
         return export_history(run.info(), run.history, run.status)
+
+    def children(self) -> list[WorkflowHandle[Any]]:
+        return [
+            EnvironmentHandle(self.environment, child.workflow_id, child.latest().run_id, child.workflow)
+            for child in self._run().children.values()
+        ]
 
     def result(self, timeout: Any = None) -> R:
         """Return what the workflow returned, skipping time whenever everything waits.
@@ -86,16 +93,18 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         """
         outside_of_workflows("wait for a workflow through a handle")
         run = self._run()
-        if run.status == "running" and not self.environment.drive(None, lambda: run.status != "running"):
+        if not self.environment.drive(None, lambda: run.latest().status != "running"):
+            run = run.latest()
             raise Timeout(
                 f"the workflow {run.workflow_id!r} waits for {run.waits_for()}, and nothing else is going to happen: "
                 "signal it, or let its activities end, before you ask for its result."
             )
-        return self._outcome_of(run)
+        return self._outcome_of(run.latest())
 
     def _outcome_of(self, run: Run) -> R:
         last = run.history[-1]
         what = f"the workflow {run.workflow_id!r}"
+        reason = (last.attributes or {}).get("reason")
         if run.status == "completed":
             decode = decoders_of(run.workflow.fn).result
             value = value_of(last.payload)
@@ -106,8 +115,7 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         if run.status == "cancelled":
             raise WorkflowCancelled(f"{what} was cancelled")
         if run.status == "timed_out":
-            raise WorkflowTimedOut(f"{what} ran out of its time")
-        reason = (last.attributes or {}).get("reason")
+            raise WorkflowTimedOut(f"{what} ran out of its time ({reason})")
         raise WorkflowTerminated(f"{what} was terminated: {reason or 'no reason given'}")
 
     # --- acting -------------------------------------------------------------------------------------------
@@ -132,6 +140,11 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         self._open().end("terminated", "WorkflowTerminated", reason)
         self.environment.settle()
 
+    def reset(self, to_event: int) -> WorkflowHandle[R]:
+        raise DurableError(
+            "an Environment resets no runs: test that with the fixture durable_broker."
+        )
+
     # --- inside -------------------------------------------------------------------------------------------
 
     def _run(self) -> Run:
@@ -141,7 +154,7 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         return run
 
     def _open(self) -> Run:
-        run = self._run()
+        run = self._run().latest()
         if run.status != "running":
             raise WorkflowClosed(f"the workflow {run.workflow_id!r} has ended: it is {run.status}.")
         return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DurableError, WorkflowAlreadyStarted
 from ..workflow import events
 from ..workflow.commands import (
+    AwaitChildStart,
     CancelActivity,
     CancelChild,
     CancelTimer,
     CancelWorkflow,
     Command,
     CompleteWorkflow,
+    ContinueAsNew,
     FailWorkflow,
     RequestActivityCancel,
     ScheduleActivity,
@@ -27,8 +28,9 @@ from ..workflow.converter import decode_call, encode, encode_call, loads
 from ..workflow.events import Event
 from ..workflow.failures import failure_to_json
 from ..workflow.info import Info, Parent
-from ..workflow.options import WorkflowOptions
+from ..workflow.ordering import in_order
 from ..workflow.replay import Execution
+from ..workflow.retry import delay_after, is_last
 from .activities import ScheduledActivity
 from .replayer import replay
 from .turns import Turns
@@ -46,16 +48,24 @@ _ENDS = {
     "timed_out": events.CHILD_TIMED_OUT,
 }
 
-_CLOSING = {CompleteWorkflow: "completed", FailWorkflow: "failed", CancelWorkflow: "cancelled"}
+_CLOSING = {
+    CompleteWorkflow: "completed",
+    FailWorkflow: "failed",
+    CancelWorkflow: "cancelled",
+    ContinueAsNew: "continued_as_new",
+}
 
 
 class Run:
     """One run.
 
     Attributes:
+      facts(dict): what it was started with beside its input.
+      parent(Run | None): whose child it is; ``parent_close(str)``.
+      told(list): which runs wait for its end, by which command.
       history(list[Event]): what was recorded.
       status(str): as `WorkflowHandle.status` says it.
-      early(list[Event]): what came before its first step.
+      next(Run | None): the run that goes on where this one ended.
       activities, timers, children: what it waits for, by the number of the command.
     """
 
@@ -65,26 +75,47 @@ class Run:
         workflow: Workflow[Any, Any],
         workflow_id: str,
         run_id: str,
-        options: WorkflowOptions,
-        parent: tuple[Run, int] | None = None,
+        payload: bytes,
+        facts: dict[str, Any],
+        *,
+        parent: Run | None = None,
+        parent_close: str = "terminate",
+        told: list[tuple[Run, int]] | None = None,
+        delay_ms: int = 0,
+        deadline: int | None = None,
+        early: list[Event] | None = None,
     ) -> None:
         self.environment = environment
         self.workflow = workflow
         self.workflow_id = workflow_id
         self.run_id = run_id
-        self.options = options
+        self.facts = facts
         self.parent = parent
+        self.parent_close = parent_close
+        self.told = told if told is not None else []
         self.status = "running"
         self.started_at = environment.now()
         self.closed_at: datetime | None = None
-        self.history: list[Event] = []
-        self.early: list[Event] = []
+        self.next: Run | None = None
         self.keys: set[str] = set()
         self.activities: dict[int, ScheduledActivity] = {}
         self.timers: dict[int, Entry] = {}
         self.children: dict[int, Run] = {}
         self.mocks: dict[int, Turns] = {}
         self.execution = self.fresh()
+        begins = environment.now_ms + delay_ms
+        self.history = [Event(1, events.WORKFLOW_STARTED, begins, None, workflow.name, payload, facts or None)]
+        self._early: list[Event] = early or []
+        self._unseen: list[Event] = self._early
+        self._begun = False
+        self._begin_at = environment.at(begins, self._begin)
+        if facts.get("execution_timeout") and deadline is None:
+            deadline = begins + facts["execution_timeout"]
+        self.deadline = deadline
+        limits = [] if facts.get("run_timeout") is None else [begins + facts["run_timeout"]]
+        limits += [] if deadline is None else [deadline]
+        self._limit = environment.at(min(limits), self._expire) if limits else None
+        environment.add(self)
 
     def fresh(self) -> Execution:
         """A new execution of this run, which knows nothing of its history."""
@@ -92,35 +123,42 @@ class Run:
 
     def info(self) -> Info:
         """What the run is told of itself at its beginning."""
-        parent = None if self.parent is None else Parent(self.parent[0].workflow_id, self.parent[0].run_id)
+        parent = None if self.parent is None else Parent(self.parent.workflow_id, self.parent.run_id)
         name, queue_name = self.workflow.name, self.workflow.queue_name
         return Info(self.workflow_id, self.run_id, name, queue_name, started_at=self.started_at, parent=parent)
 
-    def begin(self, payload: bytes) -> None:
-        """Have it take its first step, now or after its delay."""
-        facts = self.options.facts()
-        attributes = None if facts is None else json.loads(facts)
-        event = Event(0, events.WORKFLOW_STARTED, 0, None, self.workflow.name, payload, attributes)
-        self.environment.at(self.environment.now_ms + self.options.delay_ms, lambda: self.take(event))
-
     def take(self, event: Event) -> None:
-        """Give the run an event, and do what comes of it."""
+        """Give the run an event, and do what comes of it; the run that goes on for it, where it has ended."""
         if self.status != "running":
+            if self.next is not None and event.type in (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED):
+                self.next.take(event)
+        elif self._begun:
+            self._step([event])
+        else:
+            self._early.append(event)
+            if event.type == events.CANCEL_REQUESTED:
+                self._begin()
+
+    def _begin(self) -> None:
+        """Take the first step."""
+        if self.status != "running" or self._begun:
             return
+        self._begun = True
+        self._begin_at.dropped = True
+        self._step([event for _, event in in_order([(0, self.history[0]), *((0, event) for event in self._early)])])
+
+    def _step(self, news: list[Event]) -> None:
         execution = self.execution
-        if not self.history and event.type != events.WORKFLOW_STARTED:
-            self.early.append(event)
-            return
-        news = [event]
-        if not self.history:
-            news += self.early
-        for each in news:
-            step = execution.step(each._replace(at=self.environment.now_ms))
-            self.history += step.events
+        while news:
+            event = news.pop(0)
+            first = event.type == events.WORKFLOW_STARTED
+            step = execution.step(event._replace(at=self.environment.now_ms))
+            self.history[len(self.history) - first :] = step.events
             for command in step.commands:
+                self._unseen = news
                 self.carry_out(command)
             if execution.closed:
-                break
+                return
             news += [computed(asked)._replace(at=self.environment.now_ms) for asked in execution.computations()]
 
     def carry_out(self, command: Command) -> None:
@@ -135,35 +173,95 @@ class Run:
 
     def end(self, status: str, type: str, reason: str | None) -> None:
         """Close the run from outside, without a word to its code."""
-        last = self.history[-1] if self.history else None
-        event_id = last.event_id + 1 if last is not None else 1
-        facts = {"reason": reason}
-        self.history.append(Event(event_id, type, self.environment.now_ms, None, None, None, facts))
+        event_id = self.history[-1].event_id + 1
+        self.history.append(Event(event_id, type, self.environment.now_ms, None, None, None, {"reason": reason}))
         self.execution.evict()
         self.close(status)
 
+    def _expire(self) -> None:
+        if self.status == "running":
+            whole = self.deadline is not None and self.environment.now_ms >= self.deadline
+            self.end("timed_out", "WorkflowTimedOut", "execution_timeout" if whole else "run_timeout")
+
     def close(self, status: str) -> None:
-        """The run has ended: so does what it waits for, and whoever waits for it is told."""
+        """The run has ended: so does what it waits for; another goes on for it, or whoever waits for it is told."""
+        environment = self.environment
         self.status = status
-        self.closed_at = self.environment.now()
-        for timer in self.timers.values():
-            timer.dropped = True
+        self.closed_at = environment.now()
+        for entry in (*self.timers.values(), self._begin_at, self._limit):
+            if entry is not None:
+                entry.dropped = True
         for activity in list(self.activities.values()):
             activity.cancel()
         for child in self.children.values():
-            if child.status == "running":
-                if child.options.parent_close == "terminate":
+            child = child.latest()
+            if child.status == "running" and child.parent is self:
+                if child.parent_close == "terminate":
                     child.end("terminated", "WorkflowTerminated", "its parent closed")
-                elif child.options.parent_close == "cancel":
-                    self.environment.post(child, Event(0, events.CANCEL_REQUESTED, 0))
-        if self.parent is not None:
-            run, seq = self.parent
-            last = self.history[-1]
-            self.environment.post(
-                run, Event(0, _ENDS[status], 0, seq, self.workflow.name, last.payload, last.attributes)
-            )
-        if status in _CLOSING.values():
-            self.environment.closed(self)
+                elif child.parent_close == "cancel":
+                    environment.post(child, Event(0, events.CANCEL_REQUESTED, 0))
+        last = self.history[-1]
+        self._go_on(last)
+        if self.next is None:
+            for run, seq in self.told:
+                event = Event(0, _ENDS[status], 0, seq, self.workflow.name, last.payload, last.attributes)
+                environment.post(run, event)
+        if self.execution.closed:
+            environment.closed(self)
+
+    def latest(self) -> Run:
+        """This run, or the last of those that went on for it."""
+        run = self
+        while run.next is not None:
+            run = run.next
+        return run
+
+    def _go_on(self, last: Event) -> None:
+        """Start the run that goes on where this one ended, if one does."""
+        closing = last.attributes or {}
+        if self.status == "continued_as_new":
+            facts, payload, delay = closing["facts"], last.payload, closing.get("delay_ms", 0)
+        else:
+            again = self._next_attempt(closing)
+            if again is None:
+                return
+            facts, delay = again
+            payload = self.history[0].payload
+        facts = {**facts, "previous": self.run_id}
+        unread = [self.history[event_id - 1] for event_id in closing.get("unread", ())]
+        never_given = [e for e in self._unseen if e.type in (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED)]
+        self.next = Run(
+            self.environment,
+            self.workflow,
+            self.workflow_id,
+            self.environment.new_id(),
+            payload or encode_call((), {}),
+            facts,
+            parent=self.parent,
+            parent_close=self.parent_close,
+            told=self.told,
+            delay_ms=delay,
+            deadline=self.deadline,
+            early=[event._replace(seq=None) for event in (*unread, *never_given)],
+        )
+
+    def _next_attempt(self, closing: dict[str, Any]) -> tuple[dict[str, Any], int] | None:
+        """The facts of the attempt that follows, and in how many milliseconds."""
+        policy = self.facts.get("retry")
+        attempt = self.facts.get("attempt", 1)
+        if policy is None or is_last(policy, attempt):
+            return None
+        if self.status == "timed_out":
+            cancelled = any(event.type == events.CANCEL_REQUESTED for event in self.history)
+            if closing["reason"] != "run_timeout" or cancelled:
+                return None
+        elif self.status != "failed" or not closing["failure"]["retryable"]:
+            return None
+        asked = closing.get("retry_delay_ms")
+        delay = delay_after(policy, attempt) if asked is None else asked
+        if self.deadline is not None and self.environment.now_ms + delay >= self.deadline:
+            return None
+        return {**self.facts, "attempt": attempt + 1}, delay
 
     def replayed(self) -> None:
         """Replay the history from its beginning.
@@ -216,19 +314,36 @@ class Run:
                 f"the workflow {self.workflow.name!r} starts the workflow {name!r}, and its code is not here: "
                 f"mock it, Environment(mocks={{{name!r}: function}})."
             )
-        options = options_of(command)
+        options = command.options
         try:
-            existing = environment.place(workflow, options)
+            existing = environment.place(
+                command.workflow_id, options.get("id_conflict", "fail"), options.get("id_reuse", "allow")
+            )
         except WorkflowAlreadyStarted:
             environment.post(self, Event(0, events.CHILD_START_FAILED, 0, seq, name))
             return
         if existing is not None:
+            existing.told.append((self, seq))
             self.children[seq] = existing
             return
-        child = Run(environment, workflow, command.workflow_id, command.run_id, options, (self, seq))
-        self.children[seq] = child
-        environment.add(child)
-        child.begin(payload)
+        self.children[seq] = Run(
+            environment,
+            workflow,
+            command.workflow_id,
+            command.run_id,
+            payload,
+            options.get("facts", {}),
+            parent=self,
+            parent_close=options.get("parent_close", "terminate"),
+            told=[(self, seq)],
+            delay_ms=options.get("delay_ms", 0),
+        )
+
+    def _await_child(self, command: AwaitChildStart) -> None:
+        child = self.children.get(command.child)
+        if child is not None or command.child in self.mocks:
+            facts = {"child": command.child} if child is None else {"child": command.child, "run_id": child.run_id}
+            self.environment.post(self, Event(0, events.CHILD_START_CONFIRMED, 0, command.seq, None, None, facts))
 
     def _mocked_child(
         self, command: StartChild, mock: Callable[..., Any], workflow: Workflow[Any, Any] | None, payload: bytes
@@ -262,7 +377,7 @@ class Run:
         assert command.seq is not None
         child = self.children.get(command.seq)
         if child is not None:
-            self.environment.post(child, Event(0, events.CANCEL_REQUESTED, 0))
+            self.environment.post(child.latest(), Event(0, events.CANCEL_REQUESTED, 0))
         elif self.mocks.pop(command.seq, None) is not None:
             self.environment.post(self, Event(0, events.CHILD_CANCELLED, 0, command.seq, command.name))
 
@@ -271,7 +386,7 @@ class Run:
     def waits_for(self) -> str:
         """What the run waits for, in words."""
         found = [f"the activity {a.name!r}" for a in self.activities.values()]
-        found += [f"the child {c.workflow_id!r}" for c in self.children.values() if c.status == "running"]
+        found += [f"the child {c.workflow_id!r}" for c in self.children.values() if c.latest().status == "running"]
         found += [f"{len(self.timers)} timers"] if self.timers else []
         return ", ".join(found) or "a signal or a condition"
 
@@ -284,15 +399,8 @@ _CARRIERS: dict[type[Command], Callable[[Run, Any], None]] = {
     CancelTimer: Run._cancel_timer,
     StartChild: Run._child,
     CancelChild: Run._cancel_child,
+    AwaitChildStart: Run._await_child,
 }
-
-
-def options_of(command: StartChild) -> WorkflowOptions:
-    """The options that a child's start command carries."""
-    given = dict(command.options)
-    given["delay"] = given.pop("delay_ms", 0)
-    given.update(given.pop("facts", {}))
-    return WorkflowOptions().updated(command.name or "", {**given, "workflow_id": command.workflow_id})
 
 
 def time_of(ms: int) -> datetime:

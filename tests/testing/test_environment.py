@@ -93,7 +93,7 @@ def test_a_delayed_start_and_what_comes_before_it(env: Environment) -> None:
     began = env.now()
     handle = env.start(later.options(delay=timedelta(hours=1)))
     handle.signal("go", 1)
-    assert handle.history() == []
+    assert types(handle) == ["WorkflowStarted"]
     at, signal = handle.result()
     assert datetime.fromisoformat(at) == began + timedelta(hours=1)
     assert signal == 1
@@ -666,3 +666,82 @@ def test_nothing_is_left_of_an_environment() -> None:
         assert handle.status() == "running"
         assert [t for t in threading.enumerate() if t.name == "durable-activity"]
     assert not [t for t in threading.enumerate() if t.name == "durable-activity"]
+
+
+# --- life cycle ------------------------------------------------------------------------------------------------
+
+
+def test_continue_as_new_takes_unread_signals_along(env: Environment) -> None:
+    @durable.workflow
+    async def counts(n: int) -> Any:
+        first = await durable.wait_for_signal("go")
+        if n < 3:
+            await durable.sleep("1 day")
+            durable.continue_as_new(n + 1)
+        return n, first
+
+    handle = env.start(counts.options(workflow_id="chain", memo={"kept": True}), 1)
+    for value in "abc":
+        handle.signal("go", value)
+    assert handle.result() == [3, "c"]
+    assert handle.status() == "continued_as_new"
+    latest = env.get_handle("chain")
+    assert latest.status() == "completed"
+    assert latest.describe().memo == {"kept": True}
+    assert latest.run_id is None
+
+
+def test_timeouts_and_retries_of_workflows(env: Environment) -> None:
+    @durable.workflow
+    async def flaky() -> Any:
+        attempt = durable.info().attempt
+        if attempt == 1:
+            raise ConnectionError("busy")
+        if attempt == 2:
+            await durable.sleep("1 hour")
+        return attempt
+
+    began = env.now()
+    policy = durable.RetryPolicy(initial_interval=10, maximum_attempts=3)
+    assert env.run(flaky.options(retry=policy, run_timeout=60)) == 3
+    assert (env.now() - began).total_seconds() == 10 + 60 + 20
+    with pytest.raises(durable.WorkflowFailed, match="busy"):
+        env.run(flaky)
+    with pytest.raises(durable.WorkflowTimedOut, match="execution_timeout"):
+        env.run(flaky.options(retry=policy, execution_timeout=60))
+
+
+def test_children_that_are_awaited_followed_and_go_on(env: Environment) -> None:
+    @durable.workflow
+    async def child(n: int) -> int:
+        await durable.sleep(10)
+        if n:
+            durable.continue_as_new(n - 1)
+        return 7
+
+    @durable.workflow
+    async def parent() -> list[Any]:
+        handle = child.options(workflow_id="kid").start(2)
+        await handle.started()
+        same = child.options(workflow_id="kid", id_conflict="use_existing").start(5)
+        taken = child.options(workflow_id="kid").start(5)
+        with pytest.raises(durable.WorkflowAlreadyStarted):
+            await taken.started()
+        return [await handle, await same]
+
+    handle = env.start(parent)
+    assert handle.result() == [7, 7]
+    assert {c.workflow_id for c in handle.children()} == {"kid"}
+    assert handle.children()[0].result() == 7
+
+
+def test_a_cancel_does_not_wait_for_a_delayed_start(env: Environment) -> None:
+    @durable.workflow
+    async def later() -> None:
+        await durable.sleep(1)
+
+    began = env.now()
+    handle = env.start(later.options(delay=3_600_000))
+    handle.cancel()
+    assert handle.status() == "cancelled"
+    assert env.now() == began

@@ -30,6 +30,8 @@ async def order(cents: int) -> str:
 """
 
 TESTS = """
+import threading
+
 import dramatiq
 import psycopg
 import pytest
@@ -65,7 +67,7 @@ def test_everything_is_as_before():
     assert dramatiq.get_broker() is shop.broker
     assert shop.charge.actor.broker is shop.broker
     assert shop.order.broker is shop.broker
-    assert not [t for t in __import__("threading").enumerate() if "durable" in t.name.lower()]
+    assert not [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
 """
 
 
