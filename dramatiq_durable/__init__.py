@@ -1,6 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
-from . import rate_limits, results, schedules
+from . import escalations, rate_limits, results, schedules
 from .abort import (
     aabort,
     abort,
@@ -20,6 +20,9 @@ from .errors import (
     ChildWorkflowFailed,
     DatabaseUnavailable,
     DurableError,
+    EscalationCancelled,
+    EscalationConflict,
+    EscalationNotFound,
     Failure,
     ForbiddenInWorkflow,
     ImportFailed,
@@ -64,6 +67,9 @@ from .workflow.definition import (
     activity,
     activity_stub,
     workflow,
+)
+from .workflow.escalating import (
+    escalate,
 )
 from .workflow.handle import (
     Description,
@@ -110,6 +116,9 @@ __all__ = [
     "Description",
     "DurableBroker",
     "DurableError",
+    "EscalationCancelled",
+    "EscalationConflict",
+    "EscalationNotFound",
     "Failure",
     "ForbiddenInWorkflow",
     "HistoryEvent",
@@ -149,6 +158,8 @@ __all__ = [
     "activity_stub",
     "continue_as_new",
     "deprecate_patch",
+    "escalate",
+    "escalations",
     "get_handle",
     "info",
     "is_replaying",

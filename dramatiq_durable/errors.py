@@ -153,6 +153,28 @@ class WorkflowAlreadyStarted(DurableError):
     """A live run has this workflow id; choose another id or another ``id_conflict``."""
 
 
+class EscalationCancelled(DurableError):
+    """Raised where a workflow awaits an escalation that was cancelled from outside."""
+
+
+class EscalationConflict(DurableError):
+    """An escalation is closed already, or somebody else has claimed it: this call changed nothing.
+
+    Attributes:
+      status(str): how it stands: waiting, claimed, resolved, cancelled or timed_out.
+      claimed_by(str | None): who has claimed it.
+    """
+
+    def __init__(self, message: str, status: str, claimed_by: str | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.claimed_by = claimed_by
+
+
+class EscalationNotFound(DurableError):
+    """There is no escalation of this id, or this login may not see it."""
+
+
 class WorkflowClosed(DurableError):
     """The run has ended and takes no more signals."""
 

@@ -122,6 +122,32 @@ class Procedures:
         """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
         return self._call(conn, "list_schedules", name)
 
+    def get_escalation(self, conn: Connection, id: bytes) -> str | None:
+        """One escalation as JSON, or None when it is missing or foreign."""
+        found = self._call(conn, "get_escalation", Uuid(id))[0][0]
+        return None if found is None else str(found)
+
+    def list_escalations(
+        self,
+        conn: Connection,
+        role: str | None,
+        status: str | None,
+        subject: str | None,
+        type: str | None,
+        run_id: bytes | None,
+        metadata: str | None,
+        limit: int,
+    ) -> list[str]:
+        """Escalations as JSON, by priority and then age."""
+        run = None if run_id is None else Uuid(run_id)
+        return [
+            row[0] for row in self._call(conn, "list_escalations", role, status, subject, type, run, metadata, limit)
+        ]
+
+    def count_escalations(self, conn: Connection, role: str | None) -> tuple[int, ...]:
+        """How many are waiting, claimed, resolved, cancelled, timed out."""
+        return self._call(conn, "count_escalations", role)[0]
+
     def get_results(
         self, conn: Connection, wanted: Sequence[Wanted], channel: bytes | None = None, wait: int = 0
     ) -> dict[Wanted, bytes]:

@@ -19,6 +19,8 @@ GRANT EXECUTE ON FUNCTION
     {schema}.save_schedule, {schema}.control_schedule, {schema}.fire_by_hand, {schema}.list_schedules,
     {schema}.schedules_of_leases, {schema}.fire_schedules,
     {schema}.abort_message, {schema}.report_running,
+    {schema}.change_escalation, {schema}.claim_escalation, {schema}.get_escalation, {schema}.list_escalations,
+    {schema}.count_escalations, {schema}.resolve_escalation,
     {schema}.expire_runs, {schema}.reset_run, {schema}.list_children
 TO {worker};
 

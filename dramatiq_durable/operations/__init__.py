@@ -6,6 +6,7 @@ An operation is one item; all items of one kind in a batch become one call of a 
 from .advancing import Advance, Child, Send
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .calls import by_kind, calls_of, parts_of, size_of
+from .escalating import ChangeEscalation, ClaimEscalation
 from .living import ExpireRun, ResetRun
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
@@ -28,8 +29,10 @@ __all__ = [
     "Ack",
     "Advance",
     "Bury",
+    "ChangeEscalation",
     "Child",
     "Claim",
+    "ClaimEscalation",
     "CompleteActivity",
     "Context",
     "ControlSchedule",

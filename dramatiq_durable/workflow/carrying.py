@@ -25,9 +25,11 @@ from .commands import (
     CompleteWorkflow,
     ContinueAsNew,
     FailWorkflow,
+    OpenEscalation,
     ScheduleActivity,
     StartChild,
     StartTimer,
+    WithdrawEscalation,
 )
 from .converter import loads
 from .events import Event
@@ -96,6 +98,10 @@ class Carrier:
         ms = command.ms if due is None else max(0, due - now_ms())
         advance.sends.append(Send("w", stream_id, command.seq, info.name, TASK_PRIORITY, ms, b""))
 
+    def _escalation(self, command: OpenEscalation, advance: Advance, execution: Execution) -> None:
+        if command.ms is not None:
+            self._timer(StartTimer(command.seq, ms=command.ms), advance, execution)
+
     def _withdraw(self, command: Command, advance: Advance, execution: Execution) -> None:
         """Withdraw a command's message; one that this very step sends is not sent."""
         assert command.seq is not None
@@ -155,6 +161,8 @@ _CARRIERS: dict[type[Command], Callable[[Carrier, Any, Advance, Execution], Even
     CancelTimer: Carrier._withdraw,
     StartChild: Carrier._child,
     CancelChild: Carrier._cancel_child,
+    OpenEscalation: Carrier._escalation,
+    WithdrawEscalation: Carrier._withdraw,
 }
 
 

@@ -24,6 +24,9 @@ CHILD_START_FAILED: Final = "ChildStartFailed"
 ACTIVITY_TIMED_OUT: Final = "ActivityTimedOut"
 LOCAL_ACTIVITY_COMPLETED: Final = "LocalActivityCompleted"
 SIDE_EFFECT_RECORDED: Final = "SideEffectRecorded"
+ESCALATION_RESOLVED: Final = "EscalationResolved"
+ESCALATION_CANCELLED: Final = "EscalationCancelled"
+ESCALATION_TIMED_OUT: Final = "EscalationTimedOut"
 CHILD_START_CONFIRMED: Final = "ChildStartConfirmed"
 WORKFLOW_RESET: Final = "WorkflowReset"
 CANCEL_REQUESTED: Final = "CancelRequested"
@@ -37,6 +40,9 @@ TIMER_CANCELLED: Final = "TimerCancelled"
 CHILD_STARTED: Final = "ChildStarted"
 CHILD_START_AWAITED: Final = "ChildStartAwaited"
 CHILD_CANCEL_REQUESTED: Final = "ChildCancelRequested"
+ESCALATION_OPENED: Final = "EscalationOpened"
+# The code took it back; those outside read that it was cancelled.
+ESCALATION_WITHDRAWN: Final = "EscalationWithdrawn"
 PATCH_RECORDED: Final = "PatchRecorded"
 WORKFLOW_COMPLETED: Final = "WorkflowCompleted"
 WORKFLOW_FAILED: Final = "WorkflowFailed"
@@ -59,6 +65,9 @@ INPUT_TYPES: Final = frozenset(
         ACTIVITY_TIMED_OUT,
         LOCAL_ACTIVITY_COMPLETED,
         SIDE_EFFECT_RECORDED,
+        ESCALATION_RESOLVED,
+        ESCALATION_CANCELLED,
+        ESCALATION_TIMED_OUT,
         CHILD_START_CONFIRMED,
         WORKFLOW_RESET,
         CANCEL_REQUESTED,
@@ -66,6 +75,8 @@ INPUT_TYPES: Final = frozenset(
 )
 """Events that are applied to a run."""
 
+ESCALATION_ANSWERS: Final = frozenset({ESCALATION_RESOLVED, ESCALATION_CANCELLED})
+"""What was said from outside to an escalation."""
 RESETTABLE_TYPES: Final = INPUT_TYPES - {WORKFLOW_RESET}
 """Events with which a step begins that can be taken again."""
 

@@ -371,6 +371,7 @@ _PAYLOADS = {
     "ActivityScheduled": "input",
     "ChildStarted": "input",
     "SignalReceived": "payload",
+    "EscalationOpened": "payload",
 }
 
 
@@ -387,5 +388,9 @@ def _public(event: Event) -> HistoryEvent:
         value = loads(event.payload)
         attributes[_PAYLOADS.get(event.type, "result")] = value
     return HistoryEvent(
-        event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
+        event.event_id,
+        "EscalationCancelled" if event.type == "EscalationWithdrawn" else event.type,
+        event.name,
+        datetime.fromtimestamp(event.at / 1000, UTC),
+        attributes,
     )

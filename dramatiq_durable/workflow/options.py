@@ -34,7 +34,7 @@ def check_name(name: str, what: str) -> str:
     Raises:
       InvalidName: it is not.
     """
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not _storable(name):
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or not storable(name):
         shown = repr(name) if len(repr(name)) <= 60 else repr(name)[:60] + "..."
         raise InvalidName(f"{what} is 1 to {MAX_NAME} characters of text without NUL, not {shown}.")
     return name
@@ -58,7 +58,7 @@ def _signature(fn: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(fn)
 
 
-def _storable(text: str) -> bool:
+def storable(text: str) -> bool:
     """Whether Postgres can keep it: no NUL, no half of a surrogate pair."""
     return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
 

@@ -349,6 +349,11 @@ class Execution:
         """Whether the outcome of command ``seq`` is still waited for."""
         return seq in self._pending
 
+    def due(self, seq: int) -> str:
+        """The type of the event with which a timer of command ``seq``, whose outcome is waited for, answers it."""
+        pending = self._pending[seq]
+        return pending.due if isinstance(pending, CommandFuture) else events.TIMER_FIRED
+
     def child_ids(self, seq: int) -> tuple[str, str]:
         """Return the default workflow id and the run id of the child that command ``seq`` starts."""
         return self.lineage.child_ids(self._base.workflow_id, seq)

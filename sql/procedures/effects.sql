@@ -11,6 +11,12 @@ BEGIN
     CASE p_type
         WHEN 'SearchUpserted' THEN
             NULL;
+        WHEN 'EscalationOpened' THEN
+            PERFORM {schema}.open_escalation(p_run, p_seq, p_name, p_payload, p_attributes);
+        WHEN 'EscalationTimedOut' THEN
+            PERFORM {schema}.take_back_escalation(p_run, p_seq, 'timed_out');
+        WHEN 'EscalationWithdrawn' THEN
+            PERFORM {schema}.take_back_escalation(p_run, p_seq, 'cancelled');
         WHEN 'ChildStartAwaited' THEN
             PERFORM {schema}.confirm_child(p_run, p_seq, (p_attributes ->> 'child')::int);
     END CASE;

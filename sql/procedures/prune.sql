@@ -84,6 +84,7 @@ BEGIN
     GET DIAGNOSTICS events = ROW_COUNT;
     DELETE FROM {schema}.inbox i USING unnest(v_gone) g (id) WHERE i.run_id = g.id;
     DELETE FROM {schema}.signal_key k USING unnest(v_gone) g (id) WHERE k.run_id = g.id;
+    DELETE FROM {schema}.escalation o USING unnest(v_gone) g (id) WHERE o.run_id = g.id;
     DELETE FROM {schema}.waiter w USING unnest(v_gone) g (id) WHERE w.run_id = g.id;
     DELETE FROM {schema}.run r USING unnest(v_gone) g (id) WHERE r.run_id = g.id;
     GET DIAGNOSTICS runs = ROW_COUNT;

@@ -348,6 +348,7 @@ BEGIN
             PERFORM {schema}.tell_parent(v_follower.follower_run_id, v_follower.seq, v_run);
         END LOOP;
     END IF;
+    PERFORM {schema}.cancel_escalations(p_run);
     DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP

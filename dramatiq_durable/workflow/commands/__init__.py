@@ -4,6 +4,7 @@ from .activities import ActivityCall, ActivityHandle, CancelActivity, RequestAct
 from .base import Answer, Call, Cancellation, Command, CommandFuture
 from .children import AwaitChildStart, CancelChild, ChildCall, ChildHandle, ChildStartCall, StartChild
 from .closing import CancelWorkflow, CompleteWorkflow, ContinueAsNew, FailWorkflow
+from .escalations import EscalationCall, OpenEscalation, WithdrawEscalation
 from .local import Compute, ComputeCall
 from .patches import RecordPatch
 from .timers import CancelTimer, StartTimer, TimerCall
@@ -28,11 +29,14 @@ __all__ = [
     "Compute",
     "ComputeCall",
     "ContinueAsNew",
+    "EscalationCall",
     "FailWorkflow",
+    "OpenEscalation",
     "RecordPatch",
     "RequestActivityCancel",
     "ScheduleActivity",
     "StartChild",
     "StartTimer",
     "TimerCall",
+    "WithdrawEscalation",
 ]
