@@ -141,9 +141,7 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         self.environment.settle()
 
     def reset(self, to_event: int) -> WorkflowHandle[R]:
-        raise DurableError(
-            "an Environment resets no runs: test that with the fixture durable_broker."
-        )
+        raise DurableError("an Environment resets no runs: test that with the fixture durable_broker.")
 
     # --- inside -------------------------------------------------------------------------------------------
 
