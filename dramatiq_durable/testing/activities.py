@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -127,12 +128,17 @@ class ScheduledActivity:
             return None, True
         delivery.retry = None
         delivery.failed = False
-        middleware = [m for m in self.stage.middleware if isinstance(m, Retries)]
-        for each in middleware:
-            try:
-                raise error  # the middleware formats the exception that is being handled
-            except BaseException:
-                each.after_process_message(self.stage, delivery, exception=error)
+        chance = random.getstate()
+        random.seed(f"{self.run.run_id}:{self.seq}:{self.attempt}")  # Dramatiq's backoff is random: not in a test
+        try:
+            for each in self.stage.middleware:
+                if isinstance(each, Retries):
+                    try:
+                        raise error  # the middleware formats the exception that is being handled
+                    except BaseException:
+                        each.after_process_message(self.stage, delivery, exception=error)
+        finally:
+            random.setstate(chance)
         return delivery.retry, delivery.failed
 
     def _answer(self, type: str, payload: bytes | None, failure: dict[str, Any] | None = None) -> None:

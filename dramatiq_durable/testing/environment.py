@@ -264,6 +264,9 @@ class Environment:
         runs = [run for run in self._runs.values() if run.workflow_id == workflow_id]
         return next((run for run in runs if run.status == "running"), runs[-1] if runs else None)
 
+    def stepped(self, run: Run) -> None:
+        """A run waits again; for tests of the engine itself."""
+
     def closed(self, run: Run) -> None:
         """A run has ended by its own code."""
         if self._replay:

@@ -160,6 +160,18 @@ class Run:
             if execution.closed:
                 return
             news += [computed(asked)._replace(at=self.environment.now_ms) for asked in execution.computations()]
+        self.environment.stepped(self)
+
+    def reload(self) -> None:
+        """Drop the run from memory, and make it again from its history, as another worker would.
+
+        Raises:
+          Nondeterminism: the code does not do what it did.
+        """
+        execution = self.fresh()
+        execution.replay(self.history)
+        self.execution.evict()
+        self.execution = execution
 
     def carry_out(self, command: Command) -> None:
         """Do what a command means."""

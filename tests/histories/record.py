@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import uuid
@@ -26,10 +27,8 @@ def record(broker: durable.DurableBroker, name: str, feature: Feature) -> str:
     handle = feature.talk(handle) or handle
     handle = durable.get_handle(run_id=handle.run_id or handle.describe().run_id, broker=broker)
     if feature.fails:
-        try:
+        with contextlib.suppress(durable.DurableError):
             handle.result(timeout=30)
-        except durable.DurableError:
-            pass
     else:
         handle.result(timeout=30)
     text = exported(broker, handle)

@@ -1,4 +1,4 @@
-"""The workflows whose histories are kept, and what is said to their runs.  Nothing in here is ever changed: only added."""
+"""The workflows whose histories are kept, and what is said to their runs.  Nothing here is ever changed: only added."""
 
 from __future__ import annotations
 
