@@ -29,8 +29,8 @@ def generate(seed: int, *, races: bool = True, depth: int = 4) -> Program:
 
     def node(depth: int) -> Program:
         if depth == 0 or source.random() < 0.15:
-            kind = source.choice(LEAVES)
-            return [kind, source.randrange(8)]
+            kind = source.choice(leaves)
+            return [kind, source.randrange(numbers)]
         kind = source.choice(sorted(trees))
         most = trees[kind]
         parts = [node(depth - 1) for _ in range(1 if most == 1 else source.randint(1, most))]
