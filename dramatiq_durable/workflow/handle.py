@@ -33,8 +33,9 @@ from ..operations import Post, ResetRun, Terminate
 from ..using import sending
 from .converter import decoders_of, encode, loads
 from .events import Event, described_failure
+from .export import export_history
 from .failures import failure_from_json
-from .info import Parent
+from .info import Info, Parent
 from .replay import current
 from .waiting import Waiters
 
@@ -155,6 +156,27 @@ class WorkflowHandle(Generic[R]):
             # A run has one from its start.
             raise self._not_found()
         return [_public(e) for e in events]
+
+    def export(self) -> str:
+        """The run's history as a JSON text, with all of its values: what `testing.Replayer` replays.
+
+        The format is described in `dramatiq_durable.workflow.export`.  Raises as `describe`.
+        """
+        run_id = self._resolve()
+        key = uuid.UUID(run_id).bytes
+        row = self._row(key)
+        events = self._read(lambda conn: self.broker.procedures.get_history(conn, key))
+        if row is None or not events:
+            raise self._not_found()
+        info = Info(
+            workflow_id=row[1],
+            run_id=run_id,
+            name=row[2],
+            queue_name=row[3],
+            started_at=row[5],
+            parent=None if row[8] is None else Parent(row[11] or "", str(uuid.UUID(bytes=row[8]))),
+        )
+        return export_history(info, events, row[4])
 
     def result(self, timeout: Any = None) -> R:
         """Wait for the run to close; where another goes on for it (continue-as-new, a retry, a reset), for that one.
@@ -319,6 +341,9 @@ class WorkflowHandle(Generic[R]):
 
     async def ahistory(self) -> list[HistoryEvent]:
         return await asyncio.to_thread(self.history)
+
+    async def aexport(self) -> str:
+        return await asyncio.to_thread(self.export)
 
     async def aresult(self, timeout: Any = None) -> R:
         return await asyncio.to_thread(self.result, timeout)

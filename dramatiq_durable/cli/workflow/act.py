@@ -68,9 +68,7 @@ def terminate(
 )
 @option_json
 @click.pass_obj
-def reset(
-    target: Target, workflow_id: str | None, run_id: uuid.UUID | None, to_event: int, as_json: bool
-) -> None:
+def reset(target: Target, workflow_id: str | None, run_id: uuid.UUID | None, to_event: int, as_json: bool) -> None:
     """Take a run up again at an event, as a new run.
 
     Its history up to there is kept, the rest is done anew with the code as it is now; whichever run has the workflow id

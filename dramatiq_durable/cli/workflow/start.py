@@ -51,7 +51,7 @@ def command(
         raise click.UsageError(f"--delay: {e}") from None
     carried = None if memo is None else parse(memo, "--memo")
     if not isinstance(carried, dict | None):
-        raise click.UsageError("--memo is an object in JSON, like '{\"customer\": \"c-7\"}'")
+        raise click.UsageError('--memo is an object in JSON, like \'{"customer": "c-7"}\'')
     check_name(name, "a workflow's name")
     check_queue_name(queue_name)
     if workflow_id is not None:

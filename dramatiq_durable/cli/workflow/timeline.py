@@ -67,7 +67,7 @@ def print_timeline(events: Sequence[HistoryEvent]) -> None:
 def ends_of(events: Sequence[HistoryEvent]) -> dict[int, datetime | None]:
     """When that which an event opened was over (by the event's number); None: it is not, or the run ended first."""
     ends: dict[int, datetime | None] = {}
-    opened: dict[int, int] = {}
+    opened: dict[Any, int] = {}
     for event in events:
         seq = event.attributes.get("seq")
         if event.type in _OPENING:
