@@ -6,17 +6,19 @@ import importlib
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import dramatiq
 
 from ...errors import DurableError, Nondeterminism
-from ...testing import Replayer
 from ...workflow.definition import Workflow
 from ..output import print_json
 from ..target import Target, option_json
 from .which import handle_of, option_run
+
+if TYPE_CHECKING:
+    from ...testing import Replayer
 
 
 @click.command("export")
@@ -47,6 +49,8 @@ def replay(target: Target, files: tuple[Path, ...], modules: tuple[str, ...], as
     Nothing is called but the code of the workflows, and no database is needed.  Exits with status 1 where the code does
     something else than a history says, and shows the first difference.
     """
+    from ...testing import Replayer
+
     replayer = Replayer(workflows_of(target, modules))
     outcomes = [_replay(replayer, file) for file in files]
     if as_json:
