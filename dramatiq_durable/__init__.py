@@ -24,6 +24,7 @@ from .errors import (
     ForbiddenInWorkflow,
     ImportFailed,
     InvalidDefinition,
+    InvalidFilter,
     InvalidName,
     InvalidSchedule,
     LeaseLost,
@@ -48,6 +49,13 @@ from .errors import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
+from .topics import (
+    EventInfo,
+    aunsubscribe,
+    event_info,
+    subscribe,
+    unsubscribe,
+)
 from .using import (
     using,
 )
@@ -62,6 +70,9 @@ from .workflow.definition import (
     activity_stub,
     workflow,
 )
+from .workflow.entity import (
+    Entity,
+)
 from .workflow.handle import (
     Description,
     HistoryEvent,
@@ -69,6 +80,20 @@ from .workflow.handle import (
 )
 from .workflow.info import (
     Info,
+)
+from .workflow.listing import (
+    WorkflowList,
+    WorkflowSummary,
+    abatch_cancel,
+    abatch_signal,
+    abatch_terminate,
+    acount_workflows,
+    alist_workflows,
+    batch_cancel,
+    batch_signal,
+    batch_terminate,
+    count_workflows,
+    list_workflows,
 )
 from .workflow.primitives import (
     deprecate_patch,
@@ -86,6 +111,12 @@ from .workflow.primitives import (
     wait_condition,
     wait_for_signal,
 )
+from .workflow.state import (
+    emit,
+    entity,
+    output,
+    upsert_search,
+)
 
 __version__ = "0.1.0"
 
@@ -101,12 +132,15 @@ __all__ = [
     "Description",
     "DurableBroker",
     "DurableError",
+    "Entity",
+    "EventInfo",
     "Failure",
     "ForbiddenInWorkflow",
     "HistoryEvent",
     "ImportFailed",
     "Info",
     "InvalidDefinition",
+    "InvalidFilter",
     "InvalidName",
     "InvalidSchedule",
     "LeaseLost",
@@ -129,21 +163,38 @@ __all__ = [
     "WorkflowClosed",
     "WorkflowFailed",
     "WorkflowHandle",
+    "WorkflowList",
     "WorkflowNotFound",
+    "WorkflowSummary",
     "WorkflowTerminated",
     "WorkflowTimedOut",
     "aabort",
+    "abatch_cancel",
+    "abatch_signal",
+    "abatch_terminate",
     "abort",
+    "acount_workflows",
     "activity",
     "activity_info",
     "activity_stub",
+    "alist_workflows",
+    "aunsubscribe",
+    "batch_cancel",
+    "batch_signal",
+    "batch_terminate",
+    "count_workflows",
     "deprecate_patch",
+    "emit",
+    "entity",
+    "event_info",
     "get_handle",
     "info",
     "is_replaying",
+    "list_workflows",
     "local",
     "logger",
     "now",
+    "output",
     "patched",
     "random",
     "rate_limits",
@@ -151,7 +202,10 @@ __all__ = [
     "schedules",
     "side_effect",
     "sleep",
+    "subscribe",
     "transaction",
+    "unsubscribe",
+    "upsert_search",
     "using",
     "uuid4",
     "uuid7",

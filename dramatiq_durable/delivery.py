@@ -24,6 +24,9 @@ TASK_KINDS = ("s", "t", "w")
 #: The kind of a schedule's tick: no message for an actor, it says that something is due.
 TICK = "c"
 
+#: The kind of a note to look again whether a run's next event can be sent to a subscriber.
+NOTE = "n"
+
 
 class Delivery(MessageProxy, Interruptible):
     """A message that this process has leased.
@@ -31,7 +34,8 @@ class Delivery(MessageProxy, Interruptible):
     Attributes:
       broker(DurableBroker): whose delivery it is.
       stream_id(int), key(bytes), lease(bytes): where it lies, its row's id, and the token of this delivery.
-      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), s, t, w (tasks of a run).
+      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), e (event of a topic), s, t, w (tasks of a
+        run).
       run_id(str | None), seq(int | None): the run and the command that it belongs to.
       attempt(int): counted from 1.
       reclaimed(bool): it was taken from a dead worker, aborted or redriven: its start has to be recorded.

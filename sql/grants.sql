@@ -18,7 +18,9 @@ GRANT EXECUTE ON FUNCTION
     {schema}.store_result, {schema}.get_results, {schema}.sweep, {schema}.limiter_add, {schema}.limiter_change, {schema}.limiter_change_sum,
     {schema}.save_schedule, {schema}.control_schedule, {schema}.fire_by_hand, {schema}.list_schedules,
     {schema}.schedules_of_leases, {schema}.fire_schedules,
-    {schema}.abort_message, {schema}.report_running
+    {schema}.abort_message, {schema}.report_running,
+    {schema}.get_state, {schema}.read_output, {schema}.list_workflows, {schema}.count_workflows,
+    {schema}.subscribe, {schema}.unsubscribe, {schema}.list_subscriptions, {schema}.finish_events, {schema}.look_again
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).

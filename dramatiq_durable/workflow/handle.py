@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -31,9 +31,11 @@ from ..errors import (
 )
 from ..operations import Post, Terminate
 from ..using import sending
+from .attributes import search_values
 from .converter import decoders_of, encode, loads
 from .events import Event, described_failure
 from .failures import failure_from_json
+from .following import afollow, follow
 from .replay import current
 from .waiting import Waiters
 
@@ -82,6 +84,8 @@ class Description:
     closed_at: datetime | None
     parent: str | None
     memo: dict[str, Any]
+    search: dict[str, Any]
+    entity: dict[str, Any]
     history_length: int
     task_failure: str | None
 
@@ -128,6 +132,7 @@ class WorkflowHandle(Generic[R]):
         if row is None:
             raise self._not_found()
         run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row
+        search, entity = self._read(lambda conn: self.broker.procedures.get_state(conn, run_id))
         return Description(
             workflow_id=workflow_id,
             run_id=str(uuid.UUID(bytes=run_id)),
@@ -138,6 +143,8 @@ class WorkflowHandle(Generic[R]):
             closed_at=None if closed_at is None else closed_at.astimezone(UTC),
             parent=None if parent is None else str(uuid.UUID(bytes=parent)),
             memo=json.loads(memo) if memo else {},
+            search=search_values(search),
+            entity=entity,
             history_length=length,
             task_failure=failure,
         )
@@ -223,6 +230,26 @@ class WorkflowHandle(Generic[R]):
             raise WorkflowTimedOut(f"{what} ran out of its time")
         raise WorkflowTerminated(f"{what} was terminated: {attributes.get('reason') or 'no reason given'}")
 
+    def follow(self, offset: int = 0) -> Iterator[tuple[int, Any]]:
+        """What the run puts out (``await durable.output(value)``), until it closes.
+
+        Parameters:
+          offset(int): where to begin; after a break, one more than the last offset that was seen.
+
+        Returns:
+          Pairs of (offset, value), as they are stored; offsets are counted from 0, and nothing is left out.
+
+        Raises:
+          ValueError: the offset is negative.
+          WorkflowNotFound: there is no such run, or this login may not see it.
+          DatabaseUnavailable: the database stayed away.
+        """
+        return follow(self, offset)
+
+    def afollow(self, offset: int = 0) -> AsyncIterator[tuple[int, Any]]:
+        """As `follow`, for ``async for``; a follower that waits holds no thread."""
+        return afollow(self, offset)
+
     # --- acting -------------------------------------------------------------------------------------------
 
     def signal(self, name: str, payload: Any = None, *, id: str | None = None) -> None:
@@ -258,8 +285,7 @@ class WorkflowHandle(Generic[R]):
     def terminate(self, reason: str | None = None) -> None:
         """End the run at once, without a word to its code.  Raises as `cancel`."""
         outside_of_workflows("terminate a workflow")
-        if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
-            raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
+        check_reason(reason)
         self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
 
     def _post(self, type: str, name: str | None, payload: bytes | None, id: str | None) -> None:
@@ -313,9 +339,25 @@ class WorkflowHandle(Generic[R]):
             raise translate(e) from e
 
 
+def check_reason(reason: str | None) -> None:
+    if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
+        raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
+
+
 def outside_of_workflows(what: str) -> None:
     if current() is not None:
         raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
+
+
+#: What the value of an event is called; of all the others it is the result.
+_VALUES = {
+    "WorkflowStarted": "input",
+    "ActivityScheduled": "input",
+    "ChildStarted": "input",
+    "SignalReceived": "payload",
+    "TopicEmitted": "payload",
+    "OutputWritten": "value",
+}
 
 
 def _public(event: Event) -> HistoryEvent:
@@ -324,8 +366,7 @@ def _public(event: Event) -> HistoryEvent:
         attributes["seq"] = event.seq
     if event.payload is not None:
         value = loads(event.payload)
-        key = {"WorkflowStarted": "input", "ActivityScheduled": "input", "ChildStarted": "input"}.get(event.type)
-        attributes[key or ("payload" if event.type == "SignalReceived" else "result")] = value
+        attributes[_VALUES.get(event.type, "result")] = value
     return HistoryEvent(
         event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
     )

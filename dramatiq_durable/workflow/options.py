@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any, Literal, TypedDict
 
 from ..errors import InvalidName
+from .attributes import check_search
 from .commands import Cancellation
 from .converter import encode
 
@@ -156,6 +157,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
     id_conflict: IdConflict
     id_reuse: IdReuse
     memo: dict[str, Any] | None
+    search: dict[str, Any] | None
     delay: int | timedelta
     parent_close: ParentClose
 
@@ -163,7 +165,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
 
 #: Those that the run itself knows.
-_FACTS = ("memo",)
+_FACTS = ("memo", "search")
 
 
 @dataclass(slots=True, frozen=True)
@@ -175,6 +177,7 @@ class WorkflowOptions:
       id_conflict(str): what to do when a live run has the id.
       id_reuse(str): what to do when only closed runs have it.
       memo(dict | None): JSON that the run carries for people.
+      search(dict | None): search attributes that it begins with, as JSON has them.
       delay_ms(int): milliseconds to wait before the first step.
       parent_close(str): what becomes of it when its parent ends first.
     """
@@ -183,6 +186,7 @@ class WorkflowOptions:
     id_conflict: IdConflict = "fail"
     id_reuse: IdReuse = "allow"
     memo: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
     delay_ms: int = 0
     parent_close: ParentClose = "terminate"
 
@@ -201,6 +205,8 @@ class WorkflowOptions:
             if not isinstance(changes["memo"], dict):
                 raise ValueError(f"memo is a dict, not {changes['memo']!r}.")
             encode(changes["memo"], f"the memo of {name!r}")
+        if changes.get("search") is not None:
+            changes["search"] = {k: v for k, v in check_search(changes["search"]).items() if v is not None}
         if "delay" in changes:
             changes["delay_ms"] = milliseconds("delay", changes.pop("delay"))
         return replace(self, **changes)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from ..errors import Nondeterminism, NotEncodable, PayloadTooLarge
 from . import events, guard
+from .attributes import search_values
 from .commands import (
     CancelTimer,
     CancelWorkflow,
@@ -32,7 +33,7 @@ from .compare import compare, describe
 from .converter import decode_call, encode
 from .events import Event
 from .failures import failure_to_json
-from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
+from .info import START_FACTS, STATE_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
 from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
@@ -264,12 +265,18 @@ class Execution:
         return dataclasses.replace(
             base,
             memo=dict(base.memo),
-            search=dict(base.search),
+            search=search_values(self.search),
             headers=dict(base.headers),
             history_length=self.last_event_id,
             history_bytes=self.history_bytes,
             continue_as_new_suggested=(self.last_event_id >= SUGGESTED_LENGTH or self.history_bytes >= SUGGESTED_BYTES),
         )
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The run's search attributes, as JSON has them."""
+        search: dict[str, Any] = self.state.get("search", {})
+        return search
 
     @property
     def now(self) -> datetime:
@@ -387,6 +394,8 @@ class Execution:
         for fact, value in (event.attributes or {}).items():
             if fact in START_FACTS:
                 setattr(self._base, fact, value)
+            elif fact in STATE_FACTS:
+                self.state[fact] = value
         try:
             args, kwargs = decode_call(event.payload, self._fn) if event.payload is not None else ([], {})
             main = self._fn(*args, **kwargs)

@@ -10,7 +10,13 @@ AS $$
 BEGIN
     CASE p_type
         WHEN 'SearchUpserted' THEN
-            NULL;
+            PERFORM {schema}.upsert_search(p_run, (p_attributes -> 'search')::jsonb);
+        WHEN 'EntityChanged' THEN
+            PERFORM {schema}.change_entity(p_run, p_attributes);
+        WHEN 'TopicEmitted' THEN
+            PERFORM {schema}.emit_to_topic(p_run, p_event, p_name);
+        WHEN 'OutputWritten' THEN
+            PERFORM {schema}.wake_followers(p_run);
     END CASE;
 END
 $$;

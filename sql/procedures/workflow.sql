@@ -155,7 +155,7 @@ DECLARE
     v_eager uuid[];
     v_woken int[] := p_child_stream;
     -- Events that bring something about: see carry_out().
-    v_eventful constant text[] := ARRAY['SearchUpserted'];
+    v_eventful constant text[] := ARRAY['SearchUpserted', 'EntityChanged', 'TopicEmitted', 'OutputWritten'];
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);

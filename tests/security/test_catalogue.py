@@ -22,6 +22,8 @@ WORKER = {
     "limiter_add", "limiter_change", "limiter_change_sum",
     "save_schedule", "control_schedule", "fire_by_hand", "list_schedules", "schedules_of_leases", "fire_schedules",
     "abort_message", "report_running",
+    "get_state", "read_output", "list_workflows", "count_workflows",
+    "subscribe", "unsubscribe", "list_subscriptions", "finish_events", "look_again",
 }
 # fmt: on
 

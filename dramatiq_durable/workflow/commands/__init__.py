@@ -6,18 +6,21 @@ from .children import CancelChild, ChildCall, ChildHandle, StartChild
 from .closing import CancelWorkflow, CompleteWorkflow, FailWorkflow
 from .local import Compute, ComputeCall
 from .patches import RecordPatch
+from .state import Answered, ChangeEntity, EmitTopic, UpsertSearch, WriteOutput
 from .timers import CancelTimer, StartTimer, TimerCall
 
 __all__ = [
     "ActivityCall",
     "ActivityHandle",
     "Answer",
+    "Answered",
     "Call",
     "CancelActivity",
     "CancelChild",
     "CancelTimer",
     "CancelWorkflow",
     "Cancellation",
+    "ChangeEntity",
     "ChildCall",
     "ChildHandle",
     "Command",
@@ -25,6 +28,7 @@ __all__ = [
     "CompleteWorkflow",
     "Compute",
     "ComputeCall",
+    "EmitTopic",
     "FailWorkflow",
     "RecordPatch",
     "RequestActivityCancel",
@@ -32,4 +36,6 @@ __all__ = [
     "StartChild",
     "StartTimer",
     "TimerCall",
+    "UpsertSearch",
+    "WriteOutput",
 ]
