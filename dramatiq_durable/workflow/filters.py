@@ -302,19 +302,25 @@ def compiled(condition: Condition | None) -> dict[str, Any]:
             asked[next(iter(roots))].append(_jsonpath(part, "$"))
         else:
             asked["rest"].append(_jsonpath(part, None))
-            uses |= {"parent" if root == "parent_id" else root for root in roots}
+            uses |= {_USES[root] for root in roots if root in _USES}
     for name, paths in asked.items():
         if paths:
             filter[name] = " && ".join(paths)
     if asked["rest"]:
-        filter["uses"] = sorted(uses & {"search", "entity", "parent"})
+        filter["uses"] = sorted(uses)
     return filter
+
+
+#: What a condition asks of that costs something to come by.
+_USES = {"search": "search", "entity": "entity", "parent_id": "parent", "started_at": "times", "closed_at": "times"}
 
 
 def _flat(condition: Condition) -> Iterator[Condition]:
     if isinstance(condition, All):
         for part in condition.parts:
             yield from _flat(part)
+    elif isinstance(condition, Not) and isinstance(condition.part, Comparison) and condition.part.op == "=":
+        yield Comparison(condition.part.field, "!=", condition.part.value)
     else:
         yield condition
 
@@ -339,6 +345,7 @@ _MANY = {
     "run_id": "run_ids",
     "parent_id": "parents",
 }
+_LIKE = {"workflow_id": "workflow_like", "name": "name_like"}
 
 
 def _by_column(part: Comparison, filter: dict[str, Any]) -> bool:
@@ -346,8 +353,13 @@ def _by_column(part: Comparison, filter: dict[str, Any]) -> bool:
     root, op = part.field.root, part.op
     if root == "started_at" and op != "!=" and op != "in" and part.value is not None:
         return _by_start(op, part.value, filter)
-    if root == "workflow_id" and op == "like":
-        return _by_prefix(part.value, filter)
+    if op == "like" and root in _LIKE and _LIKE[root] not in filter:
+        filter[_LIKE[root]] = "".join(
+            "\\" + p[1] if len(p) == 2 and p[1] in "%_\\" else p[-1] for p in _pattern(part.value)
+        )
+        return True
+    if root == "status" and op == "!=" and part.value is not None:
+        op, part = "in", Comparison(part.field, "in", tuple(s for s in STATUSES if s != part.value))
     if op not in ("=", "in") or root not in _MANY:
         return False
     values = [part.value] if op == "=" else list(part.value)
@@ -389,20 +401,6 @@ def _by_start(op: str, value: str, filter: dict[str, Any]) -> bool:
 
 def _zoned(at: datetime) -> str:
     return time_text(at) + "+00:00"
-
-
-def _by_prefix(pattern: str, filter: dict[str, Any]) -> bool:
-    prefix = _prefix_of(pattern)
-    if not prefix or "prefix" in filter:
-        return False
-    filter["prefix"] = prefix
-    # The first text behind all that begin so.
-    for n in range(len(prefix) - 1, -1, -1):
-        if prefix[n] < "\U0010ffff":
-            after = ord(prefix[n]) + 1
-            filter["prefix_end"] = prefix[:n] + chr(0xE000 if 0xD800 <= after <= 0xDFFF else after)
-            break
-    return True
 
 
 def _prefix_of(pattern: str) -> str | None:

@@ -2,11 +2,11 @@
 --
 -- p_filter is what the client made of a condition; each of its members may be missing, and all that are there must hold:
 --   status, name, workflow_id: equal to a text;  statuses, names, workflow_ids, queues, run_ids: one of a list
---   prefix, prefix_end: the workflow id lies between them, byte by byte
+--   workflow_like, name_like: the workflow id or the name is LIKE it
 --   parents: its parent's run id or workflow id is one of these;  since, before: started at, the end not included
 --   search, entity: a jsonpath that holds of the search attributes or the entity; both have an index for that
---   rest: a jsonpath that holds of all that is known of the run, which is put together for it; uses: of what beside its
---   columns (search, entity, parent)
+--   rest: a jsonpath that holds of all that is known of the run, which is put together for it, as far as it uses it: uses
+--   names what costs something to come by (times, parent, search, entity)
 -- The jsonpath language knows nothing but the value that it is given.  A caller who is no administrator sees the runs of
 -- the streams that he has a grant for.
 
@@ -14,7 +14,7 @@
 CREATE FUNCTION {schema}.read_filter(
     p_filter jsonb,
     OUT status text, OUT statuses text[], OUT name text, OUT names text[], OUT workflow_id text, OUT workflow_ids text[],
-    OUT prefix text, OUT prefix_end text, OUT run_ids uuid[], OUT since timestamptz, OUT before timestamptz,
+    OUT workflow_like text, OUT name_like text, OUT run_ids uuid[], OUT since timestamptz, OUT before timestamptz,
     OUT search jsonpath, OUT entity jsonpath, OUT rest jsonpath, OUT uses text[], OUT streams int[], OUT parents uuid[])
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -27,16 +27,12 @@ BEGIN
     IF octet_length(p_filter::text) > 1048576 THEN
         RAISE EXCEPTION 'a filter has at most 1048576 bytes' USING ERRCODE = '54000';
     END IF;
-    BEGIN
-        SELECT * INTO f FROM jsonb_to_record(coalesce(p_filter, '{}')) x (
-            status text, statuses text[], name text, names text[], workflow_id text, workflow_ids text[], prefix text,
-            prefix_end text, run_ids uuid[], since timestamptz, before timestamptz, search jsonpath, entity jsonpath,
-            rest jsonpath, uses text[], queues text[], parents text[]);
-    EXCEPTION WHEN syntax_error THEN
-        RAISE EXCEPTION 'this filter cannot be read' USING ERRCODE = '22023';
-    END;
+    SELECT * INTO f FROM jsonb_to_record(coalesce(p_filter, '{}')) x (
+        status text, statuses text[], name text, names text[], workflow_id text, workflow_ids text[], workflow_like text,
+        name_like text, run_ids uuid[], since timestamptz, before timestamptz, search jsonpath, entity jsonpath, rest jsonpath,
+        uses text[], queues text[], parents text[]);
     status := f.status; statuses := f.statuses; name := f.name; names := f.names;
-    workflow_id := f.workflow_id; workflow_ids := f.workflow_ids; prefix := f.prefix; prefix_end := f.prefix_end;
+    workflow_id := f.workflow_id; workflow_ids := f.workflow_ids; workflow_like := f.workflow_like; name_like := f.name_like;
     run_ids := f.run_ids; since := f.since; before := f.before;
     search := f.search; entity := f.entity; rest := f.rest; uses := coalesce(f.uses, '{}');
     IF f.queues IS NOT NULL OR NOT v_caller.is_admin THEN
@@ -54,19 +50,16 @@ BEGIN
 END
 $$;
 
--- Internal: what a condition may ask of a run, as one value.  Times are texts of one form, so that they compare as such.
-CREATE FUNCTION {schema}.document_of(p_run {schema}.run, p_queue text, p_search jsonb, p_entity jsonb, p_parent boolean)
+-- Internal: what the parent of a run is called: its run id and its workflow id; NULL where there is none.
+CREATE FUNCTION {schema}.parent_ids(p_parent uuid)
 RETURNS jsonb
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN jsonb_build_object(
-        'workflow_id', p_run.workflow_id, 'run_id', p_run.run_id, 'name', p_run.name, 'status', p_run.status, 'queue_name', p_queue,
-        'started_at', to_char(p_run.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
-        'closed_at', to_char(p_run.closed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US'),
-        'parent_id', CASE WHEN p_parent AND p_run.parent_run_id IS NOT NULL THEN to_jsonb(array_remove(ARRAY[p_run.parent_run_id::text, (
-            SELECT r.workflow_id FROM {schema}.run r WHERE r.run_id = p_run.parent_run_id)], NULL)) END,
-        'search', coalesce(p_search, '{}'), 'entity', coalesce(p_entity, '{}'));
+    IF p_parent IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN to_jsonb(ARRAY[p_parent::text] || ARRAY(SELECT r.workflow_id FROM {schema}.run r WHERE r.run_id = p_parent));
 END
 $$;
 
@@ -96,14 +89,19 @@ BEGIN
           AND (f.name IS NULL OR r.name = f.name) AND (f.names IS NULL OR r.name = ANY (f.names))
           AND (f.workflow_id IS NULL OR r.workflow_id = f.workflow_id)
           AND (f.workflow_ids IS NULL OR r.workflow_id = ANY (f.workflow_ids))
-          AND (f.prefix IS NULL OR r.workflow_id ~>=~ f.prefix) AND (f.prefix_end IS NULL OR r.workflow_id ~<~ f.prefix_end)
+          AND (f.workflow_like IS NULL OR r.workflow_id LIKE f.workflow_like) AND (f.name_like IS NULL OR r.name LIKE f.name_like)
           AND (f.run_ids IS NULL OR r.run_id = ANY (f.run_ids)) AND (f.parents IS NULL OR r.parent_run_id = ANY (f.parents))
           AND (f.since IS NULL OR r.started_at >= f.since) AND (f.before IS NULL OR r.started_at < f.before)
           AND (f.search IS NULL OR t.search @@ f.search) AND (f.entity IS NULL OR t.entity @@ f.entity)
           AND (f.rest IS NULL OR jsonb_path_match(
-                  {schema}.document_of(
-                      r, q.name, CASE WHEN 'search' = ANY (f.uses) THEN t.search END,
-                      CASE WHEN 'entity' = ANY (f.uses) THEN t.entity END, 'parent' = ANY (f.uses)),
+                  jsonb_build_object(
+                      'workflow_id', r.workflow_id, 'run_id', r.run_id, 'name', r.name, 'status', r.status, 'queue_name', q.name,
+                      -- Times are texts of one form, so that they compare as such.
+                      'started_at', CASE WHEN 'times' = ANY (f.uses) THEN to_char(r.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') END,
+                      'closed_at', CASE WHEN 'times' = ANY (f.uses) THEN to_char(r.closed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') END,
+                      'parent_id', CASE WHEN 'parent' = ANY (f.uses) THEN {schema}.parent_ids(r.parent_run_id) END,
+                      'search', CASE WHEN 'search' = ANY (f.uses) THEN coalesce(t.search, '{}') END,
+                      'entity', CASE WHEN 'entity' = ANY (f.uses) THEN coalesce(t.entity, '{}') END),
                   f.rest, '{}', true))
           AND (p_after IS NULL OR CASE
                   WHEN p_descending THEN (CASE WHEN p_by_close THEN coalesce(r.closed_at, 'infinity') ELSE r.started_at END, r.run_id)
@@ -116,6 +114,9 @@ BEGIN
                  CASE WHEN p_by_close AND p_descending THEN coalesce(r.closed_at, 'infinity') END DESC,
                  CASE WHEN NOT p_descending THEN r.run_id END, CASE WHEN p_descending THEN r.run_id END DESC
         LIMIT least(greatest(p_limit, 1), 10001);
+EXCEPTION WHEN syntax_error OR undefined_object THEN
+    -- A jsonpath that is none, or that has variables: no client of ours makes one.
+    RAISE EXCEPTION 'this filter cannot be read' USING ERRCODE = '22023';
 END
 $$;
 
@@ -142,15 +143,23 @@ BEGIN
           AND (f.name IS NULL OR r.name = f.name) AND (f.names IS NULL OR r.name = ANY (f.names))
           AND (f.workflow_id IS NULL OR r.workflow_id = f.workflow_id)
           AND (f.workflow_ids IS NULL OR r.workflow_id = ANY (f.workflow_ids))
-          AND (f.prefix IS NULL OR r.workflow_id ~>=~ f.prefix) AND (f.prefix_end IS NULL OR r.workflow_id ~<~ f.prefix_end)
+          AND (f.workflow_like IS NULL OR r.workflow_id LIKE f.workflow_like) AND (f.name_like IS NULL OR r.name LIKE f.name_like)
           AND (f.run_ids IS NULL OR r.run_id = ANY (f.run_ids)) AND (f.parents IS NULL OR r.parent_run_id = ANY (f.parents))
           AND (f.since IS NULL OR r.started_at >= f.since) AND (f.before IS NULL OR r.started_at < f.before)
           AND (f.search IS NULL OR t.search @@ f.search) AND (f.entity IS NULL OR t.entity @@ f.entity)
           AND (f.rest IS NULL OR jsonb_path_match(
-                  {schema}.document_of(
-                      r, q.name, CASE WHEN 'search' = ANY (f.uses) THEN t.search END,
-                      CASE WHEN 'entity' = ANY (f.uses) THEN t.entity END, 'parent' = ANY (f.uses)),
+                  jsonb_build_object(
+                      'workflow_id', r.workflow_id, 'run_id', r.run_id, 'name', r.name, 'status', r.status, 'queue_name', q.name,
+                      -- Times are texts of one form, so that they compare as such.
+                      'started_at', CASE WHEN 'times' = ANY (f.uses) THEN to_char(r.started_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') END,
+                      'closed_at', CASE WHEN 'times' = ANY (f.uses) THEN to_char(r.closed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US') END,
+                      'parent_id', CASE WHEN 'parent' = ANY (f.uses) THEN {schema}.parent_ids(r.parent_run_id) END,
+                      'search', CASE WHEN 'search' = ANY (f.uses) THEN coalesce(t.search, '{}') END,
+                      'entity', CASE WHEN 'entity' = ANY (f.uses) THEN coalesce(t.entity, '{}') END),
                   f.rest, '{}', true))
         GROUP BY g.value;
+EXCEPTION WHEN syntax_error OR undefined_object THEN
+    -- A jsonpath that is none, or that has variables: no client of ours makes one.
+    RAISE EXCEPTION 'this filter cannot be read' USING ERRCODE = '22023';
 END
 $$;

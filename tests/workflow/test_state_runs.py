@@ -442,6 +442,11 @@ def test_children_are_found_by_their_parent(broker: durable.DurableBroker, start
     start_worker()
     handle = parent.options(workflow_id="p").start()
     handle.result(timeout=10)
-    for where in ("parent_id = 'p'", f"parent_id = '{handle.run_id}'", "parent_id in ('p', 'q')", "parent_id like 'p%'"):
+    for where in (
+        "parent_id = 'p'",
+        f"parent_id = '{handle.run_id}'",
+        "parent_id in ('p', 'q')",
+        "parent_id like 'p%'",
+    ):
         assert [run.name for run in durable.list_workflows(where)] == ["child"] * 2, where
     assert durable.count_workflows("parent_id = null and name = 'parent'") == 1
