@@ -125,9 +125,7 @@ def scalar(kind: str, scene: Scene, rng: random.Random) -> str:
     if kind == "jsonb":
         return rng.choice(["[]", "{}", "null", "1", '"x"', "[[[[]]]]", "[1e400]", '{"eta": "x", "": null}', "{"])
     if kind == "timestamp with time zone":
-        return rng.choice(
-            ["now", "infinity", "-infinity", "2026-01-31T00:00:00Z", "0001-01-01", "294276-12-31", "soon"]
-        )
+        return rng.choice(["now", "infinity", "-infinity", "2026-01-31T00:00:00Z", "294276-12-31", "soon"])
     if kind == "interval":
         return rng.choice(["0", "1 second", "-1 day", "11 years", "1e9 years", "infinity", "1 month -40 days"])
     raise AssertionError(f"a type that the fuzzer does not know: {kind}")
@@ -172,6 +170,7 @@ SENSE = {
         '{"rest": "$.name == \\"wf\\""}',
         '{"rest": "$.** ? (@ like_regex \\"a+\\")", "uses": ["times", "parent", "search", "entity"]}',
         '{"rest": "nonsense ("}',
+        '{"rest": "$x"}',
         '{"since": "soon"}',
         '{"names": 5}',
         '{"parents": ["their-order"]}',
@@ -179,7 +178,6 @@ SENSE = {
         '{"workflow_like": "\\\\"}',
         '{"queues": ["theirs"]}',
         '{"run_ids": ["x"]}',
-        '{"rest": "$x"}',
     ),
 }
 

@@ -22,7 +22,7 @@ LOCK_TIMEOUT, MARGIN = 2.0, 4.0
 
 
 class Side:
-    """A login with a stream of its own, a worker, and leased to it a message, an activity, a task, an event and a note."""
+    """A login with a stream of its own and a worker, which has a message, an activity, a task, an event and a note."""
 
     def __init__(self, session: Session, db: Session, name: str, workflow_id: str) -> None:
         self.session, self.name = session, name
@@ -34,8 +34,8 @@ class Side:
         advance.sends = [send_activity(stream, 1)]
         self.worker.advance(advance)
         db.sql(
-            "INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, seq, actor, "
-            "payload) SELECT gen_random_uuid(), %s, 0, now(), now(), 'n', %s, subscription_id, 'listener', '' "
+            "INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, seq, "
+            "actor, payload) SELECT gen_random_uuid(), %s, 0, now(), now(), 'n', %s, subscription_id, 'listener', '' "
             "FROM durable.subscription WHERE stream_id = %s",
             stream,
             Uuid(self.run),
