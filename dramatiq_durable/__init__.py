@@ -62,6 +62,9 @@ from .using import (
 from .workflow.client import (
     get_handle,
 )
+from .workflow.continuing import (
+    continue_as_new,
+)
 from .workflow.definition import (
     Activity,
     ActivityStub,
@@ -111,11 +114,17 @@ from .workflow.primitives import (
     wait_condition,
     wait_for_signal,
 )
+from .workflow.retry import (
+    RetryPolicy,
+)
 from .workflow.state import (
     emit,
     entity,
     output,
     upsert_search,
+)
+from .workflow.structured import (
+    uncancellable,
 )
 
 __version__ = "0.1.0"
@@ -152,6 +161,7 @@ __all__ = [
     "NotPermitted",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "RetryPolicy",
     "RunawayWorkflow",
     "ScheduleExists",
     "ScheduleNotFound",
@@ -182,6 +192,7 @@ __all__ = [
     "batch_cancel",
     "batch_signal",
     "batch_terminate",
+    "continue_as_new",
     "count_workflows",
     "deprecate_patch",
     "emit",
@@ -204,6 +215,7 @@ __all__ = [
     "sleep",
     "subscribe",
     "transaction",
+    "uncancellable",
     "unsubscribe",
     "upsert_search",
     "using",

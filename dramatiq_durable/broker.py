@@ -23,13 +23,13 @@ from . import topics
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import NOTE, TASK_KINDS, TICK, Delivery, current_delivery
+from .delivery import DEADLINE, NOTE, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
 from .errors import DatabaseUnavailable, NotPermitted
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import LookAgain
+from .operations import ExpireRun, LookAgain
 from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .processing import Processing
@@ -420,6 +420,9 @@ class DurableBroker(Processing, Queues, Broker):
             return None
         if kind == NOTE:
             self.commit.post(LookAgain(key, lease))
+            return None
+        if kind == DEADLINE:
+            self.commit.post(ExpireRun(key, lease))
             return None
         queue_name = self._stream_names[stream_id]
         message: Message[Any]

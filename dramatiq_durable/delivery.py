@@ -26,6 +26,8 @@ TICK = "c"
 
 #: The kind of a note to look again whether a run's next event can be sent to a subscriber.
 NOTE = "n"
+#: The kind of the message by which the database ends a run whose time is over.
+DEADLINE = "e"
 
 
 class Delivery(MessageProxy, Interruptible):
@@ -34,7 +36,7 @@ class Delivery(MessageProxy, Interruptible):
     Attributes:
       broker(DurableBroker): whose delivery it is.
       stream_id(int), key(bytes), lease(bytes): where it lies, its row's id, and the token of this delivery.
-      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), e (event of a topic), s, t, w (tasks of a
+      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), p (event of a topic), s, t, w (tasks of a
         run).
       run_id(str | None), seq(int | None): the run and the command that it belongs to.
       attempt(int): counted from 1.

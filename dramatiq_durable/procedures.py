@@ -101,6 +101,10 @@ class Procedures:
         rows = self._call(conn, "get_run", None if run_id is None else Uuid(run_id), workflow_id)
         return rows[0] if rows else None
 
+    def list_children(self, conn: Connection, run_id: bytes | None, workflow_id: str | None) -> Rows:
+        """The children of a run, as rows of (run id, workflow id)."""
+        return self._call(conn, "list_children", None if run_id is None else Uuid(run_id), workflow_id)
+
     def get_history(self, conn: Connection, run_id: bytes, after: int = 0) -> list[Event]:
         """A run's events after one, oldest first."""
         rows = self._call(conn, "get_history", Uuid(run_id), after)
@@ -121,12 +125,12 @@ class Procedures:
 
     def read_output(
         self, conn: Connection, run_id: bytes, offset: int, limit: int, channel: bytes | None, wait: int
-    ) -> tuple[list[tuple[int, bytes | None]], str | None]:
-        """What a run has put out from an offset on, and its status (None: missing or foreign); a channel is notified of
-        more for ``wait`` milliseconds."""
+    ) -> tuple[list[tuple[int, bytes | None]], tuple[Any, ...] | None]:
+        """What a run has put out from an offset on, and (status, run, next run) of the run in which that lies; None for
+        one that is missing or foreign.  A channel is notified of more for ``wait`` milliseconds."""
         listening = None if channel is None else Uuid(channel)
         rows = self._call(conn, "read_output", Uuid(run_id), offset, limit, listening, wait)
-        return [(place, payload) for place, payload, _ in rows[:-1]], rows[-1][2] if rows else None
+        return [row[:2] for row in rows[:-1]], rows[-1][2:] if rows else None
 
     def list_workflows(
         self,

@@ -62,7 +62,7 @@ def event_info() -> EventInfo | None:
     """What event the running actor was given; None where it was given none."""
     delivery = current_delivery.get()
     facts = None if delivery is None else delivery.options.get("event")
-    if delivery is None or delivery.kind != "e" or not isinstance(facts, dict):
+    if delivery is None or delivery.kind != "p" or not isinstance(facts, dict):
         return None
     at = datetime.fromtimestamp(facts["at"] / 1000, UTC)
     return EventInfo(**{**facts, "at": at, "attempt": delivery.attempt})

@@ -58,7 +58,8 @@ def afollow(handle: WorkflowHandle[Any], offset: int) -> AsyncIterator[tuple[int
 async def _afollow(follower: _Follower) -> AsyncIterator[tuple[int, Any]]:
     await asyncio.to_thread(follower.resolve)
     told = _Told()
-    follower.waiters.add(follower.run_id, told)
+    first = follower.run_id
+    follower.waiters.add(first, told)
     try:
         while True:
             found = await asyncio.to_thread(follower.look)
@@ -69,7 +70,7 @@ async def _afollow(follower: _Follower) -> AsyncIterator[tuple[int, Any]]:
             if not found:
                 await told.wait(follower.pause())
     finally:
-        follower.waiters.remove(follower.run_id, told)
+        follower.waiters.remove(first, told)
 
 
 class _Told:
@@ -93,8 +94,8 @@ class _Follower:
     """How far somebody has followed a run.
 
     Attributes:
-      run_id(str): the run, once it was looked up.
-      ended(bool): it has closed, and all that it put out was read.
+      run_id(str): the run whose output is read, once it was looked up: where others go on for it, one after the other.
+      ended(bool): the last of them has closed, and all that it put out was read.
     """
 
     def __init__(self, handle: WorkflowHandle[Any], offset: int) -> None:
@@ -105,6 +106,7 @@ class _Follower:
         self._pause = LOOKS[0]
         self._registered = False
         self._away_since: float | None = None
+        self._done: set[bytes] = set()
         self.run_id = ""
         self.ended = False
 
@@ -120,7 +122,7 @@ class _Follower:
         # The wish to be told is stored once there is nothing more to read, and then it is read again.
         channel = self.waiters.channel if self._registered else None
         try:
-            rows, status = handle._read(
+            rows, end = handle._read(
                 lambda conn: procedures.read_output(
                     conn, uuid.UUID(self.run_id).bytes, self._offset, CHUNK, channel, WAIT
                 )
@@ -134,12 +136,18 @@ class _Follower:
             self._registered = True
             return []
         self._away_since = None
-        if status is None:
+        if end is None:
             raise handle._not_found()
+        status, run, following = end
+        self.run_id = str(uuid.UUID(bytes=run))
         if rows:
             self._offset = rows[-1][0] + 1
             self._registered = False
             self._pause = LOOKS[0]
+        elif following is not None and run not in self._done:
+            self._done.add(run)
+            self.run_id = str(uuid.UUID(bytes=following))
+            return self.look()
         elif status != "running":
             self.ended = True
         elif not self._registered:

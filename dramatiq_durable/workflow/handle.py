@@ -29,13 +29,14 @@ from ..errors import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
-from ..operations import Post, Terminate
+from ..operations import Post, ResetRun, Terminate
 from ..using import sending
 from .attributes import search_values
 from .converter import decoders_of, encode, loads
 from .events import Event, described_failure
 from .failures import failure_from_json
 from .following import afollow, follow
+from .info import Parent
 from .replay import current
 from .waiting import Waiters
 
@@ -82,7 +83,7 @@ class Description:
     status: str
     started_at: datetime
     closed_at: datetime | None
-    parent: str | None
+    parent: Parent | None
     memo: dict[str, Any]
     search: dict[str, Any]
     entity: dict[str, Any]
@@ -131,7 +132,7 @@ class WorkflowHandle(Generic[R]):
         row = self._read(lambda conn: self.broker.procedures.get_run(conn, self._key(), self._workflow_id))
         if row is None:
             raise self._not_found()
-        run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row
+        run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row[:11]
         search, entity = self._read(lambda conn: self.broker.procedures.get_state(conn, run_id))
         return Description(
             workflow_id=workflow_id,
@@ -141,7 +142,7 @@ class WorkflowHandle(Generic[R]):
             status=status,
             started_at=started_at.astimezone(UTC),
             closed_at=None if closed_at is None else closed_at.astimezone(UTC),
-            parent=None if parent is None else str(uuid.UUID(bytes=parent)),
+            parent=None if parent is None else Parent(row[11] or "", str(uuid.UUID(bytes=parent))),
             memo=json.loads(memo) if memo else {},
             search=search_values(search),
             entity=entity,
@@ -150,7 +151,7 @@ class WorkflowHandle(Generic[R]):
         )
 
     def status(self) -> str:
-        """running, completed, failed, cancelled, terminated or timed_out.  Raises as `describe`."""
+        """running, completed, failed, cancelled, terminated, timed_out or continued_as_new.  Raises as `describe`."""
         return self.describe().status
 
     def history(self) -> list[HistoryEvent]:
@@ -163,7 +164,7 @@ class WorkflowHandle(Generic[R]):
         return [_public(e) for e in events]
 
     def result(self, timeout: Any = None) -> R:
-        """Wait for the run to close.
+        """Wait for the run to close; where another goes on for it (continue-as-new, a retry, a reset), for that one.
 
         Parameters:
           timeout: seconds, a timedelta or a text like "10s"; None waits for ever.
@@ -179,6 +180,15 @@ class WorkflowHandle(Generic[R]):
         """
         deadline = None if timeout is None else time.monotonic() + parse_duration(timeout) / 1000
         run_id = self._resolve()
+        while True:
+            status = self._await_end(run_id, timeout, deadline)
+            row = self._row(uuid.UUID(run_id).bytes)
+            if row[12] is None:
+                return self._outcome(run_id, status, row[7])
+            run_id = str(uuid.UUID(bytes=row[12]))
+
+    def _await_end(self, run_id: str, timeout: Any, deadline: float | None) -> str:
+        """Wait for one run to close; answers its status."""
         key = uuid.UUID(run_id).bytes
         waiters = Waiters.of(self.broker)
         with waiters.waiting(run_id) as closed:
@@ -198,7 +208,7 @@ class WorkflowHandle(Generic[R]):
                 if status is None:
                     raise self._not_found()
                 if status != "running":
-                    break
+                    return str(status)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     waited = f"{parse_duration(timeout or 0) / 1000:g} s"
@@ -209,11 +219,9 @@ class WorkflowHandle(Generic[R]):
                 closed.wait(look if left is None else min(look, left))
                 closed.clear()
                 look = min(look * 1.5, LOOKS[1])
-        return self._outcome(run_id, status)
 
-    def _outcome(self, run_id: str, status: str) -> R:
+    def _outcome(self, run_id: str, status: str, length: int) -> R:
         key = uuid.UUID(run_id).bytes
-        length = self._read(lambda conn: self.broker.procedures.get_run(conn, key, None))[7]
         last: Event = self._read(lambda conn: self.broker.procedures.get_history(conn, key, length - 1))[0]
         ids = {"workflow_id": self._workflow_id or "", "run_id": run_id}
         what = f"the workflow {self._workflow_id or run_id!r}"
@@ -227,11 +235,12 @@ class WorkflowHandle(Generic[R]):
         if status == "cancelled":
             raise WorkflowCancelled(f"{what} was cancelled")
         if status == "timed_out":
-            raise WorkflowTimedOut(f"{what} ran out of its time")
+            raise WorkflowTimedOut(f"{what} ran out of its time ({attributes.get('reason')})")
         raise WorkflowTerminated(f"{what} was terminated: {attributes.get('reason') or 'no reason given'}")
 
     def follow(self, offset: int = 0) -> Iterator[tuple[int, Any]]:
-        """What the run puts out (``await durable.output(value)``), until it closes.
+        """What the run puts out (``await durable.output(value)``), until it closes; where another goes on for it
+        (continue-as-new, a retry), until that one does.
 
         Parameters:
           offset(int): where to begin; after a break, one more than the last offset that was seen.
@@ -288,6 +297,40 @@ class WorkflowHandle(Generic[R]):
         check_reason(reason)
         self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
 
+    def reset(self, to_event: int) -> WorkflowHandle[R]:
+        """Take the run up again at an event, as a new run: its history up to there is kept, the rest is done anew.
+
+        The step that begins with the event, or that the event is a part of, is taken again, with the code as it is now.
+        What was pending is asked for again: activities are sent again, timers keep their due times, children that were
+        started before are waited for, or tell how they ended.  Signals that came later come again, in order.
+        Whichever run has the workflow id ends, terminated for the reason "reset".  A closed run can be reset, too.
+
+        Parameters:
+          to_event(int): a number of the run's history, from 1.
+
+        Returns:
+          WorkflowHandle: of the new run.
+
+        Raises:
+          ValueError: the run has no such event.
+          WorkflowNotFound: there is no such run, or this login may not see it.
+        """
+        outside_of_workflows("reset a workflow")
+        if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
+            raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
+        new = uuid.uuid4()
+        self.broker.commit.submit(ResetRun(self._key(), self._workflow_id, to_event, new.bytes))
+        return WorkflowHandle(self.broker, self._workflow_id, str(new), self._workflow)
+
+    def children(self) -> list[WorkflowHandle[Any]]:
+        """Handles of the children that the run has started, in that order; of each the run that goes on for it last.
+        Raises as `describe`."""
+        key = self._key()
+        rows = self._read(lambda conn: self.broker.procedures.list_children(conn, key, self._workflow_id))
+        if not rows:
+            self.describe()  # Raises for a run that does not exist.
+        return [WorkflowHandle(self.broker, workflow_id, str(uuid.UUID(bytes=run_id))) for run_id, workflow_id in rows]
+
     def _post(self, type: str, name: str | None, payload: bytes | None, id: str | None) -> None:
         outside_of_workflows("signal or cancel a workflow through a handle")
         key = id if id is not None else str(uuid.uuid4())
@@ -316,10 +359,19 @@ class WorkflowHandle(Generic[R]):
     async def aterminate(self, reason: str | None = None) -> None:
         await sending(lambda: self.terminate(reason))
 
+    async def areset(self, to_event: int) -> WorkflowHandle[R]:
+        return await asyncio.to_thread(self.reset, to_event)
+
+    async def achildren(self) -> list[WorkflowHandle[Any]]:
+        return await asyncio.to_thread(self.children)
+
     # --- inside -------------------------------------------------------------------------------------------
 
     def _key(self) -> bytes | None:
         return None if self.run_id is None else uuid.UUID(self.run_id).bytes
+
+    def _row(self, key: bytes) -> Any:
+        return self._read(lambda conn: self.broker.procedures.get_run(conn, key, None))
 
     def _resolve(self) -> str:
         return self.run_id if self.run_id is not None else self.describe().run_id
@@ -344,14 +396,10 @@ def check_reason(reason: str | None) -> None:
         raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
 
 
-def outside_of_workflows(what: str) -> None:
-    if current() is not None:
-        raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
-
-
-#: What the value of an event is called; of all the others it is the result.
-_VALUES = {
+#: What the payload of an event is called, where it is no result.
+_PAYLOADS = {
     "WorkflowStarted": "input",
+    "WorkflowContinuedAsNew": "input",
     "ActivityScheduled": "input",
     "ChildStarted": "input",
     "SignalReceived": "payload",
@@ -360,13 +408,18 @@ _VALUES = {
 }
 
 
+def outside_of_workflows(what: str) -> None:
+    if current() is not None:
+        raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
+
+
 def _public(event: Event) -> HistoryEvent:
     attributes = dict(event.attributes or {})
     if event.seq is not None:
         attributes["seq"] = event.seq
     if event.payload is not None:
         value = loads(event.payload)
-        attributes[_VALUES.get(event.type, "result")] = value
+        attributes[_PAYLOADS.get(event.type, "result")] = value
     return HistoryEvent(
         event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
     )

@@ -195,6 +195,27 @@ def batch_terminate(where: str, reason: str | None = None, *, broker: dramatiq.B
     return _tell(broker, where, lambda run: Terminate(run, None, reason))
 
 
+def batch_reset(where: str, to_event: int, *, broker: dramatiq.Broker | None = None) -> int:
+    """Take every run that meets a condition up again at an event, closed ones too: see ``WorkflowHandle.reset``.
+
+    A run for which another goes on already (continue-as-new, a retry, an earlier reset), and one that has no such event,
+    is left out; otherwise as `batch_signal`, but each by itself.
+
+    Returns:
+      int: how many were taken up again.
+    """
+    condition = _wanted(where)
+    chosen = _broker(broker)
+    check_event(to_event)
+    done = 0
+    for runs in _pages(chosen, condition):
+        for run in runs:
+            with suppress(WorkflowNotFound, ValueError):
+                WorkflowHandle(chosen, run.workflow_id, run.run_id).reset(to_event)
+                done += 1
+    return done
+
+
 def _tell(broker: dramatiq.Broker | None, where: str, make: Callable[[bytes], Operation]) -> int:
     condition = _wanted(where)
     chosen = _broker(broker)
@@ -261,6 +282,11 @@ async def abatch_cancel(where: str, *, broker: dramatiq.Broker | None = None) ->
 async def abatch_terminate(where: str, reason: str | None = None, *, broker: dramatiq.Broker | None = None) -> int:
     """As `batch_terminate`, awaited."""
     return await sending(lambda: batch_terminate(where, reason, broker=broker))
+
+
+async def abatch_reset(where: str, to_event: int, *, broker: dramatiq.Broker | None = None) -> int:
+    """As `batch_reset`, awaited."""
+    return await sending(lambda: batch_reset(where, to_event, broker=broker))
 
 
 # --- pages -----------------------------------------------------------------------------------------------

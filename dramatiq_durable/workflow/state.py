@@ -12,7 +12,6 @@ from .converter import MAX_PAYLOAD, encode, hash_arguments
 from .entity import Entity
 from .options import check_name
 from .primitives import require
-from .replay import Execution
 
 #: Room for what is sent with an event's payload.
 _ENVELOPE = 64 * 1024
@@ -87,13 +86,3 @@ def output(value: Any) -> Coroutine[Any, Any, int]:
     execution.issue(command)
     execution.state["outputs"] = offset + 1
     return Answered(execution, command, offset)
-
-
-def carried(execution: Execution) -> dict[str, Any]:
-    """What the next run of continue-as-new is started with: facts, as JSON has them."""
-    facts = {
-        "search": execution.search,
-        "entity": execution.state.get("entity"),
-        "outputs": execution.state.get("outputs"),
-    }
-    return {name: value for name, value in facts.items() if value}

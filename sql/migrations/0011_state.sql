@@ -16,7 +16,6 @@ DROP INDEX {schema}.run_by_workflow_id;
 CREATE INDEX run_by_workflow_id ON {schema}.run (workflow_id text_pattern_ops, started_at);
 CREATE INDEX run_by_status ON {schema}.run (status, started_at);
 CREATE INDEX run_by_name ON {schema}.run (name, started_at);
-CREATE INDEX run_by_parent ON {schema}.run (parent_run_id) WHERE parent_run_id IS NOT NULL;
 
 -- What a run has put out, by its place in the output.
 CREATE INDEX event_output ON {schema}.event (run_id, ((attributes ->> 'offset')::int)) WHERE type = 'OutputWritten';

@@ -17,6 +17,8 @@ BEGIN
             PERFORM {schema}.emit_to_topic(p_run, p_event, p_name);
         WHEN 'OutputWritten' THEN
             PERFORM {schema}.wake_followers(p_run);
+        WHEN 'ChildStartAwaited' THEN
+            PERFORM {schema}.confirm_child(p_run, p_seq, (p_attributes ->> 'child')::int);
     END CASE;
 END
 $$;

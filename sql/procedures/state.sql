@@ -152,11 +152,27 @@ BEGIN
 END
 $$;
 
+-- Internal: at which offset the output of the run begins that goes on for this one, which was started with p_facts.
+CREATE FUNCTION {schema}.next_output(p_run uuid, p_facts json)
+RETURNS json
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off
+AS $$
+BEGIN
+    RETURN coalesce(
+        (SELECT to_json((e.attributes ->> 'offset')::int + 1) FROM {schema}.event e
+         WHERE e.run_id = p_run AND e.type = 'OutputWritten' ORDER BY (e.attributes ->> 'offset')::int DESC LIMIT 1),
+        p_facts -> 'outputs');
+END
+$$;
+
 -- What a run has put out from an offset on, and last (place NULL) its status; no row at all for a run that is missing or
--- foreign.  p_channel: where NULL, that is all; else it is notified of more, and of the run's end, for p_wait milliseconds.
+-- foreign.  Offsets go on through continue-as-new and retries: where this one lies with a run before, it is read, and the
+-- last row names the run that was read, and the one that goes on for it.
+-- p_channel: where NULL, that is all; else it is notified of more, and of the run's end, for p_wait milliseconds.
 -- What was being stored while the wish was being committed is found by asking again.
 CREATE FUNCTION {schema}.read_output(p_run uuid, p_offset int, p_limit int, p_channel uuid, p_wait bigint)
-RETURNS TABLE (place int, payload bytea, status text)
+RETURNS TABLE (place int, payload bytea, status text, run_id uuid, next_run_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
@@ -165,19 +181,31 @@ DECLARE
     -- Before the output is read: whatever a closed run has put out is there then.
     v_run {schema}.run := {schema}.find_run(p_run, NULL);
     v_until timestamptz := clock_timestamp() + least(greatest(p_wait, 0), 3600000) * interval '1 millisecond';
+    v_facts json;
+    v_before {schema}.run;
 BEGIN
     IF v_run.run_id IS NULL THEN
         RETURN;
     END IF;
+    LOOP
+        SELECT e.attributes INTO v_facts FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = 1;
+        EXIT WHEN p_offset >= coalesce((v_facts ->> 'outputs')::int, 0);
+        SELECT r.* INTO v_before FROM {schema}.run r
+        WHERE r.run_id = (v_facts ->> 'previous')::uuid AND r.stream_id = v_run.stream_id;
+        EXIT WHEN NOT FOUND;
+        v_run := v_before;
+    END LOOP;
     IF v_run.status = 'running' AND p_channel IS NOT NULL THEN
         INSERT INTO {schema}.waiter AS w (run_id, channel, until, output_until) VALUES (v_run.run_id, p_channel, v_until, v_until)
         ON CONFLICT (run_id, channel) DO UPDATE SET
             until = greatest(w.until, excluded.until), output_until = greatest(w.output_until, excluded.output_until);
     END IF;
     RETURN QUERY
-        SELECT (e.attributes ->> 'offset')::int, e.payload, NULL::text FROM {schema}.event e
+        SELECT (e.attributes ->> 'offset')::int, e.payload, NULL::text, NULL::uuid, NULL::uuid FROM {schema}.event e
         WHERE e.run_id = v_run.run_id AND e.type = 'OutputWritten' AND (e.attributes ->> 'offset')::int >= p_offset
         ORDER BY (e.attributes ->> 'offset')::int LIMIT least(greatest(p_limit, 1), 10000);
-    RETURN QUERY SELECT NULL::int, NULL::bytea, v_run.status;
+    RETURN QUERY SELECT NULL::int, NULL::bytea, v_run.status, v_run.run_id,
+        -- A run that was taken up again by a reset has an output of its own.
+        CASE WHEN v_run.status <> 'terminated' THEN v_run.next_run_id END;
 END
 $$;

@@ -1,6 +1,6 @@
 -- Topics: what runs emit, and the actors that are given it.
 --
--- An event waits for a subscriber in topic_event; of each run, the first one that waits is also a message (kind e) on the
+-- An event waits for a subscriber in topic_event; of each run, the first one that waits is also a message (kind p) on the
 -- subscriber's stream, and the end of that message sends the next.  Emitters and workers work on one run's events only
 -- under the run's lane.  Neither waits for the other: who finds the lane taken leaves a note (kind n) to look again.
 
@@ -47,7 +47,7 @@ BEGIN
             UPDATE {schema}.topic_event t SET sent = true
             WHERE t.subscription_id = p_subscription AND t.run_id = p_run AND t.event_id = v_first.event_id;
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, seq, actor, payload)
-            SELECT v_id, v_to.stream_id, v_to.priority, clock_timestamp(), clock_timestamp(), 'e', p_run, v_first.event_id,
+            SELECT v_id, v_to.stream_id, v_to.priority, clock_timestamp(), clock_timestamp(), 'p', p_run, v_first.event_id,
                    v_to.actor,
                    -- Who emitted it, a line, and the value as the run gave it.
                    convert_to(E'event\n' || json_build_object(
@@ -72,7 +72,7 @@ END
 $$;
 
 -- Internal: as try_lane; where another transaction is at it, somebody looks again after it.
-CREATE FUNCTION {schema}.go_on(p_subscription int, p_run uuid)
+CREATE FUNCTION {schema}.send_next(p_subscription int, p_run uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -106,7 +106,7 @@ BEGIN
             WHERE g.principal_id = s.space AND g.stream_id = r.stream_id AND (g.consume OR g.produce)))
     LOOP
         INSERT INTO {schema}.topic_event (subscription_id, run_id, event_id) VALUES (v_subscription, p_run, p_event);
-        PERFORM {schema}.go_on(v_subscription, p_run);
+        PERFORM {schema}.send_next(v_subscription, p_run);
     END LOOP;
 END
 $$;
@@ -127,7 +127,7 @@ BEGIN
     LOOP
         DELETE FROM {schema}.topic_event t
         WHERE t.subscription_id = v_subscription AND t.run_id = p_run AND t.event_id = p_event;
-        PERFORM {schema}.go_on(v_subscription, p_run);
+        PERFORM {schema}.send_next(v_subscription, p_run);
     END LOOP;
 END
 $$;
@@ -150,7 +150,7 @@ BEGIN
         DELETE FROM {schema}.message m
         USING unnest(p_messages, p_leases, p_failed, p_payloads, p_failures)
               WITH ORDINALITY t (message_id, lease, failed, payload, failure, n)
-        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id AND m.kind = 'e'
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id AND m.kind = 'p'
         RETURNING t.n, t.failed, t.failure, t.payload AS new_payload, m.*
     LOOP
         v_done := v_done || v_row.n;

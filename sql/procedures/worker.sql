@@ -158,7 +158,9 @@ BEGIN
     WITH back AS (
         UPDATE {schema}.message m
         SET lease_token = NULL, worker_id = NULL, started = false, reclaimed = true,
-            deaths = m.deaths + m.started::int, attempt = m.attempt + m.started::int,
+            deaths = m.deaths + m.started::int,
+            -- The last one of what is poison is no further attempt.
+            attempt = m.attempt + (m.started AND (m.deaths + 1 < p_reclaim_count OR m.kind IN ('s', 't', 'w')))::int,
             due_at = CASE WHEN m.started AND m.kind IN ('s', 't', 'w')
                      THEN clock_timestamp() + least(300, power(2, least(m.deaths, 10))) * interval '1 second'
                      ELSE m.due_at END
@@ -169,8 +171,8 @@ BEGIN
         WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id
         RETURNING m.message_id, m.stream_id, m.kind, m.deaths)
     SELECT count(*), array_agg(DISTINCT b.stream_id),
-           array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a', 'e')),
-           array_agg(b.stream_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a', 'e'))
+           array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a', 'p')),
+           array_agg(b.stream_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a', 'p'))
     INTO v_reclaimed, v_streams, v_poison, v_poisoned FROM back b;
     IF v_poison IS NOT NULL THEN
         WITH gone AS (
@@ -181,8 +183,8 @@ BEGIN
                 message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)
             SELECT g.message_id, g.stream_id, g.priority, g.enqueued_at, g.attempt, g.deaths, g.actor, 'poison',
                    'the worker died ' || g.deaths || ' times while it ran this message', g.payload,
-                   CASE g.kind WHEN 'e' THEN 'm' ELSE g.kind END, g.group_id, g.unique_key
-            FROM gone g WHERE g.kind IN ('m', 'j', 'e')),
+                   CASE g.kind WHEN 'p' THEN 'm' ELSE g.kind END, g.group_id, g.unique_key
+            FROM gone g WHERE g.kind IN ('m', 'j', 'p')),
         told AS (
             INSERT INTO {schema}.inbox (run_id, type, seq, attributes)
             SELECT g.run_id, 'ActivityFailed', g.seq, json_build_object('failure', json_build_object(
@@ -191,7 +193,7 @@ BEGIN
             FROM gone g WHERE g.kind = 'a')
         SELECT count(*), array_agg(DISTINCT g.run_id) FILTER (WHERE g.kind = 'a'),
                json_agg(json_build_object('stream', g.stream_id, 'actor', g.actor, 'run', g.run_id, 'event', g.seq))
-                   FILTER (WHERE g.kind = 'e')
+                   FILTER (WHERE g.kind = 'p')
         INTO v_dead, v_runs, v_events FROM gone g;
         PERFORM {schema}.add_tasks(v_runs);
         PERFORM {schema}.end_event(e.stream, e.actor, e.run, e.event)

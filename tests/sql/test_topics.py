@@ -93,7 +93,7 @@ def test_the_end_of_one_sends_the_next(db: Session) -> None:
     scene.emit(b"no", topic="another")
     for expected in (b"1", b"2", b"3"):
         (claimed,) = scene.given()
-        assert (claimed.kind, claimed.actor, value(claimed)) == ("e", "listener", expected)
+        assert (claimed.kind, claimed.actor, value(claimed)) == ("p", "listener", expected)
         assert scene.given() == []
         assert scene.finish(claimed) == []
         assert scene.finish(claimed) == [1], "its lease is gone"
@@ -192,7 +192,7 @@ def test_an_emitter_that_rolls_back_leaves_nothing(db: Session, connect: Callabl
 def test_what_was_ended_otherwise_is_passed_by(db: Session) -> None:
     scene = Scene(db)
     scene.emit(b"1", b"2")
-    db.sql("DELETE FROM durable.message WHERE kind = 'e'")
+    db.sql("DELETE FROM durable.message WHERE kind = 'p'")
     scene.emit(b"3")
     assert drain(scene) == [b"2", b"3"]
 

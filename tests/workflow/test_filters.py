@@ -245,9 +245,13 @@ def reach(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
                 yield from reach(item, path)
 
 
-def unwrapped(values: list[Any]) -> Iterator[Any]:
+def unwrapped(values: list[Any], levels: int = 2) -> Iterator[Any]:
+    """Values, and of lists (also in lists) their elements."""
     for value in values:
-        yield from value if isinstance(value, list) else [value]
+        if isinstance(value, list) and levels:
+            yield from unwrapped(value, levels - 1)
+        else:
+            yield value
 
 
 def compares(value: Any, op: str, literal: Any) -> bool:
@@ -319,7 +323,7 @@ def test_the_database_means_the_same(broker_alone: durable.DurableBroker) -> Non
     broker_alone.stream_id("s")
     with psycopg.connect(broker_alone.database.conninfo, autocommit=True) as conn:
 
-        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
         @given(st.lists(RUN, min_size=1, max_size=5), st.lists(CONDITION, min_size=5, max_size=12))
         def same(runs: list[dict[str, Any]], conditions: list[Condition]) -> None:
             for n, run in enumerate(runs):

@@ -2,8 +2,8 @@
 
 from .activities import ActivityCall, ActivityHandle, CancelActivity, RequestActivityCancel, ScheduleActivity
 from .base import Answer, Call, Cancellation, Command, CommandFuture
-from .children import CancelChild, ChildCall, ChildHandle, StartChild
-from .closing import CancelWorkflow, CompleteWorkflow, FailWorkflow
+from .children import AwaitChildStart, CancelChild, ChildCall, ChildHandle, ChildStartCall, StartChild
+from .closing import CancelWorkflow, CompleteWorkflow, ContinueAsNew, FailWorkflow
 from .local import Compute, ComputeCall
 from .patches import RecordPatch
 from .state import Answered, ChangeEntity, EmitTopic, UpsertSearch, WriteOutput
@@ -14,6 +14,7 @@ __all__ = [
     "ActivityHandle",
     "Answer",
     "Answered",
+    "AwaitChildStart",
     "Call",
     "CancelActivity",
     "CancelChild",
@@ -23,11 +24,13 @@ __all__ = [
     "ChangeEntity",
     "ChildCall",
     "ChildHandle",
+    "ChildStartCall",
     "Command",
     "CommandFuture",
     "CompleteWorkflow",
     "Compute",
     "ComputeCall",
+    "ContinueAsNew",
     "EmitTopic",
     "FailWorkflow",
     "RecordPatch",
