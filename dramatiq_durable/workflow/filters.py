@@ -381,15 +381,15 @@ def _uuid(text: str) -> UUID | None:
         return None
 
 
-_TICK = timedelta(microseconds=1)
+TICK = timedelta(microseconds=1)
 
 
 def _by_start(op: str, value: str, filter: dict[str, Any]) -> bool:
     at = time_of(value)
     assert at is not None
     try:
-        since = {">=": at, ">": at + _TICK, "=": at}.get(op)
-        before = {"<": at, "<=": at + _TICK, "=": at + _TICK}.get(op)
+        since = {">=": at, ">": at + TICK, "=": at}.get(op)
+        before = {"<": at, "<=": at + TICK, "=": at + TICK}.get(op)
     except OverflowError:  # the last of all times
         return False
     if since is not None:

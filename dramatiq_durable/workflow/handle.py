@@ -316,8 +316,7 @@ class WorkflowHandle(Generic[R]):
           WorkflowNotFound: there is no such run, or this login may not see it.
         """
         outside_of_workflows("reset a workflow")
-        if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
-            raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
+        check_event(to_event)
         new = uuid.uuid4()
         self.broker.commit.submit(ResetRun(self._key(), self._workflow_id, to_event, new.bytes))
         return WorkflowHandle(self.broker, self._workflow_id, str(new), self._workflow)
@@ -389,6 +388,11 @@ class WorkflowHandle(Generic[R]):
                 return call(conn)
         except psycopg.Error as e:
             raise translate(e) from e
+
+
+def check_event(to_event: int) -> None:
+    if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
+        raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
 
 
 def check_reason(reason: str | None) -> None:

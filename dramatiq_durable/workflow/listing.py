@@ -6,10 +6,12 @@ it has a grant for.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,8 +27,8 @@ from .attributes import search_values
 from .client import durable_broker
 from .converter import encode
 from .definition import global_broker
-from .filters import All, Comparison, Condition, Field, compiled, parse
-from .handle import check_reason, outside_of_workflows
+from .filters import TICK, All, Comparison, Condition, Field, compiled, parse
+from .handle import WorkflowHandle, check_event, check_reason, outside_of_workflows
 from .options import check_name
 
 if TYPE_CHECKING:
@@ -198,8 +200,8 @@ def batch_terminate(where: str, reason: str | None = None, *, broker: dramatiq.B
 def batch_reset(where: str, to_event: int, *, broker: dramatiq.Broker | None = None) -> int:
     """Take every run that meets a condition up again at an event, closed ones too: see ``WorkflowHandle.reset``.
 
-    A run for which another goes on already (continue-as-new, a retry, an earlier reset), and one that has no such event,
-    is left out; otherwise as `batch_signal`, but each by itself.
+    Of each workflow id only the latest run; one that has no such event is left out.  Otherwise as `batch_signal`, but
+    each by itself.
 
     Returns:
       int: how many were taken up again.
@@ -208,7 +210,7 @@ def batch_reset(where: str, to_event: int, *, broker: dramatiq.Broker | None = N
     chosen = _broker(broker)
     check_event(to_event)
     done = 0
-    for runs in _pages(chosen, condition):
+    for runs in _pages(chosen, condition, latest=True):
         for run in runs:
             with suppress(WorkflowNotFound, ValueError):
                 WorkflowHandle(chosen, run.workflow_id, run.run_id).reset(to_event)
@@ -237,11 +239,14 @@ def _wanted(where: str) -> Condition:
     return parse(where)
 
 
-def _pages(broker: DurableBroker, condition: Condition) -> Iterator[WorkflowList]:
-    """All runs that meet a condition, the latest first: what is started meanwhile is not among them."""
+def _pages(broker: DurableBroker, condition: Condition, *, latest: bool = False) -> Iterator[WorkflowList]:
+    """All runs that meet a condition, the latest first: what is started meanwhile is not among them.
+
+    ``latest``: of each workflow id only the latest run.
+    """
     after: str | None = None
     while True:
-        page = _page(broker, condition, "-started_at", CHUNK, after)
+        page = _page(broker, condition, "-started_at", CHUNK, after, latest=latest)
         if page:
             yield page
         after = page.next
@@ -259,14 +264,14 @@ async def alist_workflows(
     broker: dramatiq.Broker | None = None,
 ) -> WorkflowList:
     """As `list_workflows`, awaited."""
-    return await sending(lambda: list_workflows(where, order, limit, after, broker=broker))
+    return await asyncio.to_thread(list_workflows, where, order, limit, after, broker=broker)
 
 
 async def acount_workflows(
     where: str | None = None, group_by: str | None = None, *, broker: dramatiq.Broker | None = None
 ) -> Any:
     """As `count_workflows`, awaited."""
-    return await sending(lambda: count_workflows(where, group_by, broker=broker))
+    return await asyncio.to_thread(count_workflows, where, group_by, broker=broker)
 
 
 async def abatch_signal(where: str, name: str, payload: Any = None, *, broker: dramatiq.Broker | None = None) -> int:
@@ -291,9 +296,17 @@ async def abatch_reset(where: str, to_event: int, *, broker: dramatiq.Broker | N
 
 # --- pages -----------------------------------------------------------------------------------------------
 def _page(
-    broker: DurableBroker, condition: Condition | None, order: str, limit: int, after: str | None
+    broker: DurableBroker,
+    condition: Condition | None,
+    order: str,
+    limit: int,
+    after: str | None,
+    *,
+    latest: bool = False,
 ) -> WorkflowList:
     filter = compiled(condition)
+    if latest:
+        filter["latest"] = True
     by_close, descending = order.endswith("closed_at"), order.startswith("-")
     at, run = (None, None) if after is None else _read_cursor(after, order)
     if at is not None and not by_close:
@@ -353,9 +366,7 @@ def _read_cursor(after: str, order: str) -> tuple[str, bytes]:
 
 
 def _next_tick(at: str) -> str:
-    from .filters import _TICK
-
-    return (datetime.fromisoformat(at) + _TICK).isoformat(timespec="microseconds")
+    return (datetime.fromisoformat(at) + TICK).isoformat(timespec="microseconds")
 
 
 def _read(broker: DurableBroker, call: Callable[[Any], Any]) -> Any:

@@ -4,6 +4,7 @@
 --   status, name, workflow_id: equal to a text;  statuses, names, workflow_ids, queues, run_ids: one of a list
 --   workflow_like, name_like: the workflow id or the name is LIKE it
 --   parents: its parent's run id or workflow id is one of these;  since, before: started at, the end not included
+--   latest: true of the latest run of each workflow id
 --   search, entity: a jsonpath that holds of the search attributes or the entity; both have an index for that
 --   rest: a jsonpath that holds of all that is known of the run, which is put together for it, as far as it uses it: uses
 --   names what costs something to come by (times, parent, search, entity)
@@ -15,7 +16,7 @@ CREATE FUNCTION {schema}.read_filter(
     p_filter jsonb,
     OUT status text, OUT statuses text[], OUT name text, OUT names text[], OUT workflow_id text, OUT workflow_ids text[],
     OUT workflow_like text, OUT name_like text, OUT run_ids uuid[], OUT since timestamptz, OUT before timestamptz,
-    OUT search jsonpath, OUT entity jsonpath, OUT rest jsonpath, OUT uses text[], OUT streams int[], OUT parents uuid[])
+    OUT search jsonpath, OUT entity jsonpath, OUT rest jsonpath, OUT uses text[], OUT streams int[], OUT parents uuid[], OUT latest boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -30,10 +31,10 @@ BEGIN
     SELECT * INTO f FROM jsonb_to_record(coalesce(p_filter, '{}')) x (
         status text, statuses text[], name text, names text[], workflow_id text, workflow_ids text[], workflow_like text,
         name_like text, run_ids uuid[], since timestamptz, before timestamptz, search jsonpath, entity jsonpath, rest jsonpath,
-        uses text[], queues text[], parents text[]);
+        uses text[], queues text[], parents text[], latest boolean);
     status := f.status; statuses := f.statuses; name := f.name; names := f.names;
     workflow_id := f.workflow_id; workflow_ids := f.workflow_ids; workflow_like := f.workflow_like; name_like := f.name_like;
-    run_ids := f.run_ids; since := f.since; before := f.before;
+    latest := f.latest; run_ids := f.run_ids; since := f.since; before := f.before;
     search := f.search; entity := f.entity; rest := f.rest; uses := coalesce(f.uses, '{}');
     IF f.queues IS NOT NULL OR NOT v_caller.is_admin THEN
         streams := ARRAY(
@@ -92,6 +93,9 @@ BEGIN
           AND (f.workflow_like IS NULL OR r.workflow_id LIKE f.workflow_like) AND (f.name_like IS NULL OR r.name LIKE f.name_like)
           AND (f.run_ids IS NULL OR r.run_id = ANY (f.run_ids)) AND (f.parents IS NULL OR r.parent_run_id = ANY (f.parents))
           AND (f.since IS NULL OR r.started_at >= f.since) AND (f.before IS NULL OR r.started_at < f.before)
+          AND (f.latest IS NOT TRUE OR r.next_run_id IS NULL AND NOT EXISTS (
+                  SELECT 1 FROM {schema}.run n
+                  WHERE n.workflow_id = r.workflow_id AND n.stream_id = r.stream_id AND n.started_at > r.started_at))
           AND (f.search IS NULL OR t.search @@ f.search) AND (f.entity IS NULL OR t.entity @@ f.entity)
           AND (f.rest IS NULL OR jsonb_path_match(
                   jsonb_build_object(
@@ -146,6 +150,9 @@ BEGIN
           AND (f.workflow_like IS NULL OR r.workflow_id LIKE f.workflow_like) AND (f.name_like IS NULL OR r.name LIKE f.name_like)
           AND (f.run_ids IS NULL OR r.run_id = ANY (f.run_ids)) AND (f.parents IS NULL OR r.parent_run_id = ANY (f.parents))
           AND (f.since IS NULL OR r.started_at >= f.since) AND (f.before IS NULL OR r.started_at < f.before)
+          AND (f.latest IS NOT TRUE OR r.next_run_id IS NULL AND NOT EXISTS (
+                  SELECT 1 FROM {schema}.run n
+                  WHERE n.workflow_id = r.workflow_id AND n.stream_id = r.stream_id AND n.started_at > r.started_at))
           AND (f.search IS NULL OR t.search @@ f.search) AND (f.entity IS NULL OR t.entity @@ f.entity)
           AND (f.rest IS NULL OR jsonb_path_match(
                   jsonb_build_object(
