@@ -27,6 +27,7 @@ from .errors import (
     ForbiddenInWorkflow,
     ImportFailed,
     InvalidDefinition,
+    InvalidFilter,
     InvalidName,
     InvalidSchedule,
     LeaseLost,
@@ -51,6 +52,13 @@ from .errors import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
+from .topics import (
+    EventInfo,
+    aunsubscribe,
+    event_info,
+    subscribe,
+    unsubscribe,
+)
 from .using import (
     using,
 )
@@ -68,6 +76,9 @@ from .workflow.definition import (
     activity_stub,
     workflow,
 )
+from .workflow.entity import (
+    Entity,
+)
 from .workflow.escalating import (
     escalate,
 )
@@ -78,6 +89,22 @@ from .workflow.handle import (
 )
 from .workflow.info import (
     Info,
+)
+from .workflow.listing import (
+    WorkflowList,
+    WorkflowSummary,
+    abatch_cancel,
+    abatch_reset,
+    abatch_signal,
+    abatch_terminate,
+    acount_workflows,
+    alist_workflows,
+    batch_cancel,
+    batch_reset,
+    batch_signal,
+    batch_terminate,
+    count_workflows,
+    list_workflows,
 )
 from .workflow.primitives import (
     deprecate_patch,
@@ -98,6 +125,12 @@ from .workflow.primitives import (
 from .workflow.retry import (
     RetryPolicy,
 )
+from .workflow.state import (
+    emit,
+    entity,
+    output,
+    upsert_search,
+)
 from .workflow.structured import (
     uncancellable,
 )
@@ -116,15 +149,18 @@ __all__ = [
     "Description",
     "DurableBroker",
     "DurableError",
+    "Entity",
     "EscalationCancelled",
     "EscalationConflict",
     "EscalationNotFound",
+    "EventInfo",
     "Failure",
     "ForbiddenInWorkflow",
     "HistoryEvent",
     "ImportFailed",
     "Info",
     "InvalidDefinition",
+    "InvalidFilter",
     "InvalidName",
     "InvalidSchedule",
     "LeaseLost",
@@ -148,24 +184,43 @@ __all__ = [
     "WorkflowClosed",
     "WorkflowFailed",
     "WorkflowHandle",
+    "WorkflowList",
     "WorkflowNotFound",
+    "WorkflowSummary",
     "WorkflowTerminated",
     "WorkflowTimedOut",
     "aabort",
+    "abatch_cancel",
+    "abatch_reset",
+    "abatch_signal",
+    "abatch_terminate",
     "abort",
+    "acount_workflows",
     "activity",
     "activity_info",
     "activity_stub",
+    "alist_workflows",
+    "aunsubscribe",
+    "batch_cancel",
+    "batch_reset",
+    "batch_signal",
+    "batch_terminate",
     "continue_as_new",
+    "count_workflows",
     "deprecate_patch",
+    "emit",
+    "entity",
     "escalate",
     "escalations",
+    "event_info",
     "get_handle",
     "info",
     "is_replaying",
+    "list_workflows",
     "local",
     "logger",
     "now",
+    "output",
     "patched",
     "random",
     "rate_limits",
@@ -173,8 +228,11 @@ __all__ = [
     "schedules",
     "side_effect",
     "sleep",
+    "subscribe",
     "transaction",
     "uncancellable",
+    "unsubscribe",
+    "upsert_search",
     "using",
     "uuid4",
     "uuid7",

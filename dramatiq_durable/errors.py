@@ -51,6 +51,18 @@ class InvalidName(DurableError, ValueError):
     """A stream, actor or workflow name, or an id, is empty, too long or has characters that Postgres refuses."""
 
 
+class InvalidFilter(DurableError, ValueError):
+    """A filter (``where``) makes no sense; the message shows where.
+
+    Attributes:
+      position(int): the character that it was not understood from, counted from 0.
+    """
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
+
 class ImportFailed(DurableError):
     """Another broker's messages cannot be imported (any further); nothing is lost, and the import can be run again."""
 

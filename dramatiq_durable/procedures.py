@@ -118,6 +118,54 @@ class Procedures:
         status = self._call(conn, "await_run", Uuid(run_id), Uuid(channel))[0][0]
         return None if status is None else str(status)
 
+    def get_state(self, conn: Connection, run_id: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A run's search attributes, as JSON has them, and its entity."""
+        rows = self._call(conn, "get_state", Uuid(run_id))
+        return (from_json(rows[0][0]) or {}, from_json(rows[0][1]) or {}) if rows else ({}, {})
+
+    def read_output(
+        self, conn: Connection, run_id: bytes, offset: int, limit: int, channel: bytes | None, wait: int
+    ) -> tuple[list[tuple[int, bytes | None]], tuple[Any, ...] | None]:
+        """What a run has put out from an offset on, and (status, run, next run) of the run in which that lies; None for
+        one that is missing or foreign.  A channel is notified of more for ``wait`` milliseconds."""
+        listening = None if channel is None else Uuid(channel)
+        rows = self._call(conn, "read_output", Uuid(run_id), offset, limit, listening, wait)
+        return [row[:2] for row in rows[:-1]], rows[-1][2:] if rows else None
+
+    def list_workflows(
+        self,
+        conn: Connection,
+        filter: str,
+        by_close: bool,
+        descending: bool,
+        at: str | None,
+        run: bytes | None,
+        limit: int,
+    ) -> Rows:
+        """A page of runs behind a time and a run's id: see `listing`."""
+        behind = None if run is None else Uuid(run)
+        return self._call(conn, "list_workflows", filter, by_close, descending, at, behind, limit)
+
+    def count_workflows(self, conn: Connection, filter: str, group: str | None, path: Sequence[str] | None) -> Rows:
+        """Rows of (value as JSON, how many runs)."""
+        return self._call(conn, "count_workflows", filter, group, None if path is None else Texts(path))
+
+    def subscribe(
+        self,
+        conn: Connection,
+        topics: Sequence[str],
+        streams: Sequence[int],
+        actors: Sequence[str],
+        priorities: Sequence[int],
+    ) -> list[bool | None]:
+        """Subscribe actors to topics; answers for each whether that is new, None where it is not permitted."""
+        rows = self._call(conn, "subscribe", Texts(topics), Ints(streams), Texts(actors), Ints(priorities))
+        return list(rows[0][0])
+
+    def unsubscribe(self, conn: Connection, topic: str, stream_id: int, actor: str) -> bool:
+        """End a subscription; answers whether there was one."""
+        return bool(self._call(conn, "unsubscribe", topic, stream_id, actor)[0][0])
+
     def list_schedules(self, conn: Connection, name: str | None = None) -> Rows:
         """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
         return self._call(conn, "list_schedules", name)

@@ -21,6 +21,8 @@ GRANT EXECUTE ON FUNCTION
     {schema}.abort_message, {schema}.report_running,
     {schema}.change_escalation, {schema}.claim_escalation, {schema}.get_escalation, {schema}.list_escalations,
     {schema}.count_escalations, {schema}.resolve_escalation,
+    {schema}.get_state, {schema}.read_output, {schema}.list_workflows, {schema}.count_workflows,
+    {schema}.subscribe, {schema}.unsubscribe, {schema}.list_subscriptions, {schema}.finish_events, {schema}.look_again,
     {schema}.expire_runs, {schema}.reset_run, {schema}.list_children
 TO {worker};
 

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -31,10 +31,12 @@ from ..errors import (
 )
 from ..operations import Post, ResetRun, Terminate
 from ..using import sending
+from .attributes import search_values
 from .converter import decoders_of, encode, loads
 from .events import Event, described_failure
 from .export import export_history
 from .failures import failure_from_json
+from .following import afollow, follow
 from .info import Info, Parent
 from .replay import current
 from .waiting import Waiters
@@ -84,6 +86,8 @@ class Description:
     closed_at: datetime | None
     parent: Parent | None
     memo: dict[str, Any]
+    search: dict[str, Any]
+    entity: dict[str, Any]
     history_length: int
     task_failure: str | None
 
@@ -130,6 +134,7 @@ class WorkflowHandle(Generic[R]):
         if row is None:
             raise self._not_found()
         run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row[:11]
+        search, entity = self._read(lambda conn: self.broker.procedures.get_state(conn, run_id))
         return Description(
             workflow_id=workflow_id,
             run_id=str(uuid.UUID(bytes=run_id)),
@@ -140,6 +145,8 @@ class WorkflowHandle(Generic[R]):
             closed_at=None if closed_at is None else closed_at.astimezone(UTC),
             parent=None if parent is None else Parent(row[11] or "", str(uuid.UUID(bytes=parent))),
             memo=json.loads(memo) if memo else {},
+            search=search_values(search),
+            entity=entity,
             history_length=length,
             task_failure=failure,
         )
@@ -253,6 +260,27 @@ class WorkflowHandle(Generic[R]):
             raise WorkflowTimedOut(f"{what} ran out of its time ({attributes.get('reason')})")
         raise WorkflowTerminated(f"{what} was terminated: {attributes.get('reason') or 'no reason given'}")
 
+    def follow(self, offset: int = 0) -> Iterator[tuple[int, Any]]:
+        """What the run puts out (``await durable.output(value)``), until it closes; where another goes on for it
+        (continue-as-new, a retry), until that one does.
+
+        Parameters:
+          offset(int): where to begin; after a break, one more than the last offset that was seen.
+
+        Returns:
+          Pairs of (offset, value), as they are stored; offsets are counted from 0, and nothing is left out.
+
+        Raises:
+          ValueError: the offset is negative.
+          WorkflowNotFound: there is no such run, or this login may not see it.
+          DatabaseUnavailable: the database stayed away.
+        """
+        return follow(self, offset)
+
+    def afollow(self, offset: int = 0) -> AsyncIterator[tuple[int, Any]]:
+        """As `follow`, for ``async for``; a follower that waits holds no thread."""
+        return afollow(self, offset)
+
     # --- acting -------------------------------------------------------------------------------------------
 
     def signal(self, name: str, payload: Any = None, *, id: str | None = None) -> None:
@@ -288,8 +316,7 @@ class WorkflowHandle(Generic[R]):
     def terminate(self, reason: str | None = None) -> None:
         """End the run at once, without a word to its code.  Raises as `cancel`."""
         outside_of_workflows("terminate a workflow")
-        if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
-            raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
+        check_reason(reason)
         self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
 
     def reset(self, to_event: int) -> WorkflowHandle[R]:
@@ -311,8 +338,7 @@ class WorkflowHandle(Generic[R]):
           WorkflowNotFound: there is no such run, or this login may not see it.
         """
         outside_of_workflows("reset a workflow")
-        if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
-            raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
+        check_event(to_event)
         new = uuid.uuid4()
         self.broker.commit.submit(ResetRun(self._key(), self._workflow_id, to_event, new.bytes))
         return WorkflowHandle(self.broker, self._workflow_id, str(new), self._workflow)
@@ -389,6 +415,16 @@ class WorkflowHandle(Generic[R]):
             raise translate(e) from e
 
 
+def check_event(to_event: int) -> None:
+    if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
+        raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
+
+
+def check_reason(reason: str | None) -> None:
+    if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
+        raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
+
+
 #: What the payload of an event is called, where it is no result.
 _PAYLOADS = {
     "WorkflowStarted": "input",
@@ -397,6 +433,8 @@ _PAYLOADS = {
     "ChildStarted": "input",
     "SignalReceived": "payload",
     "EscalationOpened": "payload",
+    "TopicEmitted": "payload",
+    "OutputWritten": "value",
 }
 
 

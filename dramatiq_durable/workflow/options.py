@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 
 from ..durations import Duration, parse_duration
 from ..errors import InvalidName
+from .attributes import check_search
 from .commands import Cancellation
 from .converter import encode
 from .retry import RetryPolicy
@@ -168,6 +169,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
     id_conflict: IdConflict
     id_reuse: IdReuse
     memo: dict[str, Any] | None
+    search: dict[str, Any] | None
     delay: int | timedelta
     parent_close: ParentClose
     run_timeout: Duration | None
@@ -179,7 +181,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
 
 #: Those that the run itself knows.
-_FACTS = ("memo", "run_timeout", "execution_timeout", "retry")
+_FACTS = ("memo", "search", "run_timeout", "execution_timeout", "retry")
 
 
 @dataclass(slots=True, frozen=True)
@@ -191,6 +193,7 @@ class WorkflowOptions:
       id_conflict(str): what to do when a live run has the id.
       id_reuse(str): what to do when only closed runs have it.
       memo(dict | None): JSON that the run carries for people.
+      search(dict | None): search attributes that it begins with, as JSON has them.
       delay_ms(int): milliseconds to wait before the first step.
       parent_close(str): what becomes of it when its parent ends first.
       run_timeout, execution_timeout(int | None): milliseconds from its first step until it ends; the latter counts for
@@ -203,6 +206,7 @@ class WorkflowOptions:
     id_conflict: IdConflict = "fail"
     id_reuse: IdReuse = "allow"
     memo: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
     delay_ms: int = 0
     parent_close: ParentClose = "terminate"
     run_timeout: int | None = None
@@ -234,6 +238,8 @@ class WorkflowOptions:
             if not isinstance(changes["memo"], dict):
                 raise ValueError(f"memo is a dict, not {changes['memo']!r}.")
             encode(changes["memo"], f"the memo of {name!r}")
+        if changes.get("search") is not None:
+            changes["search"] = {k: v for k, v in check_search(changes["search"]).items() if v is not None}
         if "delay" in changes:
             changes["delay_ms"] = milliseconds("delay", changes.pop("delay"))
         return replace(self, **changes)

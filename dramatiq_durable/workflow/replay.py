@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from ..errors import Failure, Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
 from . import events, guard
+from .attributes import search_values
 from .commands import (
     CancelTimer,
     CancelWorkflow,
@@ -34,7 +35,7 @@ from .converter import decode_call, encode
 from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
-from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
+from .info import START_FACTS, STATE_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
 from .lineage import Lineage
 from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
@@ -283,12 +284,22 @@ class Execution:
         return dataclasses.replace(
             base,
             memo=dict(base.memo),
-            search=dict(base.search),
+            search=search_values(self.search),
             headers=dict(base.headers),
             history_length=self.last_event_id,
             history_bytes=self.history_bytes,
             continue_as_new_suggested=(self.last_event_id >= SUGGESTED_LENGTH or self.history_bytes >= SUGGESTED_BYTES),
         )
+
+    def handed_on(self) -> dict[str, Any]:
+        """The state that the next run of continue-as-new begins with: facts, as JSON has them."""
+        return {fact: value for fact in STATE_FACTS if (value := self.state.get(fact))}
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The run's search attributes, as JSON has them."""
+        search: dict[str, Any] = self.state.get("search", {})
+        return search
 
     @property
     def now(self) -> datetime:
@@ -414,6 +425,8 @@ class Execution:
         for fact, value in self.facts.items():
             if fact in START_FACTS:
                 setattr(self._base, fact, value)
+            elif fact in STATE_FACTS:
+                self.state[fact] = value
         try:
             args, kwargs = decode_call(event.payload, self.fn) if event.payload is not None else ([], {})
             main = self.fn(*args, **kwargs)
@@ -476,6 +489,7 @@ class Execution:
                     closing = self._failed(e)
             elif (again := ContinueAsNewRequested.within(exc)) is not None:
                 again.unread = self.mailbox.unread()
+                again.facts = {k: v for k, v in {**self.handed_on(), **again.facts}.items() if v is not None}
                 closing = again
             elif isinstance(exc, Exception):
                 closing = self._failed(exc)

@@ -39,7 +39,10 @@ SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 BEGIN
     RETURN NOT EXISTS (SELECT 1 FROM {schema}.run p WHERE p.run_id = p_parent AND p.status = 'running')
-           AND NOT EXISTS (SELECT 1 FROM {schema}.run c WHERE c.parent_run_id = p_run AND c.status = 'running');
+           AND NOT EXISTS (SELECT 1 FROM {schema}.run c WHERE c.parent_run_id = p_run AND c.status = 'running')
+           -- What it has emitted is read from its history.
+           AND NOT EXISTS (SELECT 1 FROM {schema}.subscription s
+                           JOIN {schema}.topic_event t ON t.subscription_id = s.subscription_id AND t.run_id = p_run);
 END
 $$;
 
@@ -86,6 +89,7 @@ BEGIN
     DELETE FROM {schema}.signal_key k USING unnest(v_gone) g (id) WHERE k.run_id = g.id;
     DELETE FROM {schema}.escalation o USING unnest(v_gone) g (id) WHERE o.run_id = g.id;
     DELETE FROM {schema}.waiter w USING unnest(v_gone) g (id) WHERE w.run_id = g.id;
+    DELETE FROM {schema}.run_state t USING unnest(v_gone) g (id) WHERE t.run_id = g.id;
     DELETE FROM {schema}.run r USING unnest(v_gone) g (id) WHERE r.run_id = g.id;
     GET DIAGNOSTICS runs = ROW_COUNT;
     RETURN NEXT;

@@ -157,7 +157,8 @@ DECLARE
     v_taking_back constant text[] := ARRAY['EscalationTimedOut', 'EscalationWithdrawn'];
     -- Events that bring something about: see carry_out().
     v_eventful constant text[] := ARRAY[
-        'SearchUpserted', 'ChildStartAwaited', 'EscalationOpened', 'EscalationTimedOut', 'EscalationWithdrawn'];
+        'SearchUpserted', 'EntityChanged', 'TopicEmitted', 'OutputWritten', 'ChildStartAwaited', 'EscalationOpened',
+        'EscalationTimedOut', 'EscalationWithdrawn'];
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);

@@ -24,6 +24,8 @@ WORKER = {
     "change_escalation", "claim_escalation", "get_escalation", "list_escalations", "count_escalations",
     "resolve_escalation",
     "abort_message", "report_running",
+    "get_state", "read_output", "list_workflows", "count_workflows",
+    "subscribe", "unsubscribe", "list_subscriptions", "finish_events", "look_again",
     "expire_runs", "reset_run", "list_children",
 }
 # fmt: on

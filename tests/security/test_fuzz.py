@@ -126,6 +126,8 @@ def scalar(kind: str, scene: Scene, rng: random.Random) -> str:
         return rng.choice(["t", "f"])
     if kind == "jsonb":
         return rng.choice(["[]", "{}", "null", "1", '"x"', "[[[[]]]]", "[1e400]", '{"eta": "x", "": null}', "{"])
+    if kind == "timestamp with time zone":
+        return rng.choice(["now", "infinity", "-infinity", "2026-01-31T00:00:00Z", "294276-12-31", "soon"])
     if kind == "interval":
         return rng.choice(["0", "1 second", "-1 day", "11 years", "1e9 years", "infinity", "1 month -40 days"])
     raise AssertionError(f"a type that the fuzzer does not know: {kind}")
@@ -161,6 +163,24 @@ SENSE = {
     "p_kind": ("m", "s"),
     "p_overlap": ("skip", "buffer_one", "allow"),
     "p_if_exists": ("fail", "update", "keep"),
+    "p_group": ("status", "name", "search", "entity"),
+    "p_filter": (
+        "{}",
+        '{"status": "running"}',
+        '{"names": ["w"]}',
+        '{"search": "$.x == 1"}',
+        '{"rest": "$.name == \\"wf\\""}',
+        '{"rest": "$.** ? (@ like_regex \\"a+\\")", "uses": ["times", "parent", "search", "entity"]}',
+        '{"rest": "nonsense ("}',
+        '{"rest": "$x"}',
+        '{"since": "soon"}',
+        '{"names": 5}',
+        '{"parents": ["their-order"]}',
+        '{"workflow_like": "their%"}',
+        '{"workflow_like": "\\\\"}',
+        '{"queues": ["theirs"]}',
+        '{"run_ids": ["x"]}',
+    ),
 }
 
 

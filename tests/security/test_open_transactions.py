@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Ints, Longs, Texts, Uuid, Uuids
+from dramatiq_durable.arrays import Blobs, Bools, Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import Enqueue, ExpireRun, ResetRun, Result
 from tests.sql.api import Claimed, Session, Worker, derived, new_id, send_activity, step
 
@@ -22,18 +22,33 @@ LOCK_TIMEOUT, MARGIN = 2.0, 4.0
 
 
 class Side:
-    """A login with a stream of its own, a worker, a message, an activity and a task that are leased to it."""
+    """A login with a stream of its own and a worker, which has a message, an activity, a task, an event and a note."""
 
     def __init__(self, session: Session, db: Session, name: str, workflow_id: str) -> None:
         self.session, self.name = session, name
         self.stream = stream = db.stream(name)
         self.worker = session.register(stream)
         _, self.run = session.start(stream, workflow_id)
-        advance = step(self.worker.one(), 1, ("ActivityScheduled", 1, "a"), ("EscalationOpened", 2, "clerk", b"1", {}))
+        session.call("subscribe", Texts(["t"]), Ints([stream]), Texts(["listener"]), Ints([0]))
+        advance = step(
+            self.worker.one(),
+            1,
+            ("ActivityScheduled", 1, "a"),
+            ("TopicEmitted", 2, "t"),
+            ("EscalationOpened", 3, "clerk", b"1", {}),
+        )
         advance.sends = [send_activity(stream, 1)]
         self.worker.advance(advance)
-        self.escalation = derived(self.run, 2)
-        self.activity = self.worker.one()
+        db.sql(
+            "INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, seq, "
+            "actor, payload) SELECT gen_random_uuid(), %s, 0, now(), now(), 'n', %s, subscription_id, 'listener', '' "
+            "FROM durable.subscription WHERE stream_id = %s",
+            stream,
+            Uuid(self.run),
+            stream,
+        )
+        self.escalation = derived(self.run, 3)
+        self.activity, self.note, self.event = sorted(self.worker.claim(), key=lambda c: c.kind)
         session.post(self.run)
         self.task = self.worker.one()
         session.enqueue(stream, b"leased", b"ready", b"ready")
@@ -76,7 +91,20 @@ class Side:
             "claim": lambda: worker.claim(1),
             "mark_started": lambda: worker.mark_started(self.message),
             "complete_activities": lambda: worker.complete(self.activity),
-            "advance": lambda: worker.advance(step(task, 3, ("TimerStarted", 9))),
+            "advance": lambda: worker.advance(step(task, 4, ("TimerStarted", 9))),
+            "get_state": lambda: session.call("get_state", Uuid(run)),
+            "read_output": lambda: session.call("read_output", Uuid(run), 0, 10, Uuid(new_id()), 1000),
+            "list_workflows": lambda: session.call("list_workflows", "{}", False, True, None, None, 10),
+            "count_workflows": lambda: session.call("count_workflows", "{}", "status", None),
+            "list_subscriptions": lambda: session.call("list_subscriptions"),
+            "look_again": lambda: worker.settle("look_again", [self.note]),
+            "finish_events": lambda: worker.settle(
+                "finish_events", [self.event], Bools([True]), Blobs([None]), Texts(["no"])
+            ),
+            "subscribe": lambda: session.call(
+                "subscribe", Texts(["t", "new"]), Ints([self.stream] * 2), Texts(["listener"] * 2), Ints([0, 0])
+            ),
+            "unsubscribe": lambda: session.call("unsubscribe", "t", self.stream, "listener"),
             "abort_message": lambda: session.call("abort_message", Uuids([self.message.message_id]), True),
             "report_running": lambda: worker.call("report_running", Uuids([self.message.message_id]), Longs([1500])),
             "release": lambda: worker.release(self.message),

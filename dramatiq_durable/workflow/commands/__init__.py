@@ -7,12 +7,14 @@ from .closing import CancelWorkflow, CompleteWorkflow, ContinueAsNew, FailWorkfl
 from .escalations import EscalationCall, OpenEscalation, WithdrawEscalation
 from .local import Compute, ComputeCall
 from .patches import RecordPatch
+from .state import Answered, ChangeEntity, EmitTopic, UpsertSearch, WriteOutput
 from .timers import CancelTimer, StartTimer, TimerCall
 
 __all__ = [
     "ActivityCall",
     "ActivityHandle",
     "Answer",
+    "Answered",
     "AwaitChildStart",
     "Call",
     "CancelActivity",
@@ -20,6 +22,7 @@ __all__ = [
     "CancelTimer",
     "CancelWorkflow",
     "Cancellation",
+    "ChangeEntity",
     "ChildCall",
     "ChildHandle",
     "ChildStartCall",
@@ -29,6 +32,7 @@ __all__ = [
     "Compute",
     "ComputeCall",
     "ContinueAsNew",
+    "EmitTopic",
     "EscalationCall",
     "FailWorkflow",
     "OpenEscalation",
@@ -38,5 +42,7 @@ __all__ = [
     "StartChild",
     "StartTimer",
     "TimerCall",
+    "UpsertSearch",
     "WithdrawEscalation",
+    "WriteOutput",
 ]
