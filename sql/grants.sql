@@ -29,7 +29,6 @@ TO {worker};
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).
 GRANT EXECUTE ON FUNCTION
     {schema}.grant_login, {schema}.stream_counts, {schema}.stream_is_empty, {schema}.list_workers,
-    {schema}.list_runs,
     {schema}.pause_stream, {schema}.peek_messages, {schema}.worker_messages, {schema}.count_waiting, {schema}.purge_messages,
     {schema}.list_dead_letters, {schema}.count_dead_letters, {schema}.redrive_dead_letters, {schema}.drop_dead_letters,
     {schema}.import_journal, {schema}.import_messages,

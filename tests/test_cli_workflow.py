@@ -180,3 +180,67 @@ def test_everything_has_json(made: Scratch) -> None:
     assert listed(made, "workflow", "signal", "j-1", "go", "1") == {"workflow_id": "j-1", "signal": "go"}
     assert listed(made, "workflow", "cancel", "j-1") == {"workflow_id": "j-1", "run_id": None}
     assert listed(made, "workflow", "terminate", "--run-id", started["run_id"])["run_id"] == started["run_id"]
+
+
+# --- many at once -------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_by_a_filter_and_in_pages(made: Scratch) -> None:
+    for n in range(5):
+        run(made, "workflow", "start", "odd" if n % 2 else "it's", "--queue", "q", "--id", f"l-{n}")
+    ids = [row["workflow_id"] for row in listed(made, "workflow", "list", "--where", "workflow_id > 'l-2'")]
+    assert sorted(ids) == ["l-3", "l-4"]
+    assert len(listed(made, "workflow", "list", "--name", "it's", "--where", "name = 'odd' or name != 'odd'")) == 3
+    assert listed(made, "workflow", "list", "--name", "it's", "--status", "completed") == []
+    seen: list[str] = []
+    more: list[str] = []
+    while True:
+        done = attempt(made, "workflow", "list", "--limit", "2", "--order", "started_at", "--json", *more)
+        seen += [row["workflow_id"] for row in json.loads(done.stdout)]
+        if not done.stderr:
+            break
+        assert done.stderr.startswith("there are more: --after ")
+        more = ["--after", done.stderr.split()[-1]]
+    assert seen == [f"l-{n}" for n in range(5)]
+    assert "at character 6" in refused(made, "workflow", "list", "--where", "name ~ 'x'", "--name", "y")
+    assert attempt(made, "workflow", "list", "--after", "x").exit_code == 2
+
+
+def test_many_are_told_at_once(made: Scratch) -> None:
+    for n in range(4):
+        run(made, "workflow", "start", "w", "--queue", "q", "--id", f"b-{n}")
+    some = ("--where", "workflow_id in ('b-0', 'b-1') or workflow_id = 'b-2'")
+    assert run(made, "workflow", "cancel", *some, "--dry-run").output == "cancel would be done to 3 running runs\n"
+    assert listed(made, "workflow", "cancel", *some, "--dry-run") == {"runs": 3, "dry_run": True}
+    done = attempt(made, "workflow", "terminate", *some)
+    assert done.exit_code == 2
+    assert "add --yes" in done.output
+    assert listed(made, "workflow", "signal", "go", '{"a": 1}', *some, "--yes") == {"runs": 3}
+    assert run(made, "workflow", "cancel", *some, "--yes").output == "3 runs asked to cancel themselves\n"
+    assert made.execute("SELECT type, count(*) FROM durable.inbox GROUP BY 1 ORDER BY 1") == [
+        ("CancelRequested", 3),
+        ("SignalReceived", 3),
+    ]
+    assert listed(made, "workflow", "terminate", *some, "--reason", "why", "--yes") == {"runs": 3}
+    assert listed(made, "workflow", "terminate", *some, "--yes") == {"runs": 0}
+    assert run(made, "workflow", "reset", *some, "--to", "1", "--dry-run").output == (
+        "reset to event 1 would be done to 3 runs\n"
+    )
+    assert listed(made, "workflow", "reset", *some, "--to", "1", "--yes") == {"runs": 3}
+    assert len(listed(made, "workflow", "list", "--status", "running")) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cancel", "w", "--where", "name = 'x'"), "in one way"),
+        (("cancel", "w", "--dry-run"), "goes with --where"),
+        (("signal", "go"), "WORKFLOW_ID NAME [JSON]"),
+        (("signal", "w", "go", "1", "--where", "name = 'x'"), "it is NAME [JSON]"),
+        (("signal", "go", "--id", "k", "--where", "name = 'x'"), "--id goes with one run"),
+    ],
+)
+def test_wrong_usage_of_batches(arguments: tuple[str, ...], message: str) -> None:
+    done = attempt(NOWHERE, "workflow", *arguments)
+    assert done.exit_code == 2
+    assert message in done.output

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import uuid
 from typing import Any
 
 import click
 
+from ...errors import InvalidFilter
 from ...workflow.client import get_handle
+from ...workflow.filters import parse as parse_filter
+from ...workflow.listing import ORDERS, list_workflows
 from ..output import print_facts, print_json, print_rows
 from ..target import Target, option_json, option_limit
 from .timeline import print_timeline
@@ -22,22 +24,53 @@ PENDING = ("kind", "name", "seq", "attempt", "next_attempt_at", "last_failure", 
 
 
 @click.command("list")
+@click.option("--where", metavar="FILTER", help="Only runs that meet it, such as \"search.region = 'eu'\".")
 @click.option("--name", help="Only runs of this workflow.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs with this status.")
+@click.option("--order", type=click.Choice(ORDERS), default="-started_at", show_default=True)
+@click.option("--after", metavar="CURSOR", help="Go on where a listing ended.")
 @option_limit(100)
 @option_json
 @click.pass_obj
-def list_(target: Target, name: str | None, status: str | None, limit: int, as_json: bool) -> None:
-    """The latest runs, newest first."""
-    rows = target.rows("list_runs", name, status, limit)
-    for row in rows:
-        row["history_length"] = row.pop("last_event")
-        row["parent"] = row.pop("parent_run_id")
-        row["memo"] = json.loads(row["memo"]) if row["memo"] else {}
+def list_(
+    target: Target,
+    where: str | None,
+    name: str | None,
+    status: str | None,
+    order: str,
+    after: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """The latest runs, newest first.
+
+    \b
+    A filter compares fields with values: = != < <= > >= in like, with and, or, not and parentheses.
+    Fields: workflow_id, run_id, name, status, queue_name, started_at, closed_at, parent_id,
+            search.NAME, entity.PATH
+    """
+    broker = target.broker
+    if where is not None:
+        # By itself first: a mistake is shown at its place in what was written.
+        parse_filter(where)
+    given = (f"({where})" if where is not None else None, _equals("name", name), _equals("status", status))
+    condition = " and ".join(part for part in given if part is not None) or None
+    try:
+        page = list_workflows(condition, order, limit, after, broker=broker)
+    except InvalidFilter:
+        raise
+    except ValueError as e:
+        raise click.UsageError(f"--after: {e}") from None
+    rows = [dataclasses.asdict(run) for run in page]
     columns = ["workflow_id", "name", "status", "queue_name", "started_at", "closed_at", "history_length"]
-    if any(row["task_failure"] for row in rows):
-        columns.append("task_failure")
-    print_rows(rows, columns, as_json=as_json, empty="there are no runs", limit=limit)
+    columns += [column for column in ("search", "task_failure") if any(row[column] for row in rows)]
+    print_rows(rows, columns, as_json=as_json, empty="there are no runs")
+    if page.next is not None:
+        click.echo(f"there are more: --after {page.next}", err=True)
+
+
+def _equals(field: str, value: str | None) -> str | None:
+    return None if value is None else "{} = '{}'".format(field, value.replace("'", "''"))
 
 
 @click.command("show")
