@@ -1,6 +1,6 @@
 """Durable queues and durable workflows for Dramatiq, on Postgres."""
 
-from . import rate_limits, results, schedules
+from . import escalations, rate_limits, results, schedules
 from .abort import (
     aabort,
     abort,
@@ -24,10 +24,14 @@ from .errors import (
     ChildWorkflowFailed,
     DatabaseUnavailable,
     DurableError,
+    EscalationCancelled,
+    EscalationConflict,
+    EscalationNotFound,
     Failure,
     ForbiddenInWorkflow,
     ImportFailed,
     InvalidDefinition,
+    InvalidFilter,
     InvalidName,
     InvalidSchedule,
     LeaseLost,
@@ -65,6 +69,13 @@ from .tokens import (
     fail_activity,
     heartbeat_activity,
 )
+from .topics import (
+    EventInfo,
+    aunsubscribe,
+    event_info,
+    subscribe,
+    unsubscribe,
+)
 from .using import (
     using,
 )
@@ -86,6 +97,12 @@ from .workflow.definition import (
     workflow,
     workflow_stub,
 )
+from .workflow.entity import (
+    Entity,
+)
+from .workflow.escalating import (
+    escalate,
+)
 from .workflow.handle import (
     Description,
     HistoryEvent,
@@ -94,6 +111,22 @@ from .workflow.handle import (
 )
 from .workflow.info import (
     Info,
+)
+from .workflow.listing import (
+    WorkflowList,
+    WorkflowSummary,
+    abatch_cancel,
+    abatch_reset,
+    abatch_signal,
+    abatch_terminate,
+    acount_workflows,
+    alist_workflows,
+    batch_cancel,
+    batch_reset,
+    batch_signal,
+    batch_terminate,
+    count_workflows,
+    list_workflows,
 )
 from .workflow.messages import (
     all_handlers_finished,
@@ -123,6 +156,12 @@ from .workflow.primitives import (
 from .workflow.retry import (
     RetryPolicy,
 )
+from .workflow.state import (
+    emit,
+    entity,
+    output,
+    upsert_search,
+)
 from .workflow.structured import (
     uncancellable,
 )
@@ -141,12 +180,18 @@ __all__ = [
     "Description",
     "DurableBroker",
     "DurableError",
+    "Entity",
+    "EscalationCancelled",
+    "EscalationConflict",
+    "EscalationNotFound",
+    "EventInfo",
     "Failure",
     "ForbiddenInWorkflow",
     "HistoryEvent",
     "ImportFailed",
     "Info",
     "InvalidDefinition",
+    "InvalidFilter",
     "InvalidName",
     "InvalidSchedule",
     "LeaseLost",
@@ -177,35 +222,56 @@ __all__ = [
     "WorkflowClosed",
     "WorkflowFailed",
     "WorkflowHandle",
+    "WorkflowList",
     "WorkflowNotFound",
+    "WorkflowSummary",
     "WorkflowTerminated",
     "WorkflowTimedOut",
     "aabort",
+    "abatch_cancel",
+    "abatch_reset",
+    "abatch_signal",
+    "abatch_terminate",
     "abort",
     "acomplete_activity",
+    "acount_workflows",
     "activity",
     "activity_info",
     "activity_stub",
     "afail_activity",
     "aheartbeat_activity",
+    "alist_workflows",
     "all_handlers_finished",
+    "aunsubscribe",
+    "batch_cancel",
+    "batch_reset",
+    "batch_signal",
+    "batch_terminate",
     "cancel_workflow",
     "complete_activity",
     "complete_later",
     "continue_as_new",
+    "count_workflows",
     "deprecate_patch",
+    "emit",
+    "entity",
+    "escalate",
+    "escalations",
+    "event_info",
     "fail_activity",
     "get_handle",
     "heartbeat",
     "heartbeat_activity",
     "info",
     "is_replaying",
+    "list_workflows",
     "local",
     "logger",
     "now",
     "on_query",
     "on_signal",
     "on_update",
+    "output",
     "patched",
     "random",
     "rate_limits",
@@ -215,8 +281,11 @@ __all__ = [
     "signal_workflow",
     "signals",
     "sleep",
+    "subscribe",
     "transaction",
     "uncancellable",
+    "unsubscribe",
+    "upsert_search",
     "using",
     "uuid4",
     "uuid7",

@@ -19,16 +19,17 @@ from dramatiq.common import current_millis
 from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import QueueNotFound
 
+from . import topics
 from .claimer import Claimer
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import ALARM, DEADLINE, LIMITS, TASK_KINDS, TICK, Delivery, current_delivery
+from .delivery import ALARM, DEADLINE, LIMITS, NOTE, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import DatabaseUnavailable
+from .errors import DatabaseUnavailable, NotPermitted
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import Expire, ExpireRun
+from .operations import Expire, ExpireRun, LookAgain
 from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .processing import Processing
@@ -41,6 +42,8 @@ from .workflow.options import check_name
 from .workflow.runner import Runner
 
 if TYPE_CHECKING:
+    from dramatiq import Worker
+
     from .workflow.definition import Workflow
     from .workflow.waiting import Waiters
 
@@ -98,6 +101,9 @@ class DurableBroker(Processing, Queues, Broker):
         self.watched = []
         self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
+        #: Which actors subscribe to which topics: (topic, queue, actor, priority), and which are stored already.
+        self._subscriptions: list[tuple[str, str, str, int]] = []
+        self._subscribed: set[tuple[str, str, str, int]] = set()
         self.runner = Runner(self)
         self.settler = Settler(self)
         self._embedded: Any = None
@@ -154,6 +160,23 @@ class DurableBroker(Processing, Queues, Broker):
             priority=TASK_PRIORITY,
             options=options,
         )
+
+    def declare_subscription(self, topic: str, actor: Actor[Any, Any]) -> None:
+        """Have an actor given a topic's events: stored once this process consumes the actor's queue."""
+        self._subscriptions.append((topic, actor.queue_name, actor.actor_name, actor.priority))
+        if self._claimer is not None:
+            self._subscribe(lambda queue_name: queue_name in self._consumed())
+
+    def _consumed(self) -> list[str]:
+        consumers = [] if self._claimer is None else list(self._claimer.consumers)
+        return [self._stream_names[stream_id] for stream_id in consumers]
+
+    def _subscribe(self, consumes: Callable[[str], bool]) -> None:
+        """Store the subscriptions of actors whose queues this process consumes."""
+        new = [s for s in self._subscriptions if s not in self._subscribed and consumes(s[1])]
+        if new:
+            topics.register(self, new)
+            self._subscribed.update(new)
 
     def stream_id(self, queue_name: str) -> int:
         """The id of a stream.
@@ -321,6 +344,7 @@ class DurableBroker(Processing, Queues, Broker):
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
         stream_id = self.stream_id(queue_name)
+        self._subscribe(queue_name.__eq__)
         with self._lock:
             claimer = self._ensure_claimer()
             consumer = DurableConsumer(self, claimer, queue_name, stream_id, max(1, prefetch), timeout)
@@ -400,6 +424,9 @@ class DurableBroker(Processing, Queues, Broker):
                 # It may go off again soon.
                 self._claimer.expect(stream_id)
             return None
+        if kind == NOTE:
+            self.commit.post(LookAgain(key, lease))
+            return None
         if kind == DEADLINE:
             self.commit.post(ExpireRun(key, lease))
             return None
@@ -408,6 +435,8 @@ class DurableBroker(Processing, Queues, Broker):
         try:
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
+            elif payload.startswith(topics.MARK):
+                message = topics.message_of(queue_name, actor, key, payload)
             else:
                 # What SQL wrote is JSON, whatever encoder is set here.
                 message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
@@ -451,7 +480,7 @@ class DurableBroker(Processing, Queues, Broker):
                     delivery.calling = True
                     return
         elif signal == "worker_boot":
-            self._check_database()
+            self._check_database(args[0])
             with self._lock:
                 self._ensure_claimer().serve(args[0])
         elif signal == "worker_shutdown" and self._claimer is not None:
@@ -469,13 +498,17 @@ class DurableBroker(Processing, Queues, Broker):
         if signal == "worker_shutdown":
             self._stop_claimer()
 
-    def _check_database(self) -> None:
-        """A worker that can never work says so at once; one that is early waits for its database."""
+    def _check_database(self, worker: Worker) -> None:
+        """A worker that can never work says so at once; one that is early waits for its database.  Subscriptions are
+        stored before the first message is claimed, whose run may emit."""
         try:
             with self.database.connection():
                 pass
+            self._subscribe(lambda queue_name: queue_name in (worker.consumer_whitelist or self.queues))
         except DatabaseUnavailable as e:
             logger.warning("the database is away, waiting for it: %s", e)
+        except NotPermitted as e:
+            logger.error("subscriptions to topics are not stored: %s", e)
 
     # --- the end ----------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ ALARM = "d"
 #: The option that carries the limits of an activity.
 LIMITS = "durable_limits"
 
+#: The kind of a note to look again whether a run's next event can be sent to a subscriber.
+NOTE = "n"
 #: The kind of the message by which the database ends a run whose time is over.
 DEADLINE = "e"
 
@@ -40,7 +42,8 @@ class Delivery(MessageProxy, Interruptible):
     Attributes:
       broker(DurableBroker): whose delivery it is.
       stream_id(int), key(bytes), lease(bytes): where it lies, its row's id, and the token of this delivery.
-      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), s, t, w (tasks of a run), q (a query).
+      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), p (event of a topic), s, t, w (tasks of a
+        run), q (a query).
       run_id(str | None), seq(int | None): the run and the command that it belongs to.
       attempt(int): counted from 1.
       reclaimed(bool): it was taken from a dead worker, aborted or redriven: its start has to be recorded.

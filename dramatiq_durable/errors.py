@@ -51,6 +51,18 @@ class InvalidName(DurableError, ValueError):
     """A stream, actor or workflow name, or an id, is empty, too long or has characters that Postgres refuses."""
 
 
+class InvalidFilter(DurableError, ValueError):
+    """A filter (``where``) makes no sense; the message shows where.
+
+    Attributes:
+      position(int): the character that it was not understood from, counted from 0.
+    """
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
+
 class ImportFailed(DurableError):
     """Another broker's messages cannot be imported (any further); nothing is lost, and the import can be run again."""
 
@@ -153,6 +165,28 @@ class WorkflowNotFound(DurableError):
 
 class WorkflowAlreadyStarted(DurableError):
     """A live run has this workflow id; choose another id or another ``id_conflict``."""
+
+
+class EscalationCancelled(DurableError):
+    """Raised where a workflow awaits an escalation that was cancelled from outside."""
+
+
+class EscalationConflict(DurableError):
+    """An escalation is closed already, or somebody else has claimed it: this call changed nothing.
+
+    Attributes:
+      status(str): how it stands: waiting, claimed, resolved, cancelled or timed_out.
+      claimed_by(str | None): who has claimed it.
+    """
+
+    def __init__(self, message: str, status: str, claimed_by: str | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.claimed_by = claimed_by
+
+
+class EscalationNotFound(DurableError):
+    """There is no escalation of this id, or this login may not see it."""
 
 
 class WorkflowClosed(DurableError):

@@ -195,9 +195,83 @@ class Procedures:
         rows = self._call(conn, "get_updates", runs, ids, Texts([w[2] for w in wanted]), listening, wait)
         return [(status, payload, from_json(failure)) for _, status, payload, failure in rows]
 
+    def get_state(self, conn: Connection, run_id: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A run's search attributes, as JSON has them, and its entity."""
+        rows = self._call(conn, "get_state", Uuid(run_id))
+        return (from_json(rows[0][0]) or {}, from_json(rows[0][1]) or {}) if rows else ({}, {})
+
+    def read_output(
+        self, conn: Connection, run_id: bytes, offset: int, limit: int, channel: bytes | None, wait: int
+    ) -> tuple[list[tuple[int, bytes | None]], tuple[Any, ...] | None]:
+        """What a run has put out from an offset on, and (status, run, next run) of the run in which that lies; None for
+        one that is missing or foreign.  A channel is notified of more for ``wait`` milliseconds."""
+        listening = None if channel is None else Uuid(channel)
+        rows = self._call(conn, "read_output", Uuid(run_id), offset, limit, listening, wait)
+        return [row[:2] for row in rows[:-1]], rows[-1][2:] if rows else None
+
+    def list_workflows(
+        self,
+        conn: Connection,
+        filter: str,
+        by_close: bool,
+        descending: bool,
+        at: str | None,
+        run: bytes | None,
+        limit: int,
+    ) -> Rows:
+        """A page of runs behind a time and a run's id: see `listing`."""
+        behind = None if run is None else Uuid(run)
+        return self._call(conn, "list_workflows", filter, by_close, descending, at, behind, limit)
+
+    def count_workflows(self, conn: Connection, filter: str, group: str | None, path: Sequence[str] | None) -> Rows:
+        """Rows of (value as JSON, how many runs)."""
+        return self._call(conn, "count_workflows", filter, group, None if path is None else Texts(path))
+
+    def subscribe(
+        self,
+        conn: Connection,
+        topics: Sequence[str],
+        streams: Sequence[int],
+        actors: Sequence[str],
+        priorities: Sequence[int],
+    ) -> list[bool | None]:
+        """Subscribe actors to topics; answers for each whether that is new, None where it is not permitted."""
+        rows = self._call(conn, "subscribe", Texts(topics), Ints(streams), Texts(actors), Ints(priorities))
+        return list(rows[0][0])
+
+    def unsubscribe(self, conn: Connection, topic: str, stream_id: int, actor: str) -> bool:
+        """End a subscription; answers whether there was one."""
+        return bool(self._call(conn, "unsubscribe", topic, stream_id, actor)[0][0])
+
     def list_schedules(self, conn: Connection, name: str | None = None) -> Rows:
         """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
         return self._call(conn, "list_schedules", name)
+
+    def get_escalation(self, conn: Connection, id: bytes) -> str | None:
+        """One escalation as JSON, or None when it is missing or foreign."""
+        found = self._call(conn, "get_escalation", Uuid(id))[0][0]
+        return None if found is None else str(found)
+
+    def list_escalations(
+        self,
+        conn: Connection,
+        role: str | None,
+        status: str | None,
+        subject: str | None,
+        type: str | None,
+        run_id: bytes | None,
+        metadata: str | None,
+        limit: int,
+    ) -> list[str]:
+        """Escalations as JSON, by priority and then age."""
+        run = None if run_id is None else Uuid(run_id)
+        return [
+            row[0] for row in self._call(conn, "list_escalations", role, status, subject, type, run, metadata, limit)
+        ]
+
+    def count_escalations(self, conn: Connection, role: str | None) -> tuple[int, ...]:
+        """How many are waiting, claimed, resolved, cancelled, timed out."""
+        return self._call(conn, "count_escalations", role)[0]
 
     def get_results(
         self, conn: Connection, wanted: Sequence[Wanted], channel: bytes | None = None, wait: int = 0

@@ -21,6 +21,7 @@ from .operations import (
     CompleteActivity,
     FailSettling,
     FailTask,
+    FinishEvent,
     Operation,
     Park,
     Release,
@@ -99,6 +100,11 @@ class Settler:
             return Reschedule(key, lease, delivery.retry, payload_of(delivery), text_of(delivery.exception))
         if delivery.kind == "a":
             return self._activity_outcome(delivery, failed)
+        if delivery.kind == "p":
+            if not failed:
+                return FinishEvent(key, lease)
+            failure = text_of(delivery.exception or delivery._exception)
+            return FinishEvent(key, lease, True, payload_of(delivery), failure)
         if failed:
             return Bury(key, lease, payload_of(delivery), text_of(delivery.exception or delivery._exception))
         return Ack(key, lease)
@@ -128,7 +134,8 @@ class Settler:
             failure = failure_to_json(error, retryable=False)
             failure["attempt"] = attempt
             return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, {"failure": failure})
-        return Bury(key, lease, None, f"it cannot be decoded: {text_of(error)}")
+        why = f"it cannot be decoded: {text_of(error)}"
+        return FinishEvent(key, lease, True, None, why) if kind == "p" else Bury(key, lease, None, why)
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""

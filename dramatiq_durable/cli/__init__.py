@@ -11,6 +11,7 @@ import click
 COMMANDS = {
     "check": "check:command",
     "dead-letter": "dead_letter:group",
+    "escalation": "escalation:group",
     "import": "import_:group",
     "message": "message:group",
     "migrate": "migrate:command",

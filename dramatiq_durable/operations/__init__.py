@@ -8,6 +8,7 @@ from .advancing import Advance, Child, Send
 from .asking import AnswerQuery, RequestUpdate, StartRunWith
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .calls import by_kind, calls_of, parts_of, size_of
+from .escalating import ChangeEscalation, ClaimEscalation
 from .living import ExpireRun, ResetRun
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
@@ -18,7 +19,9 @@ from .settling import (
     CompleteActivity,
     FailSettling,
     FailTask,
+    FinishEvent,
     Leave,
+    LookAgain,
     MarkStarted,
     Release,
     Reschedule,
@@ -32,8 +35,10 @@ __all__ = [
     "AnswerQuery",
     "Beat",
     "Bury",
+    "ChangeEscalation",
     "Child",
     "Claim",
+    "ClaimEscalation",
     "CompleteActivity",
     "Context",
     "ControlSchedule",
@@ -47,10 +52,12 @@ __all__ = [
     "FailSettling",
     "FailTask",
     "FinishActivity",
+    "FinishEvent",
     "FireByHand",
     "FireSchedule",
     "LeaseOperation",
     "Leave",
+    "LookAgain",
     "LookUpSchedule",
     "MarkStarted",
     "Operation",

@@ -25,10 +25,12 @@ from .commands import (
     CompleteWorkflow,
     ContinueAsNew,
     FailWorkflow,
+    OpenEscalation,
     RequestActivityCancel,
     ScheduleActivity,
     StartChild,
     StartTimer,
+    WithdrawEscalation,
 )
 from .converter import loads
 from .events import Event
@@ -97,7 +99,11 @@ class Carrier:
         ms = command.ms if due is None else max(0, due - now_ms())
         advance.sends.append(Send("w", stream_id, command.seq, info.name, TASK_PRIORITY, ms, b""))
 
-    def _cancel_timer(self, command: CancelTimer, advance: Advance, execution: Execution) -> None:
+    def _escalation(self, command: OpenEscalation, advance: Advance, execution: Execution) -> None:
+        if command.ms is not None:
+            self._timer(StartTimer(command.seq, ms=command.ms), advance, execution)
+
+    def _cancel_timer(self, command: Command, advance: Advance, execution: Execution) -> None:
         assert command.seq is not None
         if not self._unsend(command.seq, advance):
             advance.drops.append(command.seq)
@@ -171,6 +177,8 @@ _CARRIERS: dict[type[Command], Callable[[Carrier, Any, Advance, Execution], Even
     CancelTimer: Carrier._cancel_timer,
     StartChild: Carrier._child,
     CancelChild: Carrier._cancel_child,
+    OpenEscalation: Carrier._escalation,
+    WithdrawEscalation: Carrier._cancel_timer,
 }
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -32,10 +32,13 @@ from ..errors import (
 from ..operations import Post, ResetRun, Terminate
 from ..using import sending
 from .asking import Asking
+from .attributes import search_values
 from .converter import decoders_of, encode, loads
 from .events import Event, described_failure
+from .export import export_history
 from .failures import failure_from_json
-from .info import Parent
+from .following import afollow, follow
+from .info import Info, Parent
 from .replay import current
 from .waiting import Waiters
 
@@ -114,6 +117,8 @@ class Description:
     closed_at: datetime | None
     parent: Parent | None
     memo: dict[str, Any]
+    search: dict[str, Any]
+    entity: dict[str, Any]
     history_length: int
     task_failure: str | None
     input: Any
@@ -175,6 +180,7 @@ class WorkflowHandle(Asking, Generic[R]):
             raise self._not_found()
         row, first, last, waiting = found
         run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row[:11]
+        search, entity = self._read(lambda conn: self.broker.procedures.get_state(conn, run_id))
         return Description(
             workflow_id=workflow_id,
             run_id=str(uuid.UUID(bytes=run_id)),
@@ -185,6 +191,8 @@ class WorkflowHandle(Asking, Generic[R]):
             closed_at=None if closed_at is None else closed_at.astimezone(UTC),
             parent=None if parent is None else Parent(row[11] or "", str(uuid.UUID(bytes=parent))),
             memo=json.loads(memo) if memo else {},
+            search=search_values(search),
+            entity=entity,
             history_length=length,
             task_failure=failure,
             input=_value(first),
@@ -217,6 +225,27 @@ class WorkflowHandle(Asking, Generic[R]):
             # A run has one from its start.
             raise self._not_found()
         return [_public(e) for e in events]
+
+    def export(self) -> str:
+        """The run's history as a JSON text, with all of its values: what `testing.Replayer` replays.
+
+        The format is described in `dramatiq_durable.workflow.export`.  Raises as `describe`.
+        """
+        run_id = self._resolve()
+        key = uuid.UUID(run_id).bytes
+        row = self._row(key)
+        events = self._read(lambda conn: self.broker.procedures.get_history(conn, key))
+        if row is None or not events:
+            raise self._not_found()
+        info = Info(
+            workflow_id=row[1],
+            run_id=run_id,
+            name=row[2],
+            queue_name=row[3],
+            started_at=row[5],
+            parent=None if row[8] is None else Parent(row[11] or "", str(uuid.UUID(bytes=row[8]))),
+        )
+        return export_history(info, events, row[4])
 
     def result(self, timeout: Any = None) -> R:
         """Wait for the run to close; where another goes on for it (continue-as-new, a retry, a reset), for that one.
@@ -293,6 +322,27 @@ class WorkflowHandle(Asking, Generic[R]):
             raise WorkflowTimedOut(f"{what} ran out of its time ({attributes.get('reason')})")
         raise WorkflowTerminated(f"{what} was terminated: {attributes.get('reason') or 'no reason given'}")
 
+    def follow(self, offset: int = 0) -> Iterator[tuple[int, Any]]:
+        """What the run puts out (``await durable.output(value)``), until it closes; where another goes on for it
+        (continue-as-new, a retry), until that one does.
+
+        Parameters:
+          offset(int): where to begin; after a break, one more than the last offset that was seen.
+
+        Returns:
+          Pairs of (offset, value), as they are stored; offsets are counted from 0, and nothing is left out.
+
+        Raises:
+          ValueError: the offset is negative.
+          WorkflowNotFound: there is no such run, or this login may not see it.
+          DatabaseUnavailable: the database stayed away.
+        """
+        return follow(self, offset)
+
+    def afollow(self, offset: int = 0) -> AsyncIterator[tuple[int, Any]]:
+        """As `follow`, for ``async for``; a follower that waits holds no thread."""
+        return afollow(self, offset)
+
     # --- acting -------------------------------------------------------------------------------------------
 
     def signal(self, name: str, payload: Any = None, *, id: str | None = None) -> None:
@@ -328,8 +378,7 @@ class WorkflowHandle(Asking, Generic[R]):
     def terminate(self, reason: str | None = None) -> None:
         """End the run at once, without a word to its code.  Raises as `cancel`."""
         outside_of_workflows("terminate a workflow")
-        if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
-            raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
+        check_reason(reason)
         self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
 
     def reset(self, to_event: int) -> WorkflowHandle[R]:
@@ -351,8 +400,7 @@ class WorkflowHandle(Asking, Generic[R]):
           WorkflowNotFound: there is no such run, or this login may not see it.
         """
         outside_of_workflows("reset a workflow")
-        if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
-            raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
+        check_event(to_event)
         new = uuid.uuid4()
         self.broker.commit.submit(ResetRun(self._key(), self._workflow_id, to_event, new.bytes))
         return WorkflowHandle(self.broker, self._workflow_id, str(new), self._workflow)
@@ -381,6 +429,9 @@ class WorkflowHandle(Asking, Generic[R]):
 
     async def ahistory(self) -> list[HistoryEvent]:
         return await asyncio.to_thread(self.history)
+
+    async def aexport(self) -> str:
+        return await asyncio.to_thread(self.export)
 
     async def aresult(self, timeout: Any = None) -> R:
         return await asyncio.to_thread(self.result, timeout)
@@ -432,6 +483,16 @@ class WorkflowHandle(Asking, Generic[R]):
             raise translate(e) from e
 
 
+def check_event(to_event: int) -> None:
+    if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
+        raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
+
+
+def check_reason(reason: str | None) -> None:
+    if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
+        raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
+
+
 #: What the payload of an event is called, where it is no result.
 _PAYLOADS = {
     "WorkflowStarted": "input",
@@ -441,6 +502,9 @@ _PAYLOADS = {
     "SignalReceived": "payload",
     "SignalSent": "payload",
     "UpdateAccepted": "input",
+    "EscalationOpened": "payload",
+    "TopicEmitted": "payload",
+    "OutputWritten": "value",
 }
 
 
@@ -461,5 +525,9 @@ def _public(event: Event) -> HistoryEvent:
         value = loads(event.payload)
         attributes[_PAYLOADS.get(event.type, "result")] = value
     return HistoryEvent(
-        event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
+        event.event_id,
+        "EscalationCancelled" if event.type == "EscalationWithdrawn" else event.type,
+        event.name,
+        datetime.fromtimestamp(event.at / 1000, UTC),
+        attributes,
     )

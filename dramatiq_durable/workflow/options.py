@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal, TypedDict, cast
@@ -15,8 +13,10 @@ from dramatiq.middleware.retries import DEFAULT_MAX_BACKOFF, DEFAULT_MIN_BACKOFF
 
 from ..durations import Duration, parse_duration
 from ..errors import InvalidName, NotEncodable
+from .attributes import check_search
 from .commands import Cancellation
 from .converter import encode
+from .names import check_call as check_call
 from .names import check_name as check_name
 from .retry import LONGEST, OPTION, RetryPolicy
 
@@ -31,24 +31,6 @@ ParentClose = Literal["terminate", "cancel", "abandon"]
 
 
 # --- checks --------------------------------------------------------------------------------------------
-def check_call(fn: Callable[..., Any] | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse arguments that the function does not take, at the call: a worker would only fail on them later.
-
-    Raises:
-      TypeError: there is one too many, too few, or one of another name.
-    """
-    if fn is not None:
-        try:
-            _signature(fn).bind(*args, **kwargs)
-        except TypeError as e:
-            raise TypeError(f"{name}(): {e}") from None
-
-
-@functools.lru_cache(maxsize=1024)
-def _signature(fn: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(fn)
-
-
 def check_queue_name(name: str) -> str:
     """Return the name of a stream, if Dramatiq takes it.
 
@@ -245,6 +227,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
     id_conflict: IdConflict
     id_reuse: IdReuse
     memo: dict[str, Any] | None
+    search: dict[str, Any] | None
     delay: int | timedelta
     parent_close: ParentClose
     run_timeout: Duration | None
@@ -259,7 +242,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
 
 #: Those that the run itself knows.
-_FACTS = ("memo", "run_timeout", "execution_timeout", "retry")
+_FACTS = ("memo", "search", "run_timeout", "execution_timeout", "retry")
 
 
 @dataclass(slots=True, frozen=True)
@@ -271,6 +254,7 @@ class WorkflowOptions:
       id_conflict(str): what to do when a live run has the id.
       id_reuse(str): what to do when only closed runs have it.
       memo(dict | None): JSON that the run carries for people.
+      search(dict | None): search attributes that it begins with, as JSON has them.
       delay_ms(int): milliseconds to wait before the first step.
       parent_close(str): what becomes of it when its parent ends first.
       run_timeout, execution_timeout(int | None): milliseconds from its first step until it ends; the latter counts for
@@ -286,6 +270,7 @@ class WorkflowOptions:
     id_conflict: IdConflict = "fail"
     id_reuse: IdReuse = "allow"
     memo: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
     delay_ms: int = 0
     parent_close: ParentClose = "terminate"
     run_timeout: int | None = None
@@ -321,6 +306,8 @@ class WorkflowOptions:
                 raise ValueError(f"memo is a dict, not {changes['memo']!r}.")
             encode(changes["memo"], f"the memo of {name!r}")
         changes.update(self._told(changes))
+        if changes.get("search") is not None:
+            changes["search"] = {k: v for k, v in check_search(changes["search"]).items() if v is not None}
         if "delay" in changes:
             changes["delay_ms"] = milliseconds("delay", changes.pop("delay"))
         return replace(self, **changes)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from ..errors import Failure, ForbiddenInWorkflow, Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
 from . import events, guard
+from .attributes import search_values
 from .commands import (
     CancelTimer,
     CancelWorkflow,
@@ -37,7 +38,7 @@ from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .handlers import Handlers
-from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
+from .info import START_FACTS, STATE_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
 from .lineage import Lineage
 from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
@@ -312,12 +313,22 @@ class Execution:
         return dataclasses.replace(
             base,
             memo=dict(base.memo),
-            search=dict(base.search),
+            search=search_values(self.search),
             headers=dict(base.headers),
             history_length=self.last_event_id,
             history_bytes=self.history_bytes,
             continue_as_new_suggested=(self.last_event_id >= SUGGESTED_LENGTH or self.history_bytes >= SUGGESTED_BYTES),
         )
+
+    def handed_on(self) -> dict[str, Any]:
+        """The state that the next run of continue-as-new begins with: facts, as JSON has them."""
+        return {fact: value for fact in STATE_FACTS if (value := self.state.get(fact))}
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The run's search attributes, as JSON has them."""
+        search: dict[str, Any] = self.state.get("search", {})
+        return search
 
     @property
     def now(self) -> datetime:
@@ -384,6 +395,11 @@ class Execution:
     def expects(self, seq: int) -> bool:
         """Whether the outcome of command ``seq`` is still waited for."""
         return seq in self._pending
+
+    def due(self, seq: int) -> str:
+        """The type of the event with which a timer of command ``seq``, whose outcome is waited for, answers it."""
+        pending = self._pending[seq]
+        return pending.due if isinstance(pending, CommandFuture) else events.TIMER_FIRED
 
     def child_ids(self, seq: int) -> tuple[str, str]:
         """Return the default workflow id and the run id of the child that command ``seq`` starts."""
@@ -487,6 +503,8 @@ class Execution:
         for fact, value in self.facts.items():
             if fact in START_FACTS:
                 setattr(self._base, fact, value)
+            elif fact in STATE_FACTS:
+                self.state[fact] = value
         try:
             args, kwargs = decode_call(event.payload, self.fn) if event.payload is not None else ([], {})
             main = self.fn(*args, **kwargs)
@@ -572,6 +590,7 @@ class Execution:
                     closing = self._failed(e)
             elif (again := ContinueAsNewRequested.within(exc)) is not None:
                 again.unread = self.mailbox.unread()
+                again.facts = {k: v for k, v in {**self.handed_on(), **again.facts}.items() if v is not None}
                 closing = again
             elif isinstance(exc, Exception):
                 closing = self._failed(exc)

@@ -184,8 +184,10 @@ class Runner:
                 return Reschedule(delivery.key, delivery.lease, wait)
         if delivery.kind == "w":
             assert delivery.seq is not None
-            if execution.expects(delivery.seq):
-                waiting.append((0, Event(0, events.TIMER_FIRED, now_ms(), delivery.seq)))
+            # Whoever has answered an escalation was first: it does not time out.
+            answered = any(e.type in events.ESCALATION_ANSWERS and e.seq == delivery.seq for _, e in waiting)
+            if execution.expects(delivery.seq) and not answered:
+                waiting.append((0, Event(0, execution.due(delivery.seq), now_ms(), delivery.seq)))
         if not execution.closed and not any(event.type == events.WORKFLOW_RESET for _, event in waiting):
             waiting += [(0, computed(c)) for c in execution.computations()]
         # Asked for several times, and not yet told: the code is cancelled once, its cleanup is not.

@@ -450,7 +450,7 @@ BEGIN
 END
 $$;
 
--- What a run waits for: activities, timers and children, in the order in which its code asked.
+-- What a run waits for: activities, timers, children and escalations, in the order in which its code asked.
 -- next_attempt_at: when it is due, while it waits for that; attempt: from 1; details: of an activity's last heartbeat.
 CREATE FUNCTION {schema}.pending_of(p_run uuid)
 RETURNS TABLE (seq int, kind text, name text, attempt int, last_failure text, next_attempt_at timestamptz, details bytea)
@@ -480,6 +480,9 @@ BEGIN
         LEFT JOIN {schema}.message m ON m.message_id = c.run_id AND m.run_id = c.run_id AND m.lease_token IS NULL
                                     AND m.due_at > clock_timestamp()
         WHERE c.parent_run_id = v_run.run_id AND c.status = 'running'
+        UNION ALL
+        SELECT o.seq, 'escalation', o.role, NULL::int, NULL::text, o.times_out_at, NULL::bytea
+        FROM {schema}.escalation o WHERE o.run_id = v_run.run_id AND o.status = 'open'
         ORDER BY 1;
 END
 $$;

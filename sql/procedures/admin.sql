@@ -101,21 +101,3 @@ BEGIN
         ORDER BY w.worker_id;
 END
 $$;
-
--- The latest runs, newest first; NULL filters match all.
-CREATE FUNCTION {schema}.list_runs(p_name text, p_status text, p_limit int)
-RETURNS TABLE (
-    run_id uuid, workflow_id text, name text, queue_name text, status text, started_at timestamptz, closed_at timestamptz,
-    last_event int, parent_run_id uuid, memo text, task_failure text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM {schema}.require_admin();
-    RETURN QUERY
-        SELECT r.run_id, r.workflow_id, r.name, s.name, r.status, r.started_at, r.closed_at, r.last_event, r.parent_run_id,
-               r.memo::text, r.task_failure
-        FROM {schema}.run r JOIN {schema}.stream s ON s.stream_id = r.stream_id
-        WHERE (p_name IS NULL OR r.name = p_name) AND (p_status IS NULL OR r.status = p_status)
-        ORDER BY r.started_at DESC LIMIT least(p_limit, 10000);
-END
-$$;

@@ -78,6 +78,7 @@ BEGIN
             END IF;
             INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload, attributes)
             VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input, p_options);
+            PERFORM {schema}.begin_state(p_run, p_options);
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
             VALUES (p_run, p_stream, 0, v_due, v_now, 's', p_run, p_name, '');
             IF p_options IS NOT NULL THEN
@@ -382,6 +383,7 @@ BEGIN
             PERFORM {schema}.tell_parent(v_follower.follower_run_id, v_follower.seq, v_run);
         END LOOP;
     END IF;
+    PERFORM {schema}.cancel_escalations(p_run);
     DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     PERFORM {schema}.tell_update(coalesce(v_run.first_run_id, p_run), NULL, false);

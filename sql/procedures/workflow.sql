@@ -126,7 +126,8 @@ $$;
 --             an eager one is leased to this worker at once
 --   p_drop:   timers that are withdrawn
 --   p_child:  child workflows to start;  p_cancel: children to cancel
--- A step that would close the run over signals or updates that its code has not seen is refused.
+-- A step that would close the run over signals or updates that its code has not seen is refused, and so is one that takes
+-- back an escalation that is no longer open.
 -- An event numbered 0 is not recorded, only carried out.
 --
 -- Answers (step, status, NULL, NULL): ok, stale (the delivery's lease is gone) or refused (the run went on elsewhere,
@@ -163,10 +164,12 @@ DECLARE
     v_watched uuid[] := '{}';
     v_watched_seq int[] := '{}';
     v_woken int[] := p_child_stream;
+    v_taking_back constant text[] := ARRAY['EscalationTimedOut', 'EscalationWithdrawn'];
     -- Events that bring something about: see carry_out().
     v_eventful constant text[] := ARRAY[
-        'SearchUpserted', 'ChildStartAwaited', 'ActivityCancelled', 'ActivityCancelRequested',
-        'UpdateAccepted', 'UpdateCompleted', 'UpdateRejected', 'SignalSent', 'CancelSent'];
+        'SearchUpserted', 'EntityChanged', 'TopicEmitted', 'OutputWritten', 'ChildStartAwaited', 'ActivityCancelled',
+        'ActivityCancelRequested', 'UpdateAccepted', 'UpdateCompleted', 'UpdateRejected', 'SignalSent', 'CancelSent',
+        'EscalationOpened', 'EscalationTimedOut', 'EscalationWithdrawn'];
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
@@ -195,6 +198,12 @@ BEGIN
             ELSE v_row.last_event = p_expected[i] END) IS TRUE;
         IF v_ok[i] AND NOT v_worker.is_admin THEN
             v_ok[i] := cardinality({schema}.permitted(v_worker.principal_id, false, ARRAY[v_row.stream_id], 'c')) = 1;
+        END IF;
+        IF v_ok[i] AND p_event_type && v_taking_back THEN
+            -- What somebody has resolved, or is resolving, did not time out: the run is to hear of it first.
+            v_ok[i] := NOT EXISTS (
+                SELECT 1 FROM unnest(p_event_step, p_event_type, p_event_seq) e (s, type, seq)
+                WHERE e.s = i AND e.type = ANY (v_taking_back) AND NOT {schema}.may_take_back(v_row.run_id, e.seq));
         END IF;
         IF v_ok[i] AND p_close[i] IS NOT NULL THEN
             -- Senders hold a key-share lock on the run until they commit: while one is at it the run does not close, and

@@ -59,6 +59,7 @@ def everything(db: Session) -> list[Any]:
             "stream_grant",
             "login",
             "signal_key",
+            "escalation",
             "schedule",
             "waiter",
             "run_update",

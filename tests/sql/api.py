@@ -16,7 +16,9 @@ from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import (
     Advance,
     AnswerQuery,
+    ChangeEscalation,
     Child,
+    ClaimEscalation,
     Context,
     ControlSchedule,
     Due,
@@ -264,6 +266,12 @@ class Session:
 
     def control(self, name: str, verb: str) -> None:
         self.operate(ControlSchedule(name, verb))
+
+    def escalation(self, verb: str, id: bytes, **facts: Any) -> Any:
+        return self.operate(ChangeEscalation(verb, id, **facts))
+
+    def claim_next(self, role: str, by: str = "ann", ms: int | None = None, metadata: str | None = None) -> Any:
+        return self.operate(ClaimEscalation(role, metadata, by, ms))
 
     def by_hand(self, name: str, *due: int | None, revision: int = 1) -> list[bool]:
         """Fire a schedule for due times (milliseconds), None for now."""

@@ -71,6 +71,9 @@ class CommandFuture(Future[T]):
 
     __slots__ = ("asked_to_cancel", "command", "decode", "host", "policy")
 
+    #: What it means when the command's timer is due.
+    due: ClassVar[str] = events.TIMER_FIRED
+
     def __init__(
         self,
         host: CommandHost,
