@@ -67,6 +67,7 @@ from .workflow.definition import (
     activity,
     activity_stub,
     workflow,
+    workflow_stub,
 )
 from .workflow.escalating import (
     escalate,
@@ -181,4 +182,5 @@ __all__ = [
     "wait_condition",
     "wait_for_signal",
     "workflow",
+    "workflow_stub",
 ]
