@@ -745,3 +745,43 @@ def test_a_cancel_does_not_wait_for_a_delayed_start(env: Environment) -> None:
     handle.cancel()
     assert handle.status() == "cancelled"
     assert env.now() == began
+
+
+def test_escalations(env: Environment) -> None:
+    @durable.workflow
+    async def asks() -> list[Any]:
+        seen: list[Any] = [await durable.escalate(role="clerk", subject="o-1", payload={"cents": 5})]
+        for kind in ("cancelled", "expired"):
+            try:
+                await durable.escalate(role="clerk", subject=kind, timeout="3 days")
+            except (durable.Timeout, durable.EscalationCancelled) as e:
+                seen.append(type(e).__name__)
+        await durable.escalate(role="nobody")
+        return seen
+
+    handle = env.start(asks)
+    (waiting,) = env.escalations.list(role="clerk", status="waiting")
+    assert (waiting.subject, waiting.payload, waiting.workflow) == ("o-1", {"cents": 5}, "asks")
+    resolved = env.escalations.resolve(waiting.id, {"ok": True}, by="Kim")
+    assert (resolved.status, resolved.resolved_by, resolved.result) == ("resolved", "Kim", {"ok": True})
+    with pytest.raises(durable.EscalationConflict) as conflict:
+        env.escalations.cancel(waiting.id)
+    assert conflict.value.status == "resolved"
+    with pytest.raises(durable.EscalationNotFound):
+        env.escalations.resolve("nothing")
+    env.escalations.cancel(env.escalations.list(subject="cancelled")[0].id)
+    env.advance("4 days")
+    assert env.escalations.list(subject="expired")[0].status == "timed_out"
+    handle.cancel()
+    assert env.escalations.list(role="nobody")[0].status == "cancelled"
+    assert handle.status() == "cancelled"
+
+
+def test_what_an_escalation_is_answered_with(env: Environment) -> None:
+    @durable.workflow
+    async def asks() -> Any:
+        return await durable.escalate(role="clerk")
+
+    handle = env.start(asks)
+    env.escalations.resolve(env.escalations.list()[0].id, [1, 2])
+    assert handle.result() == [1, 2]
