@@ -23,6 +23,7 @@ from ..workflow.events import Event
 from ..workflow.options import check_call
 from . import turns
 from .handle import EnvironmentHandle
+from .people import Escalations
 from .runs import Run, time_of
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Environment:
         that code that is not deterministic is found here and not in production.
 
     Attributes:
+      escalations: what workflows ask people (``durable.escalate``): ``list``, ``resolve`` and ``cancel`` them.
       calls(list): every call of an activity or a mock: (name, args, kwargs), in order, retries included.
     """
 
@@ -76,6 +78,7 @@ class Environment:
         self._runs: dict[str, Run] = {}
         self.now_ms = int(time.time() * 1000)
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.escalations = Escalations(self)
         turns.install()
 
     def __enter__(self) -> Environment:

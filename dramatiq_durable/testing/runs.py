@@ -18,10 +18,12 @@ from ..workflow.commands import (
     CompleteWorkflow,
     ContinueAsNew,
     FailWorkflow,
+    OpenEscalation,
     RequestActivityCancel,
     ScheduleActivity,
     StartChild,
     StartTimer,
+    WithdrawEscalation,
 )
 from ..workflow.computing import computed
 from ..workflow.converter import decode_call, encode, encode_call, loads
@@ -212,6 +214,7 @@ class Run:
                     child.end("terminated", "WorkflowTerminated", "its parent closed")
                 elif child.parent_close == "cancel":
                     environment.post(child, Event(0, events.CANCEL_REQUESTED, 0))
+        environment.escalations.withdraw(self)
         last = self.history[-1]
         self._go_on(last)
         if self.next is None:
@@ -294,6 +297,12 @@ class Run:
         activity = self.activities.get(command.seq)
         if activity is not None:
             activity.cancel()
+
+    def _escalate(self, command: OpenEscalation) -> None:
+        self.environment.escalations.open(self, command)
+
+    def _withdraw(self, command: WithdrawEscalation) -> None:
+        self.environment.escalations.withdraw(self, command.seq)
 
     def _timer(self, command: StartTimer) -> None:
         seq = command.seq
@@ -412,6 +421,8 @@ _CARRIERS: dict[type[Command], Callable[[Run, Any], None]] = {
     StartChild: Run._child,
     CancelChild: Run._cancel_child,
     AwaitChildStart: Run._await_child,
+    OpenEscalation: Run._escalate,
+    WithdrawEscalation: Run._withdraw,
 }
 
 

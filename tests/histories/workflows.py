@@ -324,4 +324,26 @@ def declare(broker: durable.DurableBroker) -> dict[str, Feature]:
         await durable.sleep(0.01)
         return await echo.execute([durable.random().random(), await child.execute(1)])
 
+    def answer(handle: Any) -> None:
+        wait_for_event(handle, "EscalationOpened", 3)
+        for escalation in durable.escalations.list(role="clerk", broker=broker):
+            if escalation.subject == "cancel":
+                durable.escalations.cancel(escalation.id, broker=broker)
+            elif escalation.subject == "resolve":
+                durable.escalations.resolve(escalation.id, {"ok": True}, by="Kim", broker=broker)
+
+    @feature(answer)
+    async def escalations() -> Any:
+        asked = [
+            asyncio.create_task(durable.escalate(role="clerk", subject="resolve", payload={"n": 1}, priority=2)),
+            asyncio.create_task(durable.escalate(role="clerk", subject="cancel", type="yes-no", metadata={"a": 1})),
+            asyncio.create_task(durable.escalate(role="nobody", timeout="20ms")),
+        ]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        withdrawn = asyncio.create_task(durable.escalate(role="nobody"))
+        await durable.sleep(0.01)
+        withdrawn.cancel()
+        await asyncio.wait([withdrawn])
+        return [o if isinstance(o, dict) else type(o).__name__ for o in outcomes]
+
     return features
