@@ -18,6 +18,7 @@ COMMANDS = {
     "role": "role:group",
     "schedule": "schedule:group",
     "stream": "stream:group",
+    "topic": "topic:group",
     "worker": "worker:group",
     "workflow": "workflow:group",
 }
