@@ -72,7 +72,8 @@ CREATE FUNCTION {schema}.list_workflows(
     p_filter jsonb, p_by_close boolean, p_descending boolean, p_after timestamptz, p_after_run uuid, p_limit int)
 RETURNS TABLE (
     run_id uuid, workflow_id text, name text, queue_name text, status text, started_at timestamptz, closed_at timestamptz,
-    last_event int, parent_run_id uuid, memo text, task_failure text, search text, entity text)
+    last_event int, parent_run_id uuid, memo text, task_failure text, search text, entity text,
+    parent_workflow_id text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
 SET random_page_cost = 1.1
 AS $$
@@ -84,7 +85,8 @@ BEGIN
     -- other orders.
     RETURN QUERY
         SELECT r.run_id, r.workflow_id, r.name, q.name, r.status, r.started_at, r.closed_at, r.last_event, r.parent_run_id,
-               r.memo::text, r.task_failure, t.search::text, t.entity::text
+               r.memo::text, r.task_failure, t.search::text, t.entity::text,
+               (SELECT p.workflow_id FROM {schema}.run p WHERE p.run_id = r.parent_run_id)
         FROM {schema}.run r
         JOIN {schema}.stream q ON q.stream_id = r.stream_id
         LEFT JOIN {schema}.run_state t ON t.run_id = r.run_id
