@@ -137,7 +137,7 @@ def count_workflows(
 
     Returns:
       int; with ``group_by`` a dict of values and how many runs have each (None: those that have nothing there; a list
-      is a tuple, an object its JSON text).
+      of plain values is a tuple, any other structure its JSON text).
 
     Raises:
       as `list_workflows`.
@@ -147,8 +147,14 @@ def count_workflows(
     chosen = _broker(broker)
     filter = json.dumps(compiled(condition))
     rows = _read(chosen, lambda conn: chosen.procedures.count_workflows(conn, filter, group, path))
-    counts = {value: int(runs) for value, runs in rows}
-    return sum(counts.values()) if group_by is None else {_key(value): runs for value, runs in counts.items()}
+    if group_by is None:
+        return int(sum(runs for _, runs in rows))
+    counts: dict[Any, int] = {}
+    for value, runs in rows:
+        # Nothing there and null are one, and so are 1 and true, as ever in Python.
+        key = _key(value)
+        counts[key] = counts.get(key, 0) + runs
+    return counts
 
 
 def _group(group_by: str) -> tuple[str, list[str] | None]:
@@ -168,14 +174,10 @@ def _group(group_by: str) -> tuple[str, list[str] | None]:
 def _key(value: str | None) -> Any:
     if value is None:
         return None
-    (key,) = search_values({"": json.loads(value)}).values() or (None,)
-    if isinstance(key, dict):
-        return value
-    return (
-        tuple(key)
-        if isinstance(key, list) and all(not isinstance(v, (list, dict)) for v in key)
-        else (value if isinstance(key, list) else key)
-    )
+    key = search_values({"": json.loads(value)}).get("")
+    if isinstance(key, list) and not any(isinstance(item, (list, dict)) for item in key):
+        return tuple(key)
+    return value if isinstance(key, (list, dict)) else key
 
 
 # --- telling many runs something -------------------------------------------------------------------------

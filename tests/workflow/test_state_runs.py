@@ -354,6 +354,12 @@ def test_counts_by_group(broker: durable.DurableBroker, start_worker: StartWorke
     assert durable.count_workflows(group_by="queue_name") == {"default": 3, "elsewhere": 1}
     assert durable.count_workflows(group_by="search.fail") == {True: 1, False: 2, None: 1}
     assert durable.count_workflows(group_by="search.tags") == {("x",): 1, None: 3}
+    with psycopg.connect(broker.database.conninfo) as conn:
+        conn.execute(
+            "UPDATE durable.run_state SET entity = (ARRAY['{\"a\": null}', '{}', '{\"a\": [{\"b\": 1}]}'])[n]::jsonb "
+            "FROM (SELECT run_id AS id, row_number() OVER () AS n FROM durable.run_state) x WHERE run_id = id"
+        )
+    assert durable.count_workflows(group_by="entity.a") == {None: 3, '[{"b": 1}]': 1}
     with pytest.raises(ValueError, match="group_by"):
         durable.count_workflows(group_by="memo")
 
