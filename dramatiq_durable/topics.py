@@ -34,6 +34,9 @@ A = TypeVar("A", bound="Actor[Any, Any]")
 #: writes is a message in Dramatiq's encoding.
 MARK = b"event\n"
 
+#: The message's option that tells where its event comes from; a dead letter that is brought back has it, too.
+_OPTION = "durable_event"
+
 
 @dataclass(frozen=True, slots=True)
 class EventInfo:
@@ -61,8 +64,8 @@ class EventInfo:
 def event_info() -> EventInfo | None:
     """What event the running actor was given; None where it was given none."""
     delivery = current_delivery.get()
-    facts = None if delivery is None else delivery.options.get("event")
-    if delivery is None or delivery.kind != "p" or not isinstance(facts, dict):
+    facts = None if delivery is None else delivery.options.get(_OPTION)
+    if delivery is None or not isinstance(facts, dict):
         return None
     at = datetime.fromtimestamp(facts["at"] / 1000, UTC)
     return EventInfo(**{**facts, "at": at, "attempt": delivery.attempt})
@@ -154,4 +157,4 @@ def message_of(queue_name: str, actor: str, key: bytes, payload: bytes) -> Messa
     """The message of an event that no actor has been given yet."""
     facts, _, value = payload.removeprefix(MARK).partition(b"\n")
     described = json.loads(facts)
-    return Message(queue_name, actor, (loads(value),), {}, {"event": described}, str(UUID(bytes=key)), described["at"])
+    return Message(queue_name, actor, (loads(value),), {}, {_OPTION: described}, str(UUID(bytes=key)), described["at"])

@@ -19,6 +19,7 @@ COMMANDS = {
     "role": "role:group",
     "schedule": "schedule:group",
     "stream": "stream:group",
+    "topic": "topic:group",
     "worker": "worker:group",
     "workflow": "workflow:group",
 }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import dramatiq
 import psycopg
@@ -29,6 +29,7 @@ from .converter import encode
 from .definition import global_broker
 from .filters import TICK, All, Comparison, Condition, Field, compiled, parse
 from .handle import WorkflowHandle, check_event, check_reason, outside_of_workflows
+from .info import Parent
 from .options import check_name
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class WorkflowSummary:
     """A run, as it stands in a list.
 
     Attributes:
-      parent(str | None): the run id of the run that started it as its child.
+      parent(Parent | None): the run that started it as its child.
       search(dict), entity(dict): what others find it by.
       history_length(int): events so far.
       task_failure(str | None): why its last workflow task failed.
@@ -61,7 +62,7 @@ class WorkflowSummary:
     status: str
     started_at: datetime
     closed_at: datetime | None
-    parent: str | None
+    parent: Parent | None
     memo: dict[str, Any]
     search: dict[str, Any]
     entity: dict[str, Any]
@@ -113,9 +114,21 @@ def list_workflows(
     return _page(_broker(broker), condition, order, limit, after)
 
 
+@overload
+def count_workflows(
+    where: str | None = None, group_by: None = None, *, broker: dramatiq.Broker | None = None
+) -> int: ...
+@overload
+def count_workflows(
+    where: str | None = None, *, group_by: str, broker: dramatiq.Broker | None = None
+) -> dict[Any, int]: ...
+@overload
+def count_workflows(where: str | None, group_by: str, *, broker: dramatiq.Broker | None = None) -> dict[Any, int]: ...
+
+
 def count_workflows(
     where: str | None = None, group_by: str | None = None, *, broker: dramatiq.Broker | None = None
-) -> Any:
+) -> int | dict[Any, int]:
     """How many runs meet a condition.
 
     Parameters:
@@ -124,7 +137,7 @@ def count_workflows(
 
     Returns:
       int; with ``group_by`` a dict of values and how many runs have each (None: those that have nothing there; a list
-      is a tuple, an object its JSON text).
+      of plain values is a tuple, any other structure its JSON text).
 
     Raises:
       as `list_workflows`.
@@ -135,8 +148,13 @@ def count_workflows(
     filter = json.dumps(compiled(condition))
     rows = _read(chosen, lambda conn: chosen.procedures.count_workflows(conn, filter, group, path))
     if group_by is None:
-        return sum(runs for _, runs in rows)
-    return {_key(value): runs for value, runs in rows}
+        return int(sum(runs for _, runs in rows))
+    counts: dict[Any, int] = {}
+    for value, runs in rows:
+        # Nothing there and null are one, and so are 1 and true, as ever in Python.
+        key = _key(value)
+        counts[key] = counts.get(key, 0) + runs
+    return counts
 
 
 def _group(group_by: str) -> tuple[str, list[str] | None]:
@@ -156,14 +174,10 @@ def _group(group_by: str) -> tuple[str, list[str] | None]:
 def _key(value: str | None) -> Any:
     if value is None:
         return None
-    (key,) = search_values({"": json.loads(value)}).values() or (None,)
-    if isinstance(key, dict):
-        return value
-    return (
-        tuple(key)
-        if isinstance(key, list) and all(not isinstance(v, (list, dict)) for v in key)
-        else (value if isinstance(key, list) else key)
-    )
+    key = search_values({"": json.loads(value)}).get("")
+    if isinstance(key, list) and not any(isinstance(item, (list, dict)) for item in key):
+        return tuple(key)
+    return value if isinstance(key, (list, dict)) else key
 
 
 # --- telling many runs something -------------------------------------------------------------------------
@@ -271,7 +285,7 @@ async def acount_workflows(
     where: str | None = None, group_by: str | None = None, *, broker: dramatiq.Broker | None = None
 ) -> Any:
     """As `count_workflows`, awaited."""
-    return await asyncio.to_thread(count_workflows, where, group_by, broker=broker)
+    return await asyncio.to_thread(count_workflows, where, group_by, broker=broker)  # type: ignore[arg-type]
 
 
 async def abatch_signal(where: str, name: str, payload: Any = None, *, broker: dramatiq.Broker | None = None) -> int:
@@ -328,7 +342,7 @@ def _page(
 
 def _summary(row: tuple[Any, ...]) -> WorkflowSummary:
     (run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure) = row[:11]
-    search, entity = row[11:]
+    search, entity, parent_workflow_id = row[11:]
     return WorkflowSummary(
         workflow_id=workflow_id,
         run_id=str(uuid.UUID(bytes=run_id)),
@@ -337,7 +351,7 @@ def _summary(row: tuple[Any, ...]) -> WorkflowSummary:
         status=status,
         started_at=started_at.astimezone(UTC),
         closed_at=None if closed_at is None else closed_at.astimezone(UTC),
-        parent=None if parent is None else str(uuid.UUID(bytes=parent)),
+        parent=None if parent is None else Parent(parent_workflow_id or "", str(uuid.UUID(bytes=parent))),
         memo=json.loads(memo) if memo else {},
         search=search_values(json.loads(search)) if search else {},
         entity=json.loads(entity) if entity else {},

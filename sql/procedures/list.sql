@@ -8,6 +8,8 @@
 --   search, entity: a jsonpath that holds of the search attributes or the entity; both have an index for that
 --   rest: a jsonpath that holds of all that is known of the run, which is put together for it, as far as it uses it: uses
 --   names what costs something to come by (times, parent, search, entity)
+-- Runs that are looked for are taken to be in memory (random_page_cost), or else the planner would rather read a whole table
+-- than a hundred rows by an index.
 -- The jsonpath language knows nothing but the value that it is given.  A caller who is no administrator sees the runs of
 -- the streams that he has a grant for.
 
@@ -70,8 +72,10 @@ CREATE FUNCTION {schema}.list_workflows(
     p_filter jsonb, p_by_close boolean, p_descending boolean, p_after timestamptz, p_after_run uuid, p_limit int)
 RETURNS TABLE (
     run_id uuid, workflow_id text, name text, queue_name text, status text, started_at timestamptz, closed_at timestamptz,
-    last_event int, parent_run_id uuid, memo text, task_failure text, search text, entity text)
+    last_event int, parent_run_id uuid, memo text, task_failure text, search text, entity text,
+    parent_workflow_id text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+SET random_page_cost = 1.1
 AS $$
 DECLARE
     f record;
@@ -81,7 +85,8 @@ BEGIN
     -- other orders.
     RETURN QUERY
         SELECT r.run_id, r.workflow_id, r.name, q.name, r.status, r.started_at, r.closed_at, r.last_event, r.parent_run_id,
-               r.memo::text, r.task_failure, t.search::text, t.entity::text
+               r.memo::text, r.task_failure, t.search::text, t.entity::text,
+               (SELECT p.workflow_id FROM {schema}.run p WHERE p.run_id = r.parent_run_id)
         FROM {schema}.run r
         JOIN {schema}.stream q ON q.stream_id = r.stream_id
         LEFT JOIN {schema}.run_state t ON t.run_id = r.run_id
@@ -129,6 +134,7 @@ $$;
 CREATE FUNCTION {schema}.count_workflows(p_filter jsonb, p_group text, p_path text[])
 RETURNS TABLE (value text, runs bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
+SET random_page_cost = 1.1
 AS $$
 DECLARE
     f record;

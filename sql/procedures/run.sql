@@ -78,7 +78,9 @@ BEGIN
             END IF;
             INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload, attributes)
             VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input, p_options);
-            PERFORM {schema}.begin_state(p_run, p_options);
+            IF p_options IS NOT NULL THEN
+                PERFORM {schema}.begin_state(p_run, p_options);
+            END IF;
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
             VALUES (p_run, p_stream, 0, v_due, v_now, 's', p_run, p_name, '');
             IF p_options IS NOT NULL THEN

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 import dramatiq_durable as durable
+from dramatiq_durable.workflow.info import Parent
 from tests.support import wait_until
 
 StartWorker = Callable[..., dramatiq.Worker]
@@ -353,6 +354,12 @@ def test_counts_by_group(broker: durable.DurableBroker, start_worker: StartWorke
     assert durable.count_workflows(group_by="queue_name") == {"default": 3, "elsewhere": 1}
     assert durable.count_workflows(group_by="search.fail") == {True: 1, False: 2, None: 1}
     assert durable.count_workflows(group_by="search.tags") == {("x",): 1, None: 3}
+    with psycopg.connect(broker.database.conninfo) as conn:
+        conn.execute(
+            "UPDATE durable.run_state SET entity = (ARRAY['{\"a\": null}', '{}', '{\"a\": [{\"b\": 1}]}'])[n]::jsonb "
+            "FROM (SELECT run_id AS id, row_number() OVER () AS n FROM durable.run_state) x WHERE run_id = id"
+        )
+    assert durable.count_workflows(group_by="entity.a") == {None: 3, '[{"b": 1}]': 1}
     with pytest.raises(ValueError, match="group_by"):
         durable.count_workflows(group_by="memo")
 
@@ -448,5 +455,37 @@ def test_children_are_found_by_their_parent(broker: durable.DurableBroker, start
         "parent_id in ('p', 'q')",
         "parent_id like 'p%'",
     ):
-        assert [run.name for run in durable.list_workflows(where)] == ["child"] * 2, where
+        found = durable.list_workflows(where)
+        assert [run.name for run in found] == ["child"] * 2, where
+        assert [run.parent for run in found] == [Parent("p", handle.run_id)] * 2
     assert durable.count_workflows("parent_id = null and name = 'parent'") == 1
+
+
+def test_a_dead_event_that_is_brought_back_is_still_an_event(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    given: list[Any] = []
+    broken = True
+
+    @durable.subscribe("t")
+    @dramatiq.actor(max_retries=0)
+    def listener(payload: Any) -> None:
+        if broken:
+            raise ValueError(payload)
+        given.append((payload, durable.event_info()))
+
+    @durable.workflow
+    async def emitter() -> None:
+        await durable.emit("t", {"n": 1})
+
+    start_worker()
+    handle = emitter.start()
+    with psycopg.connect(broker.database.conninfo, autocommit=True) as conn:
+        wait_until(lambda: conn.execute("SELECT count(*) FROM durable.dead_letter").fetchone() == (1,))
+        broken = False
+        conn.execute(
+            "SELECT durable.redrive_dead_letters(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 1000000, 100)"
+        )
+    wait_until(lambda: given)
+    ((payload, info),) = given
+    assert (payload, info.topic, info.run_id) == ({"n": 1}, "t", handle.run_id)
