@@ -71,6 +71,7 @@ from .workflow.definition import (
     activity,
     activity_stub,
     workflow,
+    workflow_stub,
 )
 from .workflow.handle import (
     Description,
@@ -198,4 +199,5 @@ __all__ = [
     "wait_condition",
     "wait_for_signal",
     "workflow",
+    "workflow_stub",
 ]

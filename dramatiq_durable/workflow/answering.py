@@ -98,7 +98,9 @@ class Answerer:
         history = [e for e in self._history(delivery) if e.event_id <= row[6]]
         if history and history[-1].type in _ENDED_FROM_OUTSIDE:
             history.pop()
-        execution = Execution(workflow.fn, info_of(row), keep=not live)
+        execution = Execution(
+            workflow.fn, info_of(row), deadlock_timeout=self._broker.settings.deadlock_timeout, keep=not live
+        )
         try:
             if len(history) == 1:
                 # Nothing was asked for in its first step; or it was ended before that.

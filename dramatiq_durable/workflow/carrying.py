@@ -63,19 +63,19 @@ class Carrier:
         carry = _CARRIERS.get(type(command))
         return None if carry is None else carry(self, command, advance, execution)
 
-    def carry_on(self, event: Event, advance: Advance, execution: Execution) -> list[Event]:
-        """A run was taken up again by a reset: what it waits for, and nobody else knows of, is asked for again.
+    def carry_on(self, event: Event, news: list[Event], advance: Advance, execution: Execution) -> list[Event]:
+        """A run was taken up again by a reset: what it waits for, and no news answers, is asked for again.
         Answers the events that say what cannot be carried out.
 
         Timers keep the times at which they were due.  Children that go on are found, not started again.
         """
-        facts = event.attributes or {}
-        advance.due = {int(seq): due for seq, due in (facts.get("timers") or {}).items()}
-        asked = {facts.get("answered"), *(s.seq for s in advance.sends), *(c.seq for c in advance.children)}
+        timers = (event.attributes or {}).get("timers") or {}
+        advance.due = {int(seq): due for seq, due in timers.items()}
+        known = {e.seq for e in news} | {s.seq for s in advance.sends} | {c.seq for c in advance.children}
         carried = [
             self.carry_out(command, advance, execution)
             for command in execution.unanswered()
-            if command.seq not in asked
+            if command.seq not in known
         ]
         return [event for event in carried if event is not None]
 

@@ -549,3 +549,25 @@ def workflow(
         return made
 
     return decorate if fn is None else decorate(fn)
+
+
+def workflow_stub(name: str, *, queue_name: str = "default", broker: Any = None) -> Workflow[..., Any]:
+    """Return a workflow whose code lives in another codebase: it can be started, also as a child, but not run here.
+
+    Parameters:
+      name(str), queue_name(str): as it is declared there.
+      broker: a DurableBroker; Dramatiq's global one, if None.
+
+    Raises:
+      InvalidName: the name or queue name is empty, too long or malformed.
+    """
+    check_name(name, "a workflow's name")
+    check_queue_name(queue_name)
+
+    async def elsewhere(*args: Any, **kwargs: Any) -> Any:
+        raise NotConfigured(
+            f"the code of the workflow {name!r} is not here: start it, and a worker that has it runs it."
+        )
+
+    target = broker if broker is not None else global_broker()
+    return Workflow(elsewhere, name=name, queue_name=queue_name, broker=target, defaults=WorkflowOptions())

@@ -12,11 +12,14 @@ from datetime import timedelta
 from typing import Any, Literal, TypedDict
 
 from ..durations import Duration, parse_duration
-from ..errors import InvalidName
+from ..errors import InvalidName, NotEncodable
 from .commands import Cancellation
 from .converter import encode
 from .names import check_name as check_name
 from .retry import RetryPolicy
+
+#: What Postgres does not read in JSON: an escaped NUL, half of a surrogate pair.
+_UNREADABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u0000|[\ud800-\udfff]")
 
 _QUEUE_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
 
@@ -252,7 +255,15 @@ class WorkflowOptions:
     def facts(self) -> str | None:
         """Return what a run is started with beside its input, as JSON, or None: its first event's attributes."""
         facts = {name: value for name in _FACTS if (value := getattr(self, name)) is not None}
-        return encode(facts, "the options of a workflow").decode() if facts else None
+        if not facts:
+            return None
+        text = encode(facts, "the options of a workflow").decode("utf-8", "surrogatepass")
+        if _UNREADABLE.search(text):
+            raise NotEncodable(
+                "the options of a workflow (memo, ...) have a text with a NUL or half of a surrogate pair: Postgres "
+                "cannot look into such JSON. Leave it out, or give it to the workflow as an argument."
+            )
+        return text
 
     def for_child(self) -> dict[str, Any]:
         """Return those that a child's start command carries: the ones that differ from the defaults.

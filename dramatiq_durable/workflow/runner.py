@@ -266,7 +266,7 @@ class Runner:
                     break
                 if event.type == events.WORKFLOW_RESET:
                     # The news that follows may answer what is to be computed.
-                    news += self.carrier.carry_on(event, advance, execution)
+                    news += self.carrier.carry_on(event, news, advance, execution)
                     continue
                 for asked in execution.computations():
                     if asked.slow and delivery.kind == "a":

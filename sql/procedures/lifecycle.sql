@@ -13,8 +13,18 @@ BEGIN
 END
 $$;
 
--- Internal: facts (an object, or NULL) with one of them replaced; p_value NULL: left out.  Never by way of jsonb: texts may
--- have NULs.
+-- Internal: attributes of an event, so that they can be read: no operator takes a json that has a NUL, or half of a
+-- surrogate pair, anywhere, as texts of failures may.  For looking at other members than those texts.
+CREATE FUNCTION {schema}.readable(p_attributes json)
+RETURNS json
+LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN regexp_replace(p_attributes::text, '(?<!\\)((?:\\\\)*)\\u(0000|[dD][89a-fA-F]..)', '\1?', 'g')::json;
+END
+$$;
+
+-- Internal: facts (an object, or NULL) with one of them replaced; p_value NULL: left out.
 CREATE FUNCTION {schema}.with_fact(p_facts json, p_key text, p_value json)
 RETURNS json
 LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -133,6 +143,7 @@ BEGIN
         RETURN NULL;
     END IF;
     SELECT e.* INTO v_last FROM {schema}.event e WHERE e.run_id = p_run.run_id AND e.event_id = p_run.last_event;
+    v_last.attributes := {schema}.readable(v_last.attributes);
     IF p_run.status = 'continued_as_new' THEN
         v_facts := v_last.attributes -> 'facts';
         v_input := v_last.payload;
@@ -300,8 +311,8 @@ BEGIN
 END
 $$;
 
--- Internal: a run asks whether its child (command p_child) was started.  The answer is news for it; where it was not, the
--- news of that is there already.
+-- Internal: a run asks whether its child (command p_child) was started.  The answer is news for it, without a run id where
+-- the child was cancelled in the very step; where its id is taken, the news of that is there already.
 CREATE FUNCTION {schema}.confirm_child(p_run uuid, p_seq int, p_child int)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -315,9 +326,11 @@ BEGIN
     IF NOT FOUND THEN
         SELECT f.run_id INTO v_child FROM {schema}.follower f WHERE f.follower_run_id = p_run AND f.seq = p_child;
     END IF;
-    IF v_child IS NOT NULL THEN
+    IF v_child IS NOT NULL OR NOT EXISTS (
+        SELECT 1 FROM {schema}.inbox i WHERE i.run_id = p_run AND i.type = 'ChildStartFailed' AND i.seq = p_child) THEN
         INSERT INTO {schema}.inbox (run_id, type, seq, attributes)
-        VALUES (p_run, 'ChildStartConfirmed', p_seq, json_build_object('child', p_child, 'run_id', v_child));
+        VALUES (p_run, 'ChildStartConfirmed', p_seq,
+                json_strip_nulls(json_build_object('child', p_child, 'run_id', v_child)));
         PERFORM {schema}.add_tasks(ARRAY[p_run]);
     END IF;
 END
@@ -337,7 +350,8 @@ BEGIN
     RETURN QUERY
         SELECT c.run_id, c.workflow_id
         FROM (SELECT DISTINCT ON (r.parent_seq) r.* FROM {schema}.run r
-              WHERE r.parent_run_id = v_run.run_id ORDER BY r.parent_seq, r.started_at DESC) c
+              WHERE r.parent_run_id = v_run.run_id
+              ORDER BY r.parent_seq, r.started_at DESC, (r.next_run_id IS NULL) DESC) c
         WHERE v_caller.is_admin OR EXISTS (
             SELECT 1 FROM {schema}.stream_grant g
             WHERE g.principal_id = v_caller.principal_id AND g.stream_id = c.stream_id AND (g.consume OR g.produce))

@@ -33,7 +33,8 @@ END
 $$;
 
 -- Internal: whether a closed run may be forgotten.  A parent that runs, and is loaded again, meets the children that its
--- history has started; and a child that runs has its parent's workflow id from the parent's row.
+-- history has started; and a child that runs has its parent's workflow id from the parent's row.  The first of runs that
+-- follow each other is needed by the live one: what was signalled under an id is kept with it.
 CREATE FUNCTION {schema}.is_prunable(p_run uuid, p_parent uuid)
 RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -41,7 +42,10 @@ SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 BEGIN
     RETURN NOT EXISTS (SELECT 1 FROM {schema}.run p WHERE p.run_id = p_parent AND p.status = 'running')
-           AND NOT EXISTS (SELECT 1 FROM {schema}.run c WHERE c.parent_run_id = p_run AND c.status = 'running');
+           AND NOT EXISTS (SELECT 1 FROM {schema}.run c WHERE c.parent_run_id = p_run AND c.status = 'running')
+           AND NOT EXISTS (SELECT 1 FROM {schema}.run r JOIN {schema}.run l ON l.workflow_id = r.workflow_id
+                           AND l.stream_id = r.stream_id AND l.status = 'running' AND l.first_run_id = p_run
+                           WHERE r.run_id = p_run AND r.next_run_id IS NOT NULL);
 END
 $$;
 

@@ -9,7 +9,8 @@
 --   - Signals and updates that came later come again, in order; an update that was answered keeps its answer.
 --   - Children that were started up to the event stay, and tell the new run how they end, or ended; but those that ended
 --     because the old run did are started again.  Later children end as their parent_close says.
---   - Timers that were running keep their due times: the news WorkflowReset names them, and the command that the event answers.
+--   - Timers that were running keep their due times: the news WorkflowReset names them.
+--   - What was said to other runs has been said; what was asked of people is asked again.
 CREATE FUNCTION {schema}.reset_run(
     p_sender uuid, p_batch bigint, p_run uuid, p_workflow_id text, p_event int, p_new uuid, p_inputs text[],
     OUT status text, OUT last int)
@@ -83,14 +84,41 @@ BEGIN
           AND NOT EXISTS (SELECT 1 FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.seq = t.seq
                           AND e.type IN ('TimerFired', 'TimerCancelled'));
         INSERT INTO {schema}.inbox (run_id, type, attributes)
-        SELECT p_new, 'WorkflowReset', json_build_object(
-            'run_id', p_new, 'previous', v_run.run_id, 'event', p_event, 'timers', coalesce(v_timers, '{}'::json),
-            'answered', e.seq)
-        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = v_cut;
+        VALUES (p_new, 'WorkflowReset', json_build_object(
+            'run_id', p_new, 'previous', v_run.run_id, 'event', p_event, 'timers', coalesce(v_timers, '{}'::json)));
         INSERT INTO {schema}.inbox (run_id, type, at, seq, name, payload, attributes)
         SELECT p_new, CASE e.type WHEN 'UpdateAccepted' THEN 'UpdateRequested' ELSE e.type END, clock_timestamp(), e.seq,
                e.name, e.payload, e.attributes
         FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = v_cut;
+        -- What was answered in the very moment in which it was asked, and how runs ended that others had started.
+        INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
+        SELECT p_new, a.type, a.seq, a.name, a.payload, a.attributes
+        FROM (SELECT e.type, e.seq, e.name, e.payload, e.attributes, e.event_id AS n FROM {schema}.event e
+              WHERE e.run_id = v_run.run_id AND e.event_id > v_cut
+              UNION ALL
+              SELECT i.type, i.seq, i.name, i.payload, i.attributes, v_run.last_event + i.inbox_id FROM {schema}.inbox i
+              WHERE i.run_id = v_run.run_id) a
+        WHERE EXISTS (
+            SELECT 1 FROM {schema}.event e
+            WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.seq = a.seq
+              AND CASE WHEN a.type IN ('MessageDelivered', 'MessageFailed') THEN e.type IN ('SignalSent', 'CancelSent')
+                       WHEN a.type = 'ChildStartConfirmed' THEN e.type = 'ChildStartAwaited'
+                       WHEN a.type IN ('ChildCompleted', 'ChildFailed', 'ChildCancelled', 'ChildTerminated', 'ChildTimedOut')
+                       THEN e.type = 'ChildStarted' AND NOT EXISTS (
+                           SELECT 1 FROM {schema}.run r
+                           WHERE r.parent_run_id IN (v_run.run_id, p_new) AND r.parent_seq = a.seq)
+                       ELSE false END)
+        ORDER BY a.n;
+        -- An answer that the old run did not live to be given.
+        INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
+        SELECT p_new, CASE e.type WHEN 'ChildStartAwaited' THEN 'ChildStartConfirmed' ELSE 'MessageDelivered' END, e.seq, e.name,
+               CASE e.type WHEN 'ChildStartAwaited' THEN json_build_object(
+                   'child', e.attributes -> 'child', 'run_id', {schema}.derived_id(p_new, e.attributes ->> 'child')) END
+        FROM {schema}.event e
+        WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.type IN ('SignalSent', 'CancelSent', 'ChildStartAwaited')
+          AND NOT EXISTS (SELECT 1 FROM {schema}.inbox i WHERE i.run_id = p_new AND i.seq = e.seq)
+          AND NOT EXISTS (SELECT 1 FROM {schema}.event a WHERE a.run_id = v_run.run_id AND a.event_id <= v_cut AND a.seq = e.seq
+                          AND a.type = ANY (p_inputs));
     END IF;
     INSERT INTO {schema}.inbox (run_id, type, name, payload, attributes)
     SELECT p_new, CASE e.type WHEN 'UpdateAccepted' THEN 'UpdateRequested' ELSE e.type END, e.name, e.payload,
@@ -135,6 +163,18 @@ BEGIN
         SELECT p_new, e.event_id, e.type, e.at, e.seq, e.name, e.payload, e.attributes
         FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > 1 AND e.event_id < v_cut;
     END IF;
+    -- What others see of the run, and what people are asked, its events say.
+    FOR v_first IN
+        SELECT e.* FROM {schema}.event e
+        WHERE e.run_id = v_run.run_id AND e.event_id < v_cut
+          AND (e.type IN ('SearchUpserted', 'EntityChanged') OR e.type = 'EscalationOpened' AND NOT EXISTS (
+              SELECT 1 FROM {schema}.event a WHERE a.run_id = v_run.run_id AND a.event_id <= v_cut AND a.seq = e.seq
+              AND a.type = ANY (p_inputs)))
+        ORDER BY e.event_id
+    LOOP
+        PERFORM {schema}.carry_out(
+            p_new, v_first.event_id, v_first.type, v_first.seq, v_first.name, v_first.payload, v_first.attributes);
+    END LOOP;
     PERFORM {schema}.wake(ARRAY[v_run.stream_id]);
     reset_run.status := 'ok';
 END

@@ -162,7 +162,7 @@ BEGIN
           AND (v_caller.is_admin OR EXISTS (
               SELECT 1 FROM {schema}.stream_grant g
               WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id AND (g.consume OR g.produce)))
-        ORDER BY (r.status = 'running') DESC, r.started_at DESC LIMIT 1;
+        ORDER BY (r.status = 'running') DESC, r.started_at DESC, (r.next_run_id IS NULL) DESC LIMIT 1;
     END IF;
     RETURN v_run;
 END
@@ -399,7 +399,8 @@ BEGIN
 END
 $$;
 
--- One run, as its caller may see it: no row where it is missing or foreign.
+-- One run, as its caller may see it: no row where it is missing or foreign.  next_run_id: the last of the runs that go on
+-- for it; a chain may be long.
 CREATE FUNCTION {schema}.get_run(p_run uuid, p_workflow_id text)
 RETURNS TABLE (
     run_id uuid, workflow_id text, name text, queue_name text, status text, started_at timestamptz, closed_at timestamptz,
@@ -412,7 +413,12 @@ BEGIN
     RETURN QUERY
         SELECT v_run.run_id, v_run.workflow_id, v_run.name, s.name, v_run.status, v_run.started_at, v_run.closed_at,
                v_run.last_event, v_run.parent_run_id, v_run.memo::text, v_run.task_failure,
-               (SELECT r.workflow_id FROM {schema}.run r WHERE r.run_id = v_run.parent_run_id), v_run.next_run_id
+               (SELECT r.workflow_id FROM {schema}.run r WHERE r.run_id = v_run.parent_run_id),
+               CASE WHEN v_run.next_run_id IS NOT NULL THEN (
+                   SELECT r.run_id FROM {schema}.run r
+                   WHERE r.workflow_id = v_run.workflow_id AND r.stream_id = v_run.stream_id
+                     AND r.first_run_id = coalesce(v_run.first_run_id, v_run.run_id)
+                   ORDER BY r.started_at DESC, (r.next_run_id IS NULL) DESC LIMIT 1) END
         FROM {schema}.stream s WHERE s.stream_id = v_run.stream_id;
 END
 $$;

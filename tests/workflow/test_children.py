@@ -184,6 +184,29 @@ def test_started_and_a_taken_id(broker: durable.DurableBroker, start_worker: Sta
     assert handle.result(timeout=20) == [kid.describe().run_id, "went"]
 
 
+def test_a_child_that_is_cancelled_before_it_is_started(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    @durable.workflow
+    async def child() -> None:
+        await durable.wait_for_signal("never")
+
+    @durable.workflow
+    async def parent() -> str:
+        kid = child.options(workflow_id="kid").start()
+        asked = kid.started()
+        kid.cancel()
+        try:
+            await asked
+        except asyncio.CancelledError:
+            return "never started"
+        return "started"
+
+    start_worker()
+    assert parent.start().result(timeout=20) == "never started"
+    assert not exists("kid")
+
+
 def test_a_child_follows_the_run_that_is_there(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     @durable.workflow
     async def shared(n: int) -> Any:
@@ -280,3 +303,31 @@ def test_a_family_ends_as_its_policies_say(
     wait_until(lambda: handle.status() == how)
     for name in ("child", "grandchild"):
         wait_until(lambda name=name: durable.get_handle(name).status() == status)
+
+
+def test_a_child_known_only_by_its_name(
+    broker: durable.DurableBroker, start_worker: StartWorker, database_url: str
+) -> None:
+    other = durable.DurableBroker(database_url)
+
+    @durable.workflow(name="there", queue_name="foreign", broker=other)
+    async def there(n: int, *, twice: bool = False) -> int:
+        return n * (2 if twice else 1)
+
+    remote = durable.workflow_stub("there", queue_name="foreign")
+
+    @durable.workflow
+    async def parent() -> list[Any]:
+        return [await remote.execute(21, twice=True), await remote.options(workflow_id="named").execute(1)]
+
+    start_worker()
+    worker = dramatiq.Worker(other, worker_timeout=50, worker_threads=1)
+    worker.start()
+    try:
+        assert parent.start().result(timeout=20) == [42, 1]
+        assert remote.start(5).result(timeout=20) == 5
+    finally:
+        worker.stop()
+        other.close()
+    with pytest.raises(durable.InvalidName):
+        durable.workflow_stub("", queue_name="foreign")

@@ -277,3 +277,31 @@ def test_a_reset_is_fought_over_by_threads(broker: durable.DurableBroker, start_
     assert handle.result(timeout=20) == "end"
     statuses = sorted(r.status() for r in resets)
     assert statuses == ["completed", *["terminated"] * 5]
+
+
+def test_what_others_were_told_is_not_told_again(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
+    """A child that was followed, and one whose start was confirmed after the event that the run is reset to."""
+
+    @durable.workflow
+    async def kid() -> Any:
+        return await durable.wait_for_signal("go")
+
+    @durable.workflow
+    async def work() -> Any:
+        followed = kid.options(workflow_id="shared", id_conflict="use_existing").start()
+        own = kid.options(workflow_id="own").start()
+        await durable.wait_for_signal("one")
+        return [await followed, await own, followed.run_id]
+
+    start_worker()
+    shared = kid.options(workflow_id="shared").start()
+    handle = work.start()
+    handle.signal("one")
+    wait_until(lambda: "SignalReceived" in types(handle))
+    shared.signal("go", "s")
+    wait_until(lambda: "ChildCompleted" in types(handle))
+    durable.get_handle("own").signal("go", "o")
+    old = handle.result(timeout=20)
+    again = handle.reset(event(handle, "SignalReceived"))
+    assert again.result(timeout=20)[:2] == old[:2] == ["s", "o"]
+    assert durable.get_handle("shared").describe().run_id == shared.run_id

@@ -157,6 +157,8 @@ class ChildHandle(CommandFuture[T]):
                 if not asked.done():
                     asked.set_exception(self._refused)
             self.set_exception(self._refused)
+            if self._asked:
+                self.exception()  # whoever asked is told: nobody need await the child, too
         elif event.type == events.CHILD_CANCELLED and self.asked_to_cancel:
             self._end_cancelled()
         else:
@@ -179,6 +181,11 @@ class ChildStartCall(Call[None]):
     child: ChildHandle[Any]
 
     def resolve(self, event: events.Event) -> None:
-        self.child.confirm(str((event.attributes or {}).get("run_id") or self.child.run_id))
+        run_id = (event.attributes or {}).get("run_id")
+        if run_id is not None:
+            self.child.confirm(run_id)
         if not self.done():
-            self.set_result(None)
+            if run_id is not None:
+                self.set_result(None)
+            else:  # it was cancelled before it was started
+                self._end_cancelled()
