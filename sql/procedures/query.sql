@@ -1,7 +1,27 @@
 -- Queries: asked from outside, answered by a worker that has the run's state in memory, or brings it back from its
 -- history.  Nothing of it enters the history.
 
--- Ask a run.  Answers the query's id, NULL where the run is missing or foreign (known = false); and whether any live
+-- Internal: the run that goes on for one, or did so last; that run itself, where none does.
+CREATE FUNCTION {schema}.last_run(p_run {schema}.run)
+RETURNS {schema}.run
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_last {schema}.run;
+BEGIN
+    IF p_run.status = 'running' OR p_run.next_run_id IS NULL THEN
+        RETURN p_run;
+    END IF;
+    SELECT r.* INTO v_last FROM {schema}.run r
+    WHERE r.workflow_id = p_run.workflow_id AND r.stream_id = p_run.stream_id AND r.next_run_id IS NULL
+      AND r.first_run_id = coalesce(p_run.first_run_id, p_run.run_id)
+    ORDER BY r.started_at DESC LIMIT 1;
+    RETURN v_last;
+END
+$$;
+
+-- Ask a run, or the last that went on for it.  Answers the query's id, NULL where the run is missing or foreign (known = false); and whether any live
 -- worker consumes the run's stream.  p_heard: where none does, nothing is asked (the id is NULL).
 -- The channel is notified of the answer, which is kept for p_wait milliseconds.
 CREATE FUNCTION {schema}.ask_run(
@@ -10,7 +30,7 @@ CREATE FUNCTION {schema}.ask_run(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.live_run({schema}.find_run(p_run, p_workflow_id));
+    v_run {schema}.run := {schema}.last_run({schema}.find_run(p_run, p_workflow_id));
     v_now timestamptz := clock_timestamp();
 BEGIN
     known := v_run.run_id IS NOT NULL;
