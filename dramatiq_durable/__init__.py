@@ -13,11 +13,16 @@ from .activity import (
 from .broker import (
     DurableBroker,
 )
+from .codecs import (
+    Codec,
+    decode_only,
+)
 from .errors import (
     Abort,
     ActivityCancelled,
     ActivityFailed,
     ChildWorkflowFailed,
+    CodecFailed,
     DatabaseUnavailable,
     DurableError,
     Failure,
@@ -30,6 +35,7 @@ from .errors import (
     MessageExists,
     Nondeterminism,
     NotConfigured,
+    NotDecodable,
     NotEncodable,
     NotInWorkflow,
     NotPermitted,
@@ -97,6 +103,8 @@ __all__ = [
     "ActivityInfo",
     "ActivityStub",
     "ChildWorkflowFailed",
+    "Codec",
+    "CodecFailed",
     "DatabaseUnavailable",
     "Description",
     "DurableBroker",
@@ -113,6 +121,7 @@ __all__ = [
     "MessageExists",
     "Nondeterminism",
     "NotConfigured",
+    "NotDecodable",
     "NotEncodable",
     "NotInWorkflow",
     "NotPermitted",
@@ -137,6 +146,7 @@ __all__ = [
     "activity",
     "activity_info",
     "activity_stub",
+    "decode_only",
     "deprecate_patch",
     "get_handle",
     "info",

@@ -20,11 +20,12 @@ from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import QueueNotFound
 
 from .claimer import Claimer
+from .codecs import Codec, Codecs, decode_only
 from .consumer import DurableConsumer
 from .database import Database, translate
 from .delivery import TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import DatabaseUnavailable
+from .errors import CodecFailed, DatabaseUnavailable
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -58,6 +59,8 @@ class DurableBroker(Processing, Queues, Broker):
         ``DRAMATIQ_DURABLE_URL``; without that, the embedded Postgres.
       namespace(str | None): the schema that holds everything; ``DRAMATIQ_DURABLE_NAMESPACE`` or "durable".
       middleware(list | None): as Dramatiq's own brokers take it.
+      codecs: what every value of a workflow goes through on its way to the database and back; the first one encodes
+        first.  Plain messages have Dramatiq's encoder.
       reclaim_delay: how long a silent worker is given before its messages are handed to others: seconds, a timedelta
         or a text like "30s".
       reclaim_count(int): a message under which so many workers died is poison, and is dead-lettered.
@@ -74,6 +77,7 @@ class DurableBroker(Processing, Queues, Broker):
         *,
         namespace: str | None = None,
         middleware: list[Middleware] | None = None,
+        codecs: Sequence[Codec | decode_only] = (),
         reclaim_delay: Any = None,
         reclaim_count: int = 3,
         fail_fast_default: bool = False,
@@ -97,6 +101,7 @@ class DurableBroker(Processing, Queues, Broker):
         self.watched = []
         self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
+        self.codecs = Codecs(codecs)
         self.runner = Runner(self)
         self.settler = Settler(self)
         self._embedded: Any = None
@@ -399,6 +404,8 @@ class DurableBroker(Processing, Queues, Broker):
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
             else:
+                if kind == "a":
+                    payload = self.codecs.decode(payload, f"the message for {actor!r}")
                 # What SQL wrote is JSON, whatever encoder is set here.
                 message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
@@ -407,6 +414,10 @@ class DurableBroker(Processing, Queues, Broker):
                     raise TypeError(f"the actor's name is a {type(message.actor_name).__name__}")
                 if message.queue_name != queue_name:
                     message = message.copy(queue_name=queue_name)
+        except CodecFailed as e:
+            logger.error("message %s on %r goes back: %s", UUID(bytes=key), queue_name, e)
+            self.commit.post(self.settler.not_for_here(key, lease, attempt, e))
+            return None
         except Exception as e:
             # Whatever an encoder raises: its neighbours are handed out.
             logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)

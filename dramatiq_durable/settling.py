@@ -11,7 +11,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .delivery import TASK_KINDS, Delivery, encode_message
-from .errors import DatabaseUnavailable, DurableError, LeaseLost, NotEncodable, NotPermitted, PayloadTooLarge
+from .errors import (
+    CodecFailed,
+    DatabaseUnavailable,
+    DurableError,
+    LeaseLost,
+    NotEncodable,
+    NotPermitted,
+    PayloadTooLarge,
+)
 from .operations import Ack, Bury, CompleteActivity, FailTask, Operation, Release, Reschedule, Together
 from .workflow import events
 from .workflow.converter import encode
@@ -53,6 +61,8 @@ class Settler:
             # An interrupt came between the actor's end and its hooks, and Dramatiq acks what no hook has seen.
             delivery.broken = delivery.broken or DurableError("an interrupt came before its hooks")
         outcome = self._outcome(delivery, failed)
+        if delivery.kind == "a" and self.broker.codecs:
+            outcome = self._encoded(delivery, outcome)
         if delivery.broken is not None:
             # It will be run again, and has its effect then; what its hooks sent is sent then, too.
             delivery.left = None
@@ -94,12 +104,39 @@ class Settler:
         failure["attempt"] = delivery.attempt
         return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
 
+    def _encoded(self, delivery: Delivery, outcome: Operation) -> Operation:
+        """What is stored of an activity's outcome."""
+        codecs = self.broker.codecs
+        try:
+            if isinstance(outcome, CompleteActivity):
+                outcome.payload = codecs.encode(outcome.payload, f"the result of {delivery.actor_name!r}")
+                outcome.attributes = codecs.seal_facts(outcome.attributes)
+            elif isinstance(outcome, Reschedule):
+                outcome.payload = codecs.encode(outcome.payload, f"the message for {delivery.actor_name!r}")
+                outcome.failure = codecs.encode_text(outcome.failure)
+        except PayloadTooLarge as e:
+            failure = {**failure_to_json(e, retryable=False), "attempt": delivery.attempt}
+            failed = CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+            return self._encoded(delivery, failed)
+        except CodecFailed as e:
+            # What it did cannot be recorded now: it is done again.
+            logger.error("%s cannot be settled, and is run again: %s", delivery, e)
+            delivery.broken = e
+            return Reschedule(delivery.key, delivery.lease, 30_000, None, text_of(e))
+        return outcome
+
+    def not_for_here(self, key: bytes, lease: bytes, attempt: int, error: CodecFailed) -> Operation:
+        """What becomes of an activity whose message no codec here can decode: another worker may."""
+        delay = min(TASK_BACKOFF[1], TASK_BACKOFF[0] * 2 ** min(attempt, 20))
+        return Reschedule(key, lease, delay, None, text_of(error))
+
     def undecodable(self, key: bytes, lease: bytes, kind: str, attempt: int, error: Exception) -> Operation:
         """What becomes of a message that cannot be decoded: a dead letter; an activity fails in its run."""
         if kind == "a":
             failure = failure_to_json(error, retryable=False)
             failure["attempt"] = attempt
-            return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+            facts = self.broker.codecs.seal_facts({"failure": failure})
+            return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, facts)
         return Bury(key, lease, None, f"it cannot be decoded: {text_of(error)}")
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:

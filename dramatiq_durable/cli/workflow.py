@@ -64,7 +64,8 @@ def list_(target: Target, name: str | None, status: str | None, limit: int, as_j
     for row in rows:
         row["history_length"] = row.pop("last_event")
         row["parent"] = row.pop("parent_run_id")
-        row["memo"] = json.loads(row["memo"]) if row["memo"] else {}
+        row["memo"] = target.broker.codecs.open_memo(row["memo"])
+        row["task_failure"] = target.broker.codecs.decode_text(row["task_failure"])
     columns = ["workflow_id", "name", "status", "queue_name", "started_at", "closed_at", "history_length"]
     if any(row["task_failure"] for row in rows):
         columns.append("task_failure")
@@ -200,12 +201,13 @@ def start(
         check_name(workflow_id, "a workflow id")
     new = uuid.uuid4()
     workflow_id = workflow_id or str(new)
+    payload = target.broker.codecs.encode(encode_call(tuple(args), kwargs, None, name))
     operation = StartRun(
         new.bytes,
         workflow_id,
         target.broker.stream_id(queue_name),
         name,
-        encode_call(tuple(args), kwargs, None, name),
+        payload,
         id_conflict,
         id_reuse,
         delay_ms,

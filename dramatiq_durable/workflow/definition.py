@@ -17,7 +17,8 @@ from dramatiq import Actor, Broker, Message
 
 from ..errors import ForbiddenInWorkflow, InvalidDefinition, NotConfigured, NotInWorkflow
 from .commands import ActivityCall, ActivityHandle, Cancellation, ChildCall, ChildHandle, ScheduleActivity, StartChild
-from .converter import Decoder, decoders_of, encode_call, hash_arguments
+from .converter import decoders_of, encode_call, hash_arguments
+from .decoders import Decoder
 from .options import (
     ActivityOptions,
     Dispatch,

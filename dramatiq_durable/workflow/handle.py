@@ -6,7 +6,6 @@ Every blocking call has a twin with an ``a`` in front that is awaited instead; i
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -31,7 +30,7 @@ from ..errors import (
 )
 from ..operations import Post, Terminate
 from ..using import sending
-from .converter import decoders_of, encode, loads
+from .converter import decoders_of, encode, fit, loads
 from .events import Event, described_failure
 from .failures import failure_from_json
 from .replay import current
@@ -137,9 +136,9 @@ class WorkflowHandle(Generic[R]):
             started_at=started_at.astimezone(UTC),
             closed_at=None if closed_at is None else closed_at.astimezone(UTC),
             parent=None if parent is None else str(uuid.UUID(bytes=parent)),
-            memo=json.loads(memo) if memo else {},
+            memo=self.broker.codecs.open_memo(memo),
             history_length=length,
-            task_failure=failure,
+            task_failure=self.broker.codecs.decode_text(failure),
         )
 
     def status(self) -> str:
@@ -149,7 +148,7 @@ class WorkflowHandle(Generic[R]):
     def history(self) -> list[HistoryEvent]:
         """Everything that happened to the run, in its one order.  Raises as `describe`."""
         run_id = uuid.UUID(self._resolve()).bytes
-        events = self._read(lambda conn: self.broker.procedures.get_history(conn, run_id))
+        events = self._events(run_id, 0)
         if not events:
             # A run has one from its start.
             raise self._not_found()
@@ -207,14 +206,14 @@ class WorkflowHandle(Generic[R]):
     def _outcome(self, run_id: str, status: str) -> R:
         key = uuid.UUID(run_id).bytes
         length = self._read(lambda conn: self.broker.procedures.get_run(conn, key, None))[7]
-        last: Event = self._read(lambda conn: self.broker.procedures.get_history(conn, key, length - 1))[0]
+        last = self._events(key, length - 1)[0]
         ids = {"workflow_id": self._workflow_id or "", "run_id": run_id}
         what = f"the workflow {self._workflow_id or run_id!r}"
         attributes = last.attributes or {}
         if status == "completed":
             value = None if last.payload is None else loads(last.payload)
             decode = decoders_of(self._workflow.fn).result if self._workflow is not None else None
-            return cast(R, value if decode is None else decode(value))
+            return cast(R, fit(value, decode, f"the result of {what}"))
         if status == "failed":
             raise failure_from_json(described_failure(last), WorkflowFailed, **ids)
         if status == "cancelled":
@@ -243,7 +242,8 @@ class WorkflowHandle(Generic[R]):
         check_name(name, "a signal's name")
         if id is not None:
             check_name(id, "a signal's id")
-        data = None if payload is None else encode(payload, f"the payload of the signal {name!r}")
+        what = f"the payload of the signal {name!r}"
+        data = None if payload is None else self.broker.codecs.encode(encode(payload, what), what)
         self._post("SignalReceived", name, data, id)
 
     def cancel(self) -> None:
@@ -303,6 +303,11 @@ class WorkflowHandle(Generic[R]):
             f"there is no workflow {self._workflow_id or self.run_id!r} in the namespace {self.broker.namespace!r}, "
             "or this login may not see it"
         )
+
+    def _events(self, run_id: bytes, after: int) -> list[Event]:
+        """The run's events after one, decoded."""
+        events: list[Event] = self._read(lambda conn: self.broker.procedures.get_history(conn, run_id, after))
+        return [self.broker.codecs.open(event) for event in events]
 
     def _read(self, call: Callable[[Any], Any]) -> Any:
         outside_of_workflows("look at a workflow through a handle")

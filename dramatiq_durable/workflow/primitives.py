@@ -16,7 +16,8 @@ from ..durations import Duration, parse_duration
 from ..errors import ForbiddenInWorkflow, InvalidName, NotInWorkflow, Timeout
 from . import events
 from .commands import Command, Compute, ComputeCall, StartTimer, TimerCall
-from .converter import Decoder, decoders_of, encode_call, hash_arguments
+from .converter import decoders_of, encode_call, hash_arguments
+from .decoders import Decoder
 from .info import Info, Parent
 from .loop import Evicted
 from .replay import Execution, current
