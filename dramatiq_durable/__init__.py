@@ -76,6 +76,11 @@ from .workflow.handle import (
 from .workflow.info import (
     Info,
 )
+from .workflow.interceptors import (
+    CallContext,
+    CallNext,
+    WorkflowInterceptor,
+)
 from .workflow.primitives import (
     deprecate_patch,
     info,
@@ -102,6 +107,8 @@ __all__ = [
     "ActivityFailed",
     "ActivityInfo",
     "ActivityStub",
+    "CallContext",
+    "CallNext",
     "ChildWorkflowFailed",
     "Codec",
     "CodecFailed",
@@ -138,6 +145,7 @@ __all__ = [
     "WorkflowClosed",
     "WorkflowFailed",
     "WorkflowHandle",
+    "WorkflowInterceptor",
     "WorkflowNotFound",
     "WorkflowTerminated",
     "WorkflowTimedOut",

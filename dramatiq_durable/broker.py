@@ -37,6 +37,7 @@ from .settings import Settings, check_url
 from .settling import Settler
 from .wakeup import Listener
 from .workflow.carrying import TASK_PRIORITY
+from .workflow.interceptors import Interceptors, WorkflowInterceptor
 from .workflow.options import check_name
 from .workflow.runner import Runner
 
@@ -59,6 +60,7 @@ class DurableBroker(Processing, Queues, Broker):
         ``DRAMATIQ_DURABLE_URL``; without that, the embedded Postgres.
       namespace(str | None): the schema that holds everything; ``DRAMATIQ_DURABLE_NAMESPACE`` or "durable".
       middleware(list | None): as Dramatiq's own brokers take it.
+      interceptors: `WorkflowInterceptor` objects, around every workflow and what it calls; the first one is outermost.
       codecs: what every value of a workflow goes through on its way to the database and back; the first one encodes
         first.  Plain messages have Dramatiq's encoder.
       reclaim_delay: how long a silent worker is given before its messages are handed to others: seconds, a timedelta
@@ -77,6 +79,7 @@ class DurableBroker(Processing, Queues, Broker):
         *,
         namespace: str | None = None,
         middleware: list[Middleware] | None = None,
+        interceptors: Sequence[WorkflowInterceptor] = (),
         codecs: Sequence[Codec | decode_only] = (),
         reclaim_delay: Any = None,
         reclaim_count: int = 3,
@@ -102,6 +105,7 @@ class DurableBroker(Processing, Queues, Broker):
         self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
         self.codecs = Codecs(codecs)
+        self.interceptors = Interceptors(interceptors)
         self.runner = Runner(self)
         self.settler = Settler(self)
         self._embedded: Any = None

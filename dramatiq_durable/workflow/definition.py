@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
@@ -16,15 +17,26 @@ import dramatiq
 from dramatiq import Actor, Broker, Message
 
 from ..errors import ForbiddenInWorkflow, InvalidDefinition, NotConfigured, NotInWorkflow
-from .commands import ActivityCall, ActivityHandle, Cancellation, ChildCall, ChildHandle, ScheduleActivity, StartChild
+from .commands import (
+    ActivityCall,
+    ActivityHandle,
+    Cancellation,
+    ChildCall,
+    ChildHandle,
+    CommandFuture,
+    ScheduleActivity,
+    StartChild,
+)
 from .converter import decoders_of, encode_call, hash_arguments
 from .decoders import Decoder
+from .interceptors import CallContext, intercept
 from .options import (
     ActivityOptions,
     Dispatch,
     WorkflowOptions,
     WorkflowOptionsGiven,
     check_call,
+    check_headers,
     check_name,
     check_queue_name,
     milliseconds,
@@ -84,11 +96,11 @@ class _Schedulable(Generic[P, R]):
         Raises:
           as ``execute``.
         """
-        return self._schedule(ActivityHandle, args, kwargs)
+        return cast("ActivityHandle[R]", self._schedule(ActivityHandle, args, kwargs))
 
     def _schedule(
         self, kind: type[ActivityHandle[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> ActivityHandle[Any]:
+    ) -> CommandFuture[Any]:
         execution = current()
         if execution is None:
             raise NotInWorkflow(
@@ -96,8 +108,35 @@ class _Schedulable(Generic[P, R]):
                 f"{self.actor_name}.send(...), or call it from the body of a @durable.workflow."
             )
         check_call(self._function(), self.actor_name, args, kwargs)
-        payload = encode_call(args, kwargs, self._function(), self.actor_name)
+        methods = execution.interceptors.activity
+        if not methods:
+            return self._issue(execution, kind, args, kwargs, execution.headers)
+        headers = {**execution.headers, **self._dispatch.message.get("headers", {})}
+        return intercept(
+            execution,
+            methods,
+            CallContext(self.actor_name, args, kwargs, headers, execution.info),
+            kind,
+            lambda ctx: self._issue(execution, kind, ctx.args, ctx.kwargs, ctx.headers, intercepted=True),
+        )
+
+    def _issue(
+        self,
+        execution: Execution,
+        kind: type[ActivityHandle[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        headers: dict[str, Any],
+        intercepted: bool = False,
+    ) -> ActivityHandle[Any]:
         dispatch = self._dispatch
+        options = dispatch.message
+        if intercepted:
+            check_call(self._function(), self.actor_name, args, kwargs)
+            options = {**options, "headers": check_headers(self.actor_name, headers)}
+        elif headers:
+            options = {**options, "headers": {**headers, **options.get("headers", {})}}
+        payload = encode_call(args, kwargs, self._function(), self.actor_name)
         command = ScheduleActivity(
             None,
             self.actor_name,
@@ -106,7 +145,7 @@ class _Schedulable(Generic[P, R]):
             dispatch.queue_name,
             args,
             kwargs,
-            dispatch.message,
+            options,
             dispatch.priority,
             dispatch.delay_ms,
         )
@@ -452,6 +491,27 @@ class Workflow(Generic[P, R]):
 
     def _start_child(
         self, execution: Execution, kind: type[ChildHandle[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> CommandFuture[Any]:
+        headers = {**execution.headers, **(self.defaults.headers or {})}
+        methods = execution.interceptors.child
+        if not methods:
+            return self._issue_child(execution, kind, args, kwargs, headers)
+        check_call(self.fn, self.name, args, kwargs)
+        return intercept(
+            execution,
+            methods,
+            CallContext(self.name, args, kwargs, headers, execution.info, self.defaults.workflow_id),
+            kind,
+            lambda ctx: self._issue_child(execution, kind, ctx.args, ctx.kwargs, ctx.headers),
+        )
+
+    def _issue_child(
+        self,
+        execution: Execution,
+        kind: type[ChildHandle[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        headers: dict[str, Any],
     ) -> ChildHandle[Any]:
         check_call(self.fn, self.name, args, kwargs)
         payload = encode_call(args, kwargs, self.fn, self.name)
@@ -461,7 +521,7 @@ class Workflow(Generic[P, R]):
             payload,
             hash_arguments(payload),
             self.queue_name,
-            options=self.defaults.for_child(),
+            options=replace(self.defaults, headers=check_headers(self.name, headers) or None).for_child(),
         )
         seq = execution.issue(command)
         workflow_id, command.run_id = execution.child_ids(seq)

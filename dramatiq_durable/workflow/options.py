@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 
 from ..errors import InvalidName
 from .commands import Cancellation
-from .converter import encode
+from .converter import encode, loads
 
 MAX_NAME = 200
 """The cap on names and ids, in characters."""
@@ -100,6 +100,19 @@ def _check_options(what: str, options: Mapping[str, Any], allowed: tuple[str, ..
             raise TypeError(f"{what} has no option {name!r}; its options are {', '.join(allowed)}.")
 
 
+def check_headers(name: str, headers: Any) -> dict[str, Any]:
+    """Return a copy of headers, as plain JSON.
+
+    Raises:
+      ValueError: they are no dict with keys of text.
+      NotEncodable: a value cannot be carried.
+    """
+    if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
+        raise ValueError(f"headers is a dict whose keys are text, not {headers!r}.")
+    copy: dict[str, Any] = loads(encode(headers, f"the headers of {name!r}"))
+    return copy
+
+
 class ActivityOptions(TypedDict, total=False):
     """Options of one use of an activity; times are milliseconds or a timedelta, as in Dramatiq."""
 
@@ -111,6 +124,7 @@ class ActivityOptions(TypedDict, total=False):
     priority: int
     delay: int | timedelta
     cancellation: Cancellation
+    headers: dict[str, Any]
 
 
 _ACTIVITY_OPTIONS = tuple(ActivityOptions.__annotations__)
@@ -142,6 +156,8 @@ class Dispatch:
                 changes["priority"] = value
             elif option == "cancellation":
                 changes["policy"] = _one_of(option, value, _CANCELLATIONS)
+            elif option == "headers":
+                message[option] = check_headers(name, value)
             elif option == "max_retries":
                 message[option] = None if value is None else _integer(option, value)
             else:
@@ -156,6 +172,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
     id_conflict: IdConflict
     id_reuse: IdReuse
     memo: dict[str, Any] | None
+    headers: dict[str, Any] | None
     delay: int | timedelta
     parent_close: ParentClose
 
@@ -163,7 +180,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
 
 #: Those that the run itself knows.
-_FACTS = ("memo",)
+_FACTS = ("memo", "headers")
 
 
 @dataclass(slots=True, frozen=True)
@@ -175,6 +192,7 @@ class WorkflowOptions:
       id_conflict(str): what to do when a live run has the id.
       id_reuse(str): what to do when only closed runs have it.
       memo(dict | None): JSON that the run carries for people.
+      headers(dict | None): JSON that the run carries for its interceptors, and passes on to what it calls.
       delay_ms(int): milliseconds to wait before the first step.
       parent_close(str): what becomes of it when its parent ends first.
     """
@@ -183,6 +201,7 @@ class WorkflowOptions:
     id_conflict: IdConflict = "fail"
     id_reuse: IdReuse = "allow"
     memo: dict[str, Any] | None = None
+    headers: dict[str, Any] | None = None
     delay_ms: int = 0
     parent_close: ParentClose = "terminate"
 
@@ -201,6 +220,8 @@ class WorkflowOptions:
             if not isinstance(changes["memo"], dict):
                 raise ValueError(f"memo is a dict, not {changes['memo']!r}.")
             encode(changes["memo"], f"the memo of {name!r}")
+        if changes.get("headers") is not None:
+            changes["headers"] = check_headers(name, changes["headers"])
         if "delay" in changes:
             changes["delay_ms"] = milliseconds("delay", changes.pop("delay"))
         return replace(self, **changes)

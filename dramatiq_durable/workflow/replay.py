@@ -33,12 +33,14 @@ from .converter import decode_call, encode
 from .events import Event
 from .failures import failure_to_json
 from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
+from .interceptors import CallContext, Interceptors, through
 from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INPUT_TYPES = events.INPUT_TYPES
+_NO_INTERCEPTORS = Interceptors()
 _COMPUTED = (events.LOCAL_ACTIVITY_COMPLETED, events.SIDE_EFFECT_RECORDED)
 
 
@@ -69,6 +71,7 @@ class Execution:
       fn: the workflow's ``async def``.
       info(Info): what the run knows about itself; ``info.run_id`` seeds what is random.
       max_handles(int): how many callbacks one step may run.
+      interceptors(Interceptors): what its code, and its calls, go through.
 
     Attributes:
       closed(bool): the run has ended; how, its last command says.
@@ -82,6 +85,7 @@ class Execution:
         "_computing",
         "_conditions",
         "_fn",
+        "_inbound",
         "_main",
         "_out",
         "_pending",
@@ -90,6 +94,7 @@ class Execution:
         "closed",
         "evicted",
         "history_bytes",
+        "interceptors",
         "is_replaying",
         "last_event_id",
         "loop",
@@ -104,9 +109,12 @@ class Execution:
         info: Info,
         *,
         max_handles: int = MAX_HANDLES,
+        interceptors: Interceptors = _NO_INTERCEPTORS,
     ) -> None:
         guard.install()
         self._fn = fn
+        self.interceptors = interceptors
+        self._inbound: CallContext | None = None
         self._base = info
         self._main: asyncio.Task[Any] | None = None
         self._seq = 0
@@ -265,11 +273,16 @@ class Execution:
             base,
             memo=dict(base.memo),
             search=dict(base.search),
-            headers=dict(base.headers),
+            headers=dict(self.headers),
             history_length=self.last_event_id,
             history_bytes=self.history_bytes,
             continue_as_new_suggested=(self.last_event_id >= SUGGESTED_LENGTH or self.history_bytes >= SUGGESTED_BYTES),
         )
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The run's headers, as its interceptors left them."""
+        return self._base.headers if self._inbound is None else self._inbound.headers
 
     @property
     def now(self) -> datetime:
@@ -389,11 +402,24 @@ class Execution:
                 setattr(self._base, fact, value)
         try:
             args, kwargs = decode_call(event.payload, self._fn) if event.payload is not None else ([], {})
-            main = self._fn(*args, **kwargs)
+            main = self._enter(args, kwargs)
         except Exception as e:
             self._finish(FailWorkflow(failure=failure_to_json(e)))
             return
         self._main = self.loop._create(main, "main", contextvars.Context())
+
+    def _enter(self, args: list[Any], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """The workflow's code, with its interceptors around it."""
+        methods = self.interceptors.workflow
+        if not methods:
+            return self._fn(*args, **kwargs)
+
+        def last(ctx: CallContext) -> Coroutine[Any, Any, Any]:
+            self._inbound = ctx
+            return self._fn(*ctx.args, **ctx.kwargs)
+
+        self._inbound = CallContext(self._base.name, tuple(args), kwargs, dict(self._base.headers), self.info)
+        return through(methods, self._inbound, last)
 
     def _on_answer(self, event: Event) -> None:
         if event.type in _COMPUTED:

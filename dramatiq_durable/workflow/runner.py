@@ -230,7 +230,7 @@ class Runner:
         history = [codecs.open(event) for event in history]
         inbox = [(inbox_id, codecs.open(event)) for inbox_id, event in inbox]
         if run.execution is None:
-            execution = Execution(workflow.fn, _info(row))
+            execution = Execution(workflow.fn, _info(row), interceptors=self.broker.interceptors)
             run.execution = execution
             if len(history) == 1:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
