@@ -57,13 +57,16 @@ class Player:
         except BrokenPipeError:
             raise self._failed("ended") from None
 
-    def answer(self) -> Any:
+    def answer(self, takes: float = 0) -> Any:
         """Wait for the answer to the command before.
+
+        Parameters:
+          takes(float): how many seconds it takes when all goes well.
 
         Raises:
           ContenderFailed: there is none.
         """
-        timer = threading.Timer(PATIENCE, self._process.kill)
+        timer = threading.Timer(takes + PATIENCE, self._process.kill)
         timer.daemon = True
         timer.start()
         try:

@@ -60,6 +60,9 @@ from .using import (
 from .workflow.client import (
     get_handle,
 )
+from .workflow.continuing import (
+    continue_as_new,
+)
 from .workflow.definition import (
     Activity,
     ActivityStub,
@@ -96,6 +99,12 @@ from .workflow.primitives import (
     uuid7,
     wait_condition,
     wait_for_signal,
+)
+from .workflow.retry import (
+    RetryPolicy,
+)
+from .workflow.structured import (
+    uncancellable,
 )
 
 __version__ = "0.1.0"
@@ -134,6 +143,7 @@ __all__ = [
     "NotPermitted",
     "OutcomeUnknown",
     "PayloadTooLarge",
+    "RetryPolicy",
     "RunawayWorkflow",
     "ScheduleExists",
     "ScheduleNotFound",
@@ -154,6 +164,7 @@ __all__ = [
     "activity",
     "activity_info",
     "activity_stub",
+    "continue_as_new",
     "decode_only",
     "deprecate_patch",
     "get_handle",
@@ -170,6 +181,7 @@ __all__ = [
     "side_effect",
     "sleep",
     "transaction",
+    "uncancellable",
     "using",
     "uuid4",
     "uuid7",

@@ -16,6 +16,7 @@ from dramatiq.middleware import AsyncIO, CurrentMessage
 from .broker import DurableBroker
 from .errors import NotConfigured
 from .settings import Settings
+from .workflow import guard
 
 
 class DaemonAsyncIO(AsyncIO):
@@ -27,6 +28,9 @@ class DaemonAsyncIO(AsyncIO):
         thread.start(timeout=10.0)
         set_event_loop_thread(thread)
 
+
+# Before the modules that declare workflows, and may keep a clock or uuid4 somewhere for later.
+guard.install()
 
 settings = Settings.from_env()
 broker = DurableBroker(settings=settings)

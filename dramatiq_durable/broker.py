@@ -23,12 +23,13 @@ from .claimer import Claimer
 from .codecs import Codec, Codecs, decode_only
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import TASK_KINDS, TICK, Delivery, current_delivery
+from .delivery import DEADLINE, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
 from .errors import CodecFailed, DatabaseUnavailable
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
+from .operations import ExpireRun
 from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .processing import Processing
@@ -401,6 +402,9 @@ class DurableBroker(Processing, Queues, Broker):
         key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
         if kind == TICK:
             take_tick(self.commit, key, lease)
+            return None
+        if kind == DEADLINE:
+            self.commit.post(ExpireRun(key, lease))
             return None
         queue_name = self._stream_names[stream_id]
         message: Message[Any]

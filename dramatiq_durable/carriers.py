@@ -265,7 +265,9 @@ def _explained(error: Exception) -> DurableError | None:
             "something in the database stayed locked, and the transaction has failed: roll it back and try again"
         )
     if state == "42883":
-        return SchemaOutOfDate("the namespace misses a procedure of this package's. Run `dramatiq-durable migrate`")
+        return SchemaOutOfDate(
+            "the namespace misses a procedure of this package's: `dramatiq-durable check` says what mends that"
+        )
     if state is None and _is(error, "sqlalchemy.exc", "SQLAlchemyError"):
         return DurableError(f"nothing can be sent in this transaction: {error}")
     return None

@@ -21,6 +21,9 @@ from .roles import names_of, quoted
 #: Fewer connections than this are soon used up: a worker process takes several, an activity's transaction one more.
 FEW_CONNECTIONS = 50
 
+#: What mends a namespace that a newer version of this package has migrated.
+UPGRADE = "upgrade dramatiq-durable"
+
 _SETTINGS = (
     "fsync",
     "full_page_writes",
@@ -163,7 +166,11 @@ def _namespace_findings(conn: Connection, namespace: str) -> Iterator[Finding]:
     if not usable:
         yield _no_grants(conn, namespace, owner)
     yield from _role_findings(conn, names)
-    yield from _function_findings(conn, names, migrate)
+    contents = [*_content_findings(conn, names, migrate)] if usable and trusted else []
+    yield from contents
+    if all(finding.fix != UPGRADE for finding in contents):
+        # The procedures of a newer version are others than this package's, which must not replace them.
+        yield from _function_findings(conn, names, migrate)
     if not trusted:
         yield Finding(
             "warning",
@@ -172,8 +179,6 @@ def _namespace_findings(conn: Connection, namespace: str) -> Iterator[Finding]:
             f"prepared anything in it for {conn.info.user!r}",
             f"check it as {owner!r}; for scoped workers, migrate with a login that may create roles",
         )
-    elif usable:
-        yield from _content_findings(conn, names, migrate)
 
 
 def _no_grants(conn: Connection, namespace: str, owner: str) -> Finding:
@@ -266,7 +271,7 @@ def _content_findings(conn: Connection, names: Names, migrate: str) -> Iterator[
             "error",
             "migrations",
             f"the namespace is at version {version}, newer than this package's {expected_version()}",
-            "upgrade dramatiq-durable",
+            UPGRADE,
         )
     elif checksum != names.checksum():
         yield Finding("error", "procedures", "the procedures are those of another version of this package", migrate)

@@ -24,6 +24,7 @@ from .errors import Abort, DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Claim, Operation, Release
+from .pace import Pace
 
 if TYPE_CHECKING:
     from dramatiq import Worker
@@ -31,13 +32,6 @@ if TYPE_CHECKING:
     from .consumer import DurableConsumer
 
 logger = logging.getLogger(__name__)
-
-#: How much work, in seconds at the present rate, is claimed ahead of the threads, and how many messages at the most.
-AHEAD = 0.04
-MOST_AHEAD = 500
-
-#: Messages that were claimed ahead go back when nothing was claimed or finished for so long, in seconds.
-STALE = 1.0
 
 #: How long finished messages may wait for company before they are committed, in seconds.
 LINGER = 0.004
@@ -56,7 +50,7 @@ class Claimer(threading.Thread):
 
     Attributes:
       threads(int): how many actors can run at once; 0 when the consumers are not driven by a Worker.
-      ahead(int): how many messages are claimed ahead of the threads.
+      pace(Pace): how many messages are claimed ahead of the threads.
     """
 
     def __init__(
@@ -79,7 +73,7 @@ class Claimer(threading.Thread):
         self.consumers: dict[int, DurableConsumer] = {}
         #: What this process has leased, by lease token.
         self.held: dict[bytes, Delivery] = {}
-        self.ahead = 0
+        self.pace = Pace()
         self._done: deque[bytes] = deque()
         self._reserved = 0
         self._lock = threading.Lock()
@@ -94,10 +88,6 @@ class Claimer(threading.Thread):
         self._told = False
         self._next_report = 0.0
         self._looks = 0
-        self._finished = 0
-        self._last_finished = self._last_claimed = time.monotonic()
-        self._rate = 0.0
-        self._measured = time.monotonic()
         self._draining = False
         self._stop_by: float | None = None
 
@@ -132,7 +122,7 @@ class Claimer(threading.Thread):
         """Commit an operation with the next batch, which is soon; nobody waits for it."""
         self.commit.post(operation)
         # While there is other work to do, finished messages may wait a little for company.
-        if self._asleep and len(self.held) <= max(self.threads, self.ahead // 2, 1):
+        if self._asleep and len(self.held) <= max(self.threads, self.pace.ahead // 2, 1):
             self._asleep = False
             self._event.set()
 
@@ -140,7 +130,7 @@ class Claimer(threading.Thread):
         """A delivery was settled (its operation is posted): its place is free."""
         if self.held.pop(delivery.lease, None) is not None:
             self._done.append(delivery.key)
-            self._finished += 1
+            self.pace.finished += 1
             consumer = self.consumers.get(delivery.stream_id)
             if consumer is not None:
                 consumer.freed()
@@ -200,7 +190,7 @@ class Claimer(threading.Thread):
         """How many messages this process may hold now."""
         if self.fixed:
             return sum(c.prefetch for c in list(self.consumers.values()))
-        return self.threads + self.ahead
+        return self.threads + self.pace.ahead
 
     # --- the thread -------------------------------------------------------------------------------------
 
@@ -228,7 +218,7 @@ class Claimer(threading.Thread):
                 self.commit.run_batch(give_up=self._given_up)
 
     def _turn(self) -> None:
-        self._measure()
+        self.pace.measure()
         if self.membership.token is not None and self.membership.due_in() <= 0:
             self._beat()
         if self._told or time.monotonic() >= self._next_report:
@@ -264,20 +254,6 @@ class Claimer(threading.Thread):
         self._event.wait(max(min(until - now, due_in), 0.0))
         self._event.clear()
         self._asleep = False
-
-    def _measure(self) -> None:
-        """How many messages a second are finished: what is claimed ahead follows it."""
-        now = time.monotonic()
-        elapsed = now - self._measured
-        if elapsed < 0.02:
-            return
-        finished, self._finished = self._finished, 0
-        if finished:
-            self._last_finished = now
-        self._rate += (finished / elapsed - self._rate) * min(1.0, elapsed / 0.1)
-        self._measured = now
-        # It follows a rising rate at once and a falling one slowly: work that is under way keeps its places.
-        self.ahead = min(MOST_AHEAD, max(int(self._rate * AHEAD), int(self.ahead * 0.9)))
 
     def _free(self) -> int:
         return self.capacity() - len(self.held) - self._reserved
@@ -366,8 +342,7 @@ class Claimer(threading.Thread):
     def _hand_over(self, claim: Claim, rows: list[tuple[Any, ...]]) -> None:
         counts = dict.fromkeys(claim.streams, 0)
         if rows:
-            # Dramatiq's threads have not had the time to take these.
-            self._last_claimed = time.monotonic()
+            self.pace.claimed()
         for row in rows:
             # A tick takes nobody's place.
             counts[row[2]] += row[3] != TICK
@@ -481,11 +456,11 @@ class Claimer(threading.Thread):
 
     def _give_back_stale(self) -> None:
         """One slow worker does not sit on messages while others idle."""
-        if self.fixed or time.monotonic() - max(self._last_finished, self._last_claimed) < STALE:
+        if self.fixed or not self.pace.stale():
             return
         for delivery in self._not_begun():
             self.give_back(delivery)
-        self.ahead = 0
+        self.pace.ahead = 0
 
     def _unstarted(self) -> list[Delivery]:
         found: list[Delivery] = []

@@ -96,9 +96,9 @@ class DurableConsumer(Consumer):
         """How many deliveries may be with Dramatiq at once.
 
         A worker's threads finish as many as it would prefetch between two turns of the thread that refills them: with a
-        few times as many, they need not wait for each other at every message.
+        few times as many, they need not wait for each other at every message.  A prefetch that was asked for is kept.
         """
-        return self.prefetch * LEAD if self.claimer.threads else self.prefetch
+        return self.prefetch if self.claimer.fixed else self.prefetch * LEAD
 
     def offer(self, delivery: Delivery) -> None:
         with self._lock:

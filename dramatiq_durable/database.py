@@ -248,7 +248,7 @@ def translate(error: psycopg.Error) -> Exception:
             return PayloadTooLarge("the payload is over 16 MiB: keep the data elsewhere and send a reference to it")
         return InvalidName("names of streams, actors and workflows, and ids, have 1 to 200 characters")
     if isinstance(error, psycopg.errors.UndefinedFunction):
-        return SchemaOutOfDate(f"{error.diag.message_primary}. Run `dramatiq-durable migrate`")
+        return SchemaOutOfDate(f"{error.diag.message_primary}. `dramatiq-durable check` says what mends that")
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return DatabaseUnavailable(
             "the server takes no writes: it is a standby, or default_transaction_read_only is on. "

@@ -24,6 +24,9 @@ TASK_KINDS = ("s", "t", "w")
 #: The kind of a schedule's tick: no message for an actor, it says that something is due.
 TICK = "c"
 
+#: The kind of the message by which the database ends a run whose time is over.
+DEADLINE = "e"
+
 
 class Delivery(MessageProxy, Interruptible):
     """A message that this process has leased.

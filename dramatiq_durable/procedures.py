@@ -101,6 +101,10 @@ class Procedures:
         rows = self._call(conn, "get_run", None if run_id is None else Uuid(run_id), workflow_id)
         return rows[0] if rows else None
 
+    def list_children(self, conn: Connection, run_id: bytes | None, workflow_id: str | None) -> Rows:
+        """The children of a run, as rows of (run id, workflow id)."""
+        return self._call(conn, "list_children", None if run_id is None else Uuid(run_id), workflow_id)
+
     def get_history(self, conn: Connection, run_id: bytes, after: int = 0) -> list[Event]:
         """A run's events after one, oldest first."""
         rows = self._call(conn, "get_history", Uuid(run_id), after)

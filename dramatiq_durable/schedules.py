@@ -73,6 +73,7 @@ class Schedule:
       waiting(datetime | None): the due time that waits for the end of that (``buffer_one``).
       failure(str | None): why it could not be fired when it was tried last, or why it was paused without being asked.
       created_at(datetime)
+      workers(int): how many live workers consume its stream; without any, nothing is fired.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Schedule:
     waiting: datetime | None
     failure: str | None
     created_at: datetime
+    workers: int
 
 
 class Fires(NamedTuple):
@@ -411,6 +413,7 @@ class Row(NamedTuple):
     last_due: datetime | None
     last_id: bytes | None
     now: datetime
+    workers: int
 
 
 def _rows(broker: DurableBroker, name: str | None) -> builtins.list[Row]:
@@ -461,6 +464,7 @@ def _public(row: Row) -> Schedule:
         waiting=_utc(row.waiting),
         failure=failure,
         created_at=row.created_at.astimezone(UTC),
+        workers=row.workers,
     )
 
 

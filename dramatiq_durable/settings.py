@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from .durations import parse_duration
 from .errors import NotConfigured
@@ -84,6 +84,10 @@ def _seconds(text: str) -> float:
     return milliseconds / 1000
 
 
+def _seconds_or_off(text: str) -> float | None:
+    return None if text.lower() == "off" else _seconds(text)
+
+
 def _namespace(text: str) -> str:
     from .migrate import check_namespace  # needs psycopg, which reading the settings does not
 
@@ -123,6 +127,8 @@ class Settings:
       reclaim_delay(float): seconds without a heartbeat after which a worker counts as dead.
       poll_interval(float): seconds between two looks into the database when nothing wakes us.
       prepared_statements(bool): whether the server may prepare statements; off behind PgBouncer.
+      deadlock_timeout(float | None): seconds that a workflow's code may run without awaiting; then its task fails,
+        and is tried again. ``off``: None, as long as it likes.
     """
 
     url: str | None = None
@@ -133,6 +139,7 @@ class Settings:
     reclaim_delay: float = 30.0
     poll_interval: float = 1.0
     prepared_statements: bool = True
+    deadlock_timeout: float | None = 5.0
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -167,4 +174,5 @@ class Settings:
             reclaim_delay=read("RECLAIM_DELAY", _seconds, 30.0, "30s"),
             poll_interval=read("POLL_INTERVAL", _seconds, 1.0, "0.5"),
             prepared_statements=read("PREPARED_STATEMENTS", _boolean, True, "off"),
+            deadlock_timeout=read("DEADLOCK_TIMEOUT", _seconds_or_off, cast("float | None", 5.0), "5s"),
         )

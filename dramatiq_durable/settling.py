@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from .delivery import TASK_KINDS, Delivery, encode_message
 from .errors import (
     CodecFailed,
@@ -20,7 +22,17 @@ from .errors import (
     NotPermitted,
     PayloadTooLarge,
 )
-from .operations import Ack, Bury, CompleteActivity, FailTask, Operation, Release, Reschedule, Together
+from .operations import (
+    Ack,
+    Bury,
+    CompleteActivity,
+    FailSettling,
+    FailTask,
+    Operation,
+    Release,
+    Reschedule,
+    Together,
+)
 from .workflow import events
 from .workflow.converter import encode
 from .workflow.failures import failure_to_json
@@ -80,7 +92,7 @@ class Settler:
         """What the end of an actor means for its message."""
         key, lease = delivery.key, delivery.lease
         if delivery.broken is not None:
-            return Reschedule(key, lease, 30_000, None, f"its hooks failed: {text_of(delivery.broken)}")
+            return FailSettling(key, lease, f"its hooks failed: {text_of(delivery.broken)}")
         if delivery.retry is not None and not failed:
             if delivery.left is not None:
                 # It does not end yet: it counts for its group when it does.
@@ -141,7 +153,7 @@ class Settler:
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
-        coming = [delivery.stream_id] if isinstance(outcome, Reschedule) else []
+        coming = [delivery.stream_id] if isinstance(outcome, (FailSettling, Reschedule)) else []
         if delivery.left is not None:
             coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
             outcome = Together([delivery.left, outcome])
@@ -170,9 +182,11 @@ class Settler:
                     logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
                 elif isinstance(operation, Together):
                     logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
-                    text = f"what follows it could not be stored: {text_of(operation.error)}"
-                    self.post_instead(delivery, Reschedule(delivery.key, delivery.lease, 30_000, None, text))
-                elif not isinstance(operation, Release):
+                    self.post_instead(delivery, unsettled(delivery, "what follows it", operation.error))
+                elif not isinstance(operation, (FailSettling, Release)):
+                    logger.error("%s was not settled and goes back: %s", delivery, operation.error)
+                    self.post_instead(delivery, unsettled(delivery, "its end", operation.error))
+                elif isinstance(operation, FailSettling):
                     logger.error("%s was not settled and goes back: %s", delivery, operation.error)
                     self.post_instead(delivery, Release(delivery.key, delivery.lease))
                 else:
@@ -203,7 +217,11 @@ class Settler:
         except Exception as e:
             logger.error("the transaction of %s was not committed, it will be run again: %s", delivery, e)
             delivery.left = None
-            self.commit_outcome(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, text_of(e)))
+            again: Operation = unsettled(delivery, "its transaction", e)
+            if isinstance(e, (DatabaseUnavailable, psycopg.OperationalError)):
+                # Nothing is wrong with it: a connection was lost, or another transaction was in its way.
+                again = Reschedule(delivery.key, delivery.lease, 1000, None, text_of(e))
+            self.commit_outcome(delivery, again)
             return
         if not recorded:
             logger.warning("the lease on %s was given to another worker: its transaction is rolled back", delivery)
@@ -233,6 +251,11 @@ def payload_of(delivery: Delivery) -> bytes | None:
         return encode_message(replace(delivery._message, options=options))
     except (NotEncodable, PayloadTooLarge):
         return None
+
+
+def unsettled(delivery: Delivery, what: str, error: BaseException) -> FailSettling:
+    """What becomes of a delivery when something of its end is refused."""
+    return FailSettling(delivery.key, delivery.lease, f"{what} could not be stored: {text_of(error)}")
 
 
 def text_of(exception: BaseException | None) -> str | None:

@@ -10,7 +10,7 @@ REVOKE ALL ON SCHEMA {schema} FROM PUBLIC;
 GRANT USAGE ON SCHEMA {schema} TO {worker}, {admin};
 GRANT EXECUTE ON FUNCTION
     {schema}.schema_version, {schema}.namespace_identity, {schema}.open_streams, {schema}.enqueue_messages, {schema}.enqueue_message, {schema}.batch_outcome,
-    {schema}.enqueue_keyed, {schema}.claim, {schema}.leave, {schema}.ack, {schema}.reschedule, {schema}.release, {schema}.bury, {schema}.mark_started,
+    {schema}.enqueue_keyed, {schema}.claim, {schema}.leave, {schema}.fail_settling, {schema}.ack, {schema}.reschedule, {schema}.release, {schema}.bury, {schema}.mark_started,
     {schema}.register_worker, {schema}.consume_streams, {schema}.unregister_worker, {schema}.heartbeat, {schema}.resync, {schema}.reclaim,
     {schema}.start_runs, {schema}.post, {schema}.terminate_run, {schema}.get_run, {schema}.get_history, {schema}.await_run,
     {schema}.run_of_lease, {schema}.history_of_lease, {schema}.complete_activities, {schema}.fail_task, {schema}.advance,
@@ -18,7 +18,8 @@ GRANT EXECUTE ON FUNCTION
     {schema}.store_result, {schema}.get_results, {schema}.sweep, {schema}.limiter_add, {schema}.limiter_change, {schema}.limiter_change_sum,
     {schema}.save_schedule, {schema}.control_schedule, {schema}.fire_by_hand, {schema}.list_schedules,
     {schema}.schedules_of_leases, {schema}.fire_schedules,
-    {schema}.abort_message, {schema}.report_running
+    {schema}.abort_message, {schema}.report_running,
+    {schema}.expire_runs, {schema}.reset_run, {schema}.list_children
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).
@@ -28,5 +29,6 @@ GRANT EXECUTE ON FUNCTION
     {schema}.pause_stream, {schema}.peek_messages, {schema}.worker_messages, {schema}.count_waiting, {schema}.purge_messages,
     {schema}.list_dead_letters, {schema}.count_dead_letters, {schema}.redrive_dead_letters, {schema}.drop_dead_letters,
     {schema}.import_journal, {schema}.import_messages,
+    {schema}.count_prunable, {schema}.prune_runs, {schema}.prune_dead_letters, {schema}.prune_expired,
     {schema}.queue_counts, {schema}.flush_streams
 TO {admin};

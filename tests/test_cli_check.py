@@ -176,6 +176,14 @@ def test_a_foreign_schema_is_found(cluster: Cluster) -> None:
 def test_older_and_newer_migrations_are_found(made: Scratch) -> None:
     made.execute("INSERT INTO durable.migration (version, name) VALUES (9999, 'later')")
     assert "newer than this package's" in one(made.url).text
+    # Nor does anything else lead to a `migrate`, or to one that would put the old procedures back.
+    made.execute("ALTER FUNCTION durable.sweep(uuid) RENAME TO sweep_all")
+    made.execute("UPDATE durable.procedures SET checksum = 'new'")
+    assert one(made.url).fix == "upgrade dramatiq-durable"
+    refused = CliRunner().invoke(main, ["--url", made.url, "migrate"])
+    assert (refused.exit_code, "upgrade dramatiq-durable" in refused.output) == (1, True)
+    assert made.execute("SELECT checksum FROM durable.procedures") == [("new",)]
+    made.execute("ALTER FUNCTION durable.sweep_all(uuid) RENAME TO sweep")
     made.execute("DELETE FROM durable.migration WHERE version > 1")
     assert "at version 1, this package needs" in one(made.url).text
 

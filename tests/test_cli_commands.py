@@ -169,15 +169,17 @@ def test_streams_workers_and_dead_letters_are_listed(made: Scratch) -> None:
     bad.send_with_options(args=("later",), delay=3_600_000)
     (stream,) = listed(made, "stream", "list")
     assert stream.pop("oldest") >= 0
-    assert stream == {"name": "one", "paused": False, "ready": 1, "leased": 0, "delayed": 1, "dead": 0}
+    assert stream == {"name": "one", "paused": False, "ready": 1, "leased": 0, "delayed": 1, "dead": 0, "workers": 0}
 
     with working(broker):
         (letter,) = wait_until(lambda: listed(made, "dead-letter", "list"), message="the dead letter")
         (worker,) = listed(made, "worker", "list")
+        (consumed,) = listed(made, "stream", "list")
         shown = run(made, "worker", "list").output
     assert (letter["stream"], letter["actor"], letter["reason"]) == ("one", "bad", "rejected")
     assert json.loads(letter["payload"])["args"] == ["no"]
     datetime.fromisoformat(letter["died_at"])
+    assert consumed["workers"] == 1
     table = run(made, "dead-letter", "list", "--stream", "one").output
     assert "[red]no[/red]" in table
     assert "\x1b" not in table

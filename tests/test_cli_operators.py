@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import dramatiq
+import psycopg
 import pytest
 from click.testing import CliRunner, Result
 from dramatiq.middleware import Retries
@@ -361,3 +362,46 @@ def test_operators_are_administrators(cli: Any) -> None:
     """The rights themselves are tested in tests/security."""
     for command in ("peek", "pause", "resume", "purge"):
         assert 'no stream named "x"' in cli("stream", command, "x", code=1).output
+
+
+# --- pruning ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_over_for_long_is_pruned(
+    cli: Any, listed: Any, three_dead: list[dict[str, Any]], database_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(
+            "WITH closed AS ("
+            "  INSERT INTO durable.run "
+            "    (run_id, workflow_id, stream_id, name, status, started_at, closed_at, last_event) "
+            "  SELECT gen_random_uuid(), 'w' || n, 1, 'w', 'completed', now(), now() - n * interval '1 day', 1 "
+            "  FROM generate_series(1, 500) n RETURNING run_id) "
+            "INSERT INTO durable.event (run_id, event_id, type, at) "
+            "SELECT run_id, 1, 'WorkflowStarted', now() FROM closed"
+        )
+        conn.execute(
+            "UPDATE durable.dead_letter SET died_at = died_at - interval '100 days' WHERE dead_letter_id = %s",
+            [three_dead[0]["dead_letter_id"]],
+        )
+        conn.execute(
+            "INSERT INTO durable.sender VALUES (gen_random_uuid(), session_user, 1, 0, now() - interval '1 year')"
+        )
+    ages = ("--runs", "30d", "--dead-letters", "90 days")
+    found = {"runs": 471, "dead_letters": 1, "results": 0, "waiters": 0, "limiters": 0, "senders": 1, "kept": 0}
+    assert listed("prune", *ages, "--dry-run") == {"dry_run": True, **found}
+    assert "471" in cli("prune", *ages, "--dry-run").output
+    assert "add --yes" in cli("prune", *ages, code=2).output
+    assert listed("prune", *ages, "--yes") == {"dry_run": False, **found}
+    assert "deleted" in cli("prune", *ages, "--yes").output
+    # Nothing is asked where nothing that anybody could miss is deleted.
+    assert listed("prune") == {"dry_run": False, **dict.fromkeys(found, 0)}
+    assert len(listed("dead-letter", "list")) == 2
+    with psycopg.connect(database_url) as conn:
+        assert conn.execute("SELECT count(*) FROM durable.event").fetchone() == (29,)
+
+
+@pytest.mark.parametrize("age", ["30", " 30.5 ", "a month", "-1d"])
+def test_an_age_has_a_unit(cli: Any, age: str) -> None:
+    said = cli("prune", f"--runs={age}", code=2).output
+    assert ('say "30' if "30" in age else "is not a duration") in " ".join(said.split())

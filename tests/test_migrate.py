@@ -225,6 +225,25 @@ def test_an_older_namespace_says_so_on_use(migrated: Scratch) -> None:
     broker.close()
 
 
+def test_an_upgrade_counts_the_attempts_of_poison_as_they_were(empty: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = migrations.migrations()
+    with monkeypatch.context() as patch:
+        patch.setattr(migrations, "migrations", lambda: tuple(m for m in known if m.version < 6))
+        migrate(empty.url)
+    for reason in ("poison", "rejected"):
+        empty.execute(
+            "INSERT INTO durable.dead_letter "
+            "(message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, payload) "
+            "VALUES (gen_random_uuid(), 1, 0, now(), 4, 3, 'a', %s, '')",
+            reason,
+        )
+    assert "applied migration 0006 housekeeping" in migrate(empty.url)
+    assert empty.execute("SELECT reason, attempt FROM durable.dead_letter ORDER BY 1") == [
+        ("poison", 3),
+        ("rejected", 4),
+    ]
+
+
 def test_a_newer_namespace_is_used_with_a_warning_and_never_migrated(
     migrated: Scratch, caplog: pytest.LogCaptureFixture
 ) -> None:

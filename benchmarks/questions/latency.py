@@ -41,7 +41,8 @@ def probe(bench: Bench, contender: Contender, spaced: int, after: int) -> tuple[
 
         def late(n: int, gap: float) -> list[float]:
             known = worker.ask("progress")
-            sender.ask("probe", n=n, gap=gap, size=bench.size)
+            sender.tell("probe", n=n, gap=gap, size=bench.size)
+            sender.answer(takes=n * gap)
             workers.wait_for(known + n)
             return sorted(nanoseconds / 1e6 for nanoseconds in worker.ask("report")["late"][known:])
 

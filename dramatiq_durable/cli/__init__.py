@@ -14,6 +14,7 @@ COMMANDS = {
     "import": "import_:group",
     "message": "message:group",
     "migrate": "migrate:command",
+    "prune": "prune:command",
     "role": "role:group",
     "schedule": "schedule:group",
     "stream": "stream:group",

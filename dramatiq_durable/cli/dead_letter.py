@@ -105,8 +105,9 @@ def filters(command: Callable[..., Any]) -> Any:
         click.option("--actor", metavar="NAME", help="Only those for this actor."),
         click.option(
             "--reason",
-            type=click.Choice(["rejected", "poison", "aborted"]),
-            help="Why: its retries ran out or it was refused; its workers died; somebody aborted it.",
+            type=click.Choice(["rejected", "poison", "aborted", "unsettled"]),
+            help="Why: its retries ran out or it was refused; its workers died; somebody aborted it; its end could "
+            "not be stored.",
         ),
         click.option("--after", metavar="WHEN", callback=moment, help="Died since then: a time, or an age like 2h."),
         click.option("--before", metavar="WHEN", callback=moment, help="Died before: a time, or an age like 2h."),
@@ -119,7 +120,9 @@ def filters(command: Callable[..., Any]) -> Any:
 
 @click.group("dead-letter")
 def group() -> None:
-    """Dead letters: messages whose retries ran out, that kept killing workers, or that were aborted.
+    """Dead letters: messages that will not be tried again.
+
+    Their retries ran out, they kept killing workers, they were aborted, or their end could not be stored.
 
     ID is the number of a letter, or the id of its message.  Several filters together: all of them hold.
     """
@@ -133,8 +136,8 @@ def group() -> None:
 def list_(ctx: click.Context, chosen: Filter, limit: int, as_json: bool) -> None:
     """The latest dead letters, newest first.
 
-    reason: rejected (its retries ran out, or it was refused), poison (its workers died) or aborted.  JSON has all of
-    the failure, and the arguments.
+    reason: rejected (its retries ran out, or it was refused), poison (its workers died), aborted, or unsettled (its
+    end, or what its hooks send, could not be stored).  JSON has all of the failure, and the arguments.
     """
     target: Target = ctx.obj
     rows = target.rows("list_dead_letters", *chosen.arguments(), limit)

@@ -88,7 +88,7 @@ def create(
 @option_json
 @click.pass_obj
 def list_(target: Target, as_json: bool) -> None:
-    """All schedules, with their next due times.
+    """All schedules, with their next due times, and whether a live worker consumes their streams (JSON: how many).
 
     fired, skipped, missed: how many due times were, were left out by the overlap policy, were found too late.
     """
@@ -108,7 +108,8 @@ def show(target: Target, name: str, as_json: bool) -> None:
 
 
 def facts(schedule: schedules.Schedule, as_json: bool) -> dict[str, Any]:
-    """What is printed; for people, the next due time alone, how late it is, or that there is none."""
+    """What is printed; for people, the next due time alone, how late it is and whether anybody works on its stream, or
+    that there is none."""
     known = {field.name: getattr(schedule, field.name) for field in dataclasses.fields(schedule)}
     if as_json:
         known["catch_up"] = schedule.catch_up.total_seconds()
@@ -118,8 +119,10 @@ def facts(schedule: schedules.Schedule, as_json: bool) -> dict[str, Any]:
         due = known["next_due"] = next(iter(schedule.next_due), None)
         late = 0.0 if due is None else (datetime.now(UTC) - due).total_seconds()
         # The workers of its stream fire it within a second; where none runs, or it is paused, this tells.
-        if late > LATE:
-            known["next_due"] = f"{cell(due)} ({duration(late)} late)"
+        remarks = [f"{duration(late)} late"] if late > LATE else []
+        remarks += [] if schedule.workers else ["no live worker"]
+        if due is not None and remarks:
+            known["next_due"] = f"{cell(due)} ({', '.join(remarks)})"
     return known
 
 

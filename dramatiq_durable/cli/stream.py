@@ -28,13 +28,13 @@ def list_(target: Target, as_json: bool) -> None:
     """Every stream with its counts.
 
     ready: may be taken now; leased: a worker has it; delayed: due later; dead: dead letters; oldest: how long the
-    first of the ready ones has been waiting (JSON: seconds).
+    first of the ready ones has been waiting (JSON: seconds); workers: how many live ones consume it.
     """
     rows = target.rows("stream_counts")
     if not as_json:
         for row in rows:
             row["oldest"] = None if row["oldest"] is None else duration(row["oldest"])
-    columns = ("name", "ready", "leased", "delayed", "dead", "oldest", "paused")
+    columns = ("name", "ready", "leased", "delayed", "dead", "oldest", "paused", "workers")
     print_rows(rows, columns, as_json=as_json, empty="there are no streams yet")
 
 

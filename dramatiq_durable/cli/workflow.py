@@ -11,6 +11,7 @@ import click
 
 from ..workflow.client import get_handle
 from ..workflow.handle import HistoryEvent, WorkflowHandle
+from .lint import command as lint
 from .output import cell, duration, make_table, print_facts, print_json, print_rows, print_table, text
 from .target import Target, option_json, option_limit
 
@@ -26,6 +27,9 @@ def group() -> None:
 
     WORKFLOW_ID means the live run that has the id, or else the latest; --run-id means one run in particular.
     """
+
+
+group.add_command(lint)
 
 
 def option_run(command: Any) -> Any:

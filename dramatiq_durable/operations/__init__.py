@@ -6,6 +6,7 @@ An operation is one item; all items of one kind in a batch become one call of a 
 from .advancing import Advance, Child, Send
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .calls import by_kind, calls_of, parts_of, size_of
+from .living import ExpireRun, ResetRun
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
 from .settling import (
@@ -13,6 +14,7 @@ from .settling import (
     Bury,
     Claim,
     CompleteActivity,
+    FailSettling,
     FailTask,
     Leave,
     MarkStarted,
@@ -35,6 +37,8 @@ __all__ = [
     "Enqueue",
     "EnqueueKeyed",
     "EnqueueOne",
+    "ExpireRun",
+    "FailSettling",
     "FailTask",
     "FireByHand",
     "FireSchedule",
@@ -46,6 +50,7 @@ __all__ = [
     "Post",
     "Release",
     "Reschedule",
+    "ResetRun",
     "Result",
     "Rows",
     "SaveSchedule",

@@ -55,6 +55,10 @@ class Advance(LeaseOperation):
     drops: list[int] = field(default_factory=list)
     children: list[Child] = field(default_factory=list)
     cancels: list[int] = field(default_factory=list)
+    #: How many of the news that it was made of were given to the code.
+    given: int = 0
+    #: When timers are due that were running before a reset, by their numbers: milliseconds since the epoch.
+    due: dict[int, int] = field(default_factory=dict)
     #: The step of the same execution that this one builds upon, until this one is settled.
     before: Advance | None = None
     eager: dict[int, bytes] = field(default_factory=dict, init=False)

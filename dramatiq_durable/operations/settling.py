@@ -97,6 +97,21 @@ class Bury(LeaseOperation):
 
 
 @dataclass(slots=True, eq=False)
+class FailSettling(LeaseOperation):
+    """Its end cannot be stored: the message is tried again later, and after a few times in a row a dead letter."""
+
+    procedure = "fail_settling"
+    parameters = 4
+    rank = 17
+
+    failure: str
+
+    @classmethod
+    def arguments(cls, items: Sequence[FailSettling], context: Context) -> list[Any]:
+        return [*LeaseOperation.arguments(items, context), Texts([i.failure for i in items])]
+
+
+@dataclass(slots=True, eq=False)
 class CompleteActivity(LeaseOperation):
     """An activity's outcome goes into its run's inbox."""
 

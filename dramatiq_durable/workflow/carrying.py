@@ -23,6 +23,7 @@ from .commands import (
     CancelWorkflow,
     Command,
     CompleteWorkflow,
+    ContinueAsNew,
     FailWorkflow,
     ScheduleActivity,
     StartChild,
@@ -39,7 +40,12 @@ if TYPE_CHECKING:
 #: The priority of timers: what was begun goes on before new runs are.
 TASK_PRIORITY = -1
 
-_CLOSING = {CompleteWorkflow: "completed", FailWorkflow: "failed", CancelWorkflow: "cancelled"}
+_CLOSING = {
+    CompleteWorkflow: "completed",
+    FailWorkflow: "failed",
+    CancelWorkflow: "cancelled",
+    ContinueAsNew: "continued_as_new",
+}
 
 
 class Carrier:
@@ -57,6 +63,22 @@ class Carrier:
         carry = _CARRIERS.get(type(command))
         return None if carry is None else carry(self, command, advance, execution)
 
+    def carry_on(self, event: Event, advance: Advance, execution: Execution) -> list[Event]:
+        """A run was taken up again by a reset: what it waits for, and nobody else knows of, is asked for again.
+        Answers the events that say what cannot be carried out.
+
+        Timers keep the times at which they were due.  Children that go on are found, not started again.
+        """
+        facts = event.attributes or {}
+        advance.due = {int(seq): due for seq, due in (facts.get("timers") or {}).items()}
+        asked = {facts.get("answered"), *(s.seq for s in advance.sends), *(c.seq for c in advance.children)}
+        carried = [
+            self.carry_out(command, advance, execution)
+            for command in execution.unanswered()
+            if command.seq not in asked
+        ]
+        return [event for event in carried if event is not None]
+
     def _activity(self, command: ScheduleActivity, advance: Advance, execution: Execution) -> Event | None:
         swap = not any(s.eager for s in advance.sends)
         try:
@@ -70,7 +92,9 @@ class Carrier:
         assert command.seq is not None
         info = execution.info
         stream_id = self.broker.stream_id(info.queue_name)
-        advance.sends.append(Send("w", stream_id, command.seq, info.name, TASK_PRIORITY, command.ms, b""))
+        due = advance.due.get(command.seq)
+        ms = command.ms if due is None else max(0, due - now_ms())
+        advance.sends.append(Send("w", stream_id, command.seq, info.name, TASK_PRIORITY, ms, b""))
 
     def _withdraw(self, command: Command, advance: Advance, execution: Execution) -> None:
         """Withdraw a command's message; one that this very step sends is not sent."""

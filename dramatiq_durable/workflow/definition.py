@@ -17,6 +17,7 @@ import dramatiq
 from dramatiq import Actor, Broker, Message
 
 from ..errors import ForbiddenInWorkflow, InvalidDefinition, NotConfigured, NotInWorkflow
+from . import guard
 from .commands import (
     ActivityCall,
     ActivityHandle,
@@ -528,7 +529,7 @@ class Workflow(Generic[P, R]):
         command.workflow_id = self.defaults.workflow_id or workflow_id
         if self._decoder is ...:
             self._decoder = decoders_of(self.fn).result
-        future = kind(execution, command, "wait", self._decoder)
+        future = kind(execution, command, self.defaults.cancellation, self._decoder)
         execution.expect(seq, future)
         return future
 
@@ -581,6 +582,8 @@ def workflow(
       NotConfigured: the broker is no DurableBroker.
       TypeError, ValueError: an option is unknown or makes no sense.
     """
+
+    guard.install()
 
     def decorate(fn: Any) -> Workflow[Any, Any]:
         if isinstance(fn, Workflow):

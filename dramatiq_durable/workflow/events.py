@@ -24,6 +24,8 @@ CHILD_START_FAILED: Final = "ChildStartFailed"
 ACTIVITY_TIMED_OUT: Final = "ActivityTimedOut"
 LOCAL_ACTIVITY_COMPLETED: Final = "LocalActivityCompleted"
 SIDE_EFFECT_RECORDED: Final = "SideEffectRecorded"
+CHILD_START_CONFIRMED: Final = "ChildStartConfirmed"
+WORKFLOW_RESET: Final = "WorkflowReset"
 CANCEL_REQUESTED: Final = "CancelRequested"
 
 # --- commands: what the workflow's code asked for -----------------------------------------------------
@@ -33,11 +35,13 @@ ACTIVITY_CANCEL_REQUESTED: Final = "ActivityCancelRequested"
 TIMER_STARTED: Final = "TimerStarted"
 TIMER_CANCELLED: Final = "TimerCancelled"
 CHILD_STARTED: Final = "ChildStarted"
+CHILD_START_AWAITED: Final = "ChildStartAwaited"
 CHILD_CANCEL_REQUESTED: Final = "ChildCancelRequested"
 PATCH_RECORDED: Final = "PatchRecorded"
 WORKFLOW_COMPLETED: Final = "WorkflowCompleted"
 WORKFLOW_FAILED: Final = "WorkflowFailed"
 WORKFLOW_CANCELLED: Final = "WorkflowCancelled"
+WORKFLOW_CONTINUED_AS_NEW: Final = "WorkflowContinuedAsNew"
 
 INPUT_TYPES: Final = frozenset(
     {
@@ -55,10 +59,15 @@ INPUT_TYPES: Final = frozenset(
         ACTIVITY_TIMED_OUT,
         LOCAL_ACTIVITY_COMPLETED,
         SIDE_EFFECT_RECORDED,
+        CHILD_START_CONFIRMED,
+        WORKFLOW_RESET,
         CANCEL_REQUESTED,
     }
 )
 """Events that are applied to a run."""
+
+RESETTABLE_TYPES: Final = INPUT_TYPES - {WORKFLOW_RESET}
+"""Events with which a step begins that can be taken again."""
 
 
 class Event(NamedTuple):

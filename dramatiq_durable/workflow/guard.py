@@ -1,22 +1,25 @@
-"""Refuses, while workflow code runs, what cannot be replayed: I/O, threads, processes and blocking calls.
+"""Keeps workflow code to what can be replayed: it refuses I/O, threads, processes and blocking calls.
 
-One audit hook for the process, installed with the first run.  It looks at a thread only while that thread is stepping a
-run; everywhere else it costs one dictionary look-up for each audited call.
+Clocks and random numbers are not refused but made durable: see ``substitutes``.
+
+One audit hook for the process, and a few functions that are replaced, all of it with the first workflow.  They look
+at a thread only while that thread is stepping a run; everywhere else a replaced function costs one look at an empty
+dictionary, and an audited call one dictionary look-up.
 """
 
 from __future__ import annotations
 
 import _thread
-import functools
 import sys
 import threading
 import time
-from collections.abc import Callable
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any
 
-from ..errors import ForbiddenInWorkflow
-from .loop import WorkflowLoop, current_host, is_collecting
+from . import several, structured, substitutes
+from .deadlock import stepping
+from .loop import current_host
+from .substitutes import is_trusted, refuse
 
 _ACTIVITY = "make it an activity and call it with `await activity.execute(...)`."
 _SLEEP = "use `await asyncio.sleep(...)` or `await durable.sleep(...)`, which survive a restart."
@@ -24,6 +27,7 @@ _SLEEP = "use `await asyncio.sleep(...)` or `await durable.sleep(...)`, which su
 _REFUSED: dict[str, tuple[str, str]] = {
     "time.sleep": ("time.sleep()", _SLEEP),
     "open": ("opening a file", _ACTIVITY),
+    "builtins.input": ("input()", "wait for a signal: `await durable.wait_for_signal(...)`."),
     "sqlite3.connect": ("a database connection", _ACTIVITY),
     **dict.fromkeys(
         ("_thread.start_new_thread", "_thread.start_joinable_thread"),
@@ -55,6 +59,7 @@ _REFUSED: dict[str, tuple[str, str]] = {
             "socket.gethostbyname",
             "socket.gethostbyaddr",
             "http.client.connect",
+            "http.client.send",
             "urllib.Request",
             "ftplib.connect",
             "smtplib.connect",
@@ -85,30 +90,12 @@ _REFUSED: dict[str, tuple[str, str]] = {
     ),
 }
 
-#: Packages that may read or write behind the code's back: imports, tracebacks, log handlers, time zones, debuggers.
-_TRUSTED = frozenset(
-    {
-        "importlib",
-        "zipimport",
-        "linecache",
-        "traceback",
-        "logging",
-        "zoneinfo",
-        "coverage",
-        "bdb",
-        "pdb",
-        "pydevd",
-        "_pydevd_bundle",
-    }
-)
-_TOP = WorkflowLoop.drain.__code__
-
 #: Functions that this Python does not audit yet, with the audit event that later versions raise.
-_SILENT: list[tuple[Any, str, str]] = [
-    (module, name, event)
-    for module, name, event, audited_since in (
-        (time, "sleep", "time.sleep", (3, 13)),
-        (_thread, "start_new_thread", "_thread.start_new_thread", (3, 12)),
+_SILENT: list[tuple[Any, str]] = [
+    (function, event)
+    for function, event, audited_since in (
+        (time.sleep, "time.sleep", (3, 13)),
+        (_thread.start_new_thread, "_thread.start_new_thread", (3, 12)),
     )
     if sys.version_info < audited_since
 ]
@@ -119,20 +106,24 @@ _installed = False
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
     refused = _REFUSED.get(event)
-    if refused is None or current_host() is None:
-        return
-    _check(refused, sys._getframe(1))
+    if refused is not None and stepping and current_host() is not None:
+        _check(refused, sys._getframe(1))
 
 
 def _check(refused: tuple[str, str], frame: FrameType | None) -> None:
-    if is_collecting():
-        return  # the finalizer of an object that only happens to be collected now
-    while frame is not None and frame.f_code is not _TOP:
-        if frame.f_globals.get("__name__", "").partition(".")[0] in _TRUSTED:
-            return
-        frame = frame.f_back
-    what, instead = refused
-    raise ForbiddenInWorkflow(f"{what} cannot be replayed, and is refused inside a workflow: {instead}")
+    if not is_trusted(frame):
+        raise refuse(*refused)
+
+
+def _guarded(event: str) -> Any:
+    refused = _REFUSED[event]
+
+    def guarded(real: Any, *args: Any, **kwargs: Any) -> Any:
+        if stepping and current_host() is not None:
+            _check(refused, sys._getframe(1))
+        return real(*args, **kwargs)
+
+    return guarded
 
 
 def install() -> None:
@@ -146,23 +137,24 @@ def _install() -> None:
     global _installed
     if _installed:
         return
-    for module, name, event in _SILENT:
-        _guard_function(getattr(module, name), event)
+    structured.install()
+    substitutes.install()
+    instead = {**several.replacements(), **substitutes.replacements()}
+    for function, event in _SILENT:
+        instead[function] = MethodType(_guarded(event), function)
+    _replace(instead)
     sys.addaudithook(_audit)
     _installed = True
 
 
-def _guard_function(real: Callable[..., Any], event: str) -> None:
-    """Replace a function that is not audited, wherever it was imported so far, by one that looks first."""
-
-    @functools.wraps(real)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        if current_host() is not None:
-            _check(_REFUSED[event], sys._getframe(1))
-        return real(*args, **kwargs)
-
-    for module in list(sys.modules.values()):  # `from time import sleep` made names in other modules
+def _replace(instead: dict[Any, Any]) -> None:
+    """Replace functions wherever they were imported so far: `from time import sleep` made a name in another module."""
+    by_id = {id(real): (real, ours) for real, ours in instead.items()}
+    for module in list(sys.modules.values()):
         names = getattr(module, "__dict__", None)
-        if isinstance(names, dict):
-            for name in [name for name, value in list(names.items()) if value is real]:
-                names[name] = guarded
+        if not isinstance(names, dict):
+            continue
+        for name, value in list(names.items()):
+            found = by_id.get(id(value))
+            if found is not None and found[0] is value:
+                names[name] = found[1]

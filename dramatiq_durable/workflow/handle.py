@@ -28,11 +28,12 @@ from ..errors import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
-from ..operations import Post, Terminate
+from ..operations import Post, ResetRun, Terminate
 from ..using import sending
 from .converter import decoders_of, encode, fit, loads
 from .events import Event, described_failure
 from .failures import failure_from_json
+from .info import Parent
 from .replay import current
 from .waiting import Waiters
 
@@ -79,7 +80,7 @@ class Description:
     status: str
     started_at: datetime
     closed_at: datetime | None
-    parent: str | None
+    parent: Parent | None
     memo: dict[str, Any]
     history_length: int
     task_failure: str | None
@@ -126,7 +127,7 @@ class WorkflowHandle(Generic[R]):
         row = self._read(lambda conn: self.broker.procedures.get_run(conn, self._key(), self._workflow_id))
         if row is None:
             raise self._not_found()
-        run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row
+        run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row[:11]
         return Description(
             workflow_id=workflow_id,
             run_id=str(uuid.UUID(bytes=run_id)),
@@ -135,14 +136,14 @@ class WorkflowHandle(Generic[R]):
             status=status,
             started_at=started_at.astimezone(UTC),
             closed_at=None if closed_at is None else closed_at.astimezone(UTC),
-            parent=None if parent is None else str(uuid.UUID(bytes=parent)),
+            parent=None if parent is None else Parent(row[11] or "", str(uuid.UUID(bytes=parent))),
             memo=self.broker.codecs.open_memo(memo),
             history_length=length,
             task_failure=self.broker.codecs.decode_text(failure),
         )
 
     def status(self) -> str:
-        """running, completed, failed, cancelled, terminated or timed_out.  Raises as `describe`."""
+        """running, completed, failed, cancelled, terminated, timed_out or continued_as_new.  Raises as `describe`."""
         return self.describe().status
 
     def history(self) -> list[HistoryEvent]:
@@ -155,7 +156,7 @@ class WorkflowHandle(Generic[R]):
         return [_public(e) for e in events]
 
     def result(self, timeout: Any = None) -> R:
-        """Wait for the run to close.
+        """Wait for the run to close; where another goes on for it (continue-as-new, a retry, a reset), for that one.
 
         Parameters:
           timeout: seconds, a timedelta or a text like "10s"; None waits for ever.
@@ -171,6 +172,15 @@ class WorkflowHandle(Generic[R]):
         """
         deadline = None if timeout is None else time.monotonic() + parse_duration(timeout) / 1000
         run_id = self._resolve()
+        while True:
+            status = self._await_end(run_id, timeout, deadline)
+            row = self._row(uuid.UUID(run_id).bytes)
+            if row[12] is None:
+                return self._outcome(run_id, status, row[7])
+            run_id = str(uuid.UUID(bytes=row[12]))
+
+    def _await_end(self, run_id: str, timeout: Any, deadline: float | None) -> str:
+        """Wait for one run to close; answers its status."""
         key = uuid.UUID(run_id).bytes
         waiters = Waiters.of(self.broker)
         with waiters.waiting(run_id) as closed:
@@ -190,7 +200,7 @@ class WorkflowHandle(Generic[R]):
                 if status is None:
                     raise self._not_found()
                 if status != "running":
-                    break
+                    return str(status)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     waited = f"{parse_duration(timeout or 0) / 1000:g} s"
@@ -201,11 +211,9 @@ class WorkflowHandle(Generic[R]):
                 closed.wait(look if left is None else min(look, left))
                 closed.clear()
                 look = min(look * 1.5, LOOKS[1])
-        return self._outcome(run_id, status)
 
-    def _outcome(self, run_id: str, status: str) -> R:
+    def _outcome(self, run_id: str, status: str, length: int) -> R:
         key = uuid.UUID(run_id).bytes
-        length = self._read(lambda conn: self.broker.procedures.get_run(conn, key, None))[7]
         last = self._events(key, length - 1)[0]
         ids = {"workflow_id": self._workflow_id or "", "run_id": run_id}
         what = f"the workflow {self._workflow_id or run_id!r}"
@@ -219,7 +227,7 @@ class WorkflowHandle(Generic[R]):
         if status == "cancelled":
             raise WorkflowCancelled(f"{what} was cancelled")
         if status == "timed_out":
-            raise WorkflowTimedOut(f"{what} ran out of its time")
+            raise WorkflowTimedOut(f"{what} ran out of its time ({attributes.get('reason')})")
         raise WorkflowTerminated(f"{what} was terminated: {attributes.get('reason') or 'no reason given'}")
 
     # --- acting -------------------------------------------------------------------------------------------
@@ -262,6 +270,40 @@ class WorkflowHandle(Generic[R]):
             raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
         self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
 
+    def reset(self, to_event: int) -> WorkflowHandle[R]:
+        """Take the run up again at an event, as a new run: its history up to there is kept, the rest is done anew.
+
+        The step that begins with the event, or that the event is a part of, is taken again, with the code as it is now.
+        What was pending is asked for again: activities are sent again, timers keep their due times, children that were
+        started before are waited for, or tell how they ended.  Signals that came later come again, in order.
+        Whichever run has the workflow id ends, terminated for the reason "reset".  A closed run can be reset, too.
+
+        Parameters:
+          to_event(int): a number of the run's history, from 1.
+
+        Returns:
+          WorkflowHandle: of the new run.
+
+        Raises:
+          ValueError: the run has no such event.
+          WorkflowNotFound: there is no such run, or this login may not see it.
+        """
+        outside_of_workflows("reset a workflow")
+        if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
+            raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
+        new = uuid.uuid4()
+        self.broker.commit.submit(ResetRun(self._key(), self._workflow_id, to_event, new.bytes))
+        return WorkflowHandle(self.broker, self._workflow_id, str(new), self._workflow)
+
+    def children(self) -> list[WorkflowHandle[Any]]:
+        """Handles of the children that the run has started, in that order; of each the run that goes on for it last.
+        Raises as `describe`."""
+        key = self._key()
+        rows = self._read(lambda conn: self.broker.procedures.list_children(conn, key, self._workflow_id))
+        if not rows:
+            self.describe()  # Raises for a run that does not exist.
+        return [WorkflowHandle(self.broker, workflow_id, str(uuid.UUID(bytes=run_id))) for run_id, workflow_id in rows]
+
     def _post(self, type: str, name: str | None, payload: bytes | None, id: str | None) -> None:
         outside_of_workflows("signal or cancel a workflow through a handle")
         key = id if id is not None else str(uuid.uuid4())
@@ -290,10 +332,19 @@ class WorkflowHandle(Generic[R]):
     async def aterminate(self, reason: str | None = None) -> None:
         await sending(lambda: self.terminate(reason))
 
+    async def areset(self, to_event: int) -> WorkflowHandle[R]:
+        return await asyncio.to_thread(self.reset, to_event)
+
+    async def achildren(self) -> list[WorkflowHandle[Any]]:
+        return await asyncio.to_thread(self.children)
+
     # --- inside -------------------------------------------------------------------------------------------
 
     def _key(self) -> bytes | None:
         return None if self.run_id is None else uuid.UUID(self.run_id).bytes
+
+    def _row(self, key: bytes) -> Any:
+        return self._read(lambda conn: self.broker.procedures.get_run(conn, key, None))
 
     def _resolve(self) -> str:
         return self.run_id if self.run_id is not None else self.describe().run_id
@@ -318,6 +369,16 @@ class WorkflowHandle(Generic[R]):
             raise translate(e) from e
 
 
+#: What the payload of an event is called, where it is no result.
+_PAYLOADS = {
+    "WorkflowStarted": "input",
+    "WorkflowContinuedAsNew": "input",
+    "ActivityScheduled": "input",
+    "ChildStarted": "input",
+    "SignalReceived": "payload",
+}
+
+
 def outside_of_workflows(what: str) -> None:
     if current() is not None:
         raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
@@ -329,8 +390,7 @@ def _public(event: Event) -> HistoryEvent:
         attributes["seq"] = event.seq
     if event.payload is not None:
         value = loads(event.payload)
-        key = {"WorkflowStarted": "input", "ActivityScheduled": "input", "ChildStarted": "input"}.get(event.type)
-        attributes[key or ("payload" if event.type == "SignalReceived" else "result")] = value
+        attributes[_PAYLOADS.get(event.type, "result")] = value
     return HistoryEvent(
         event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
     )

@@ -20,15 +20,19 @@ from asyncio.events import _get_running_loop, _set_running_loop
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from threading import get_ident
-from types import FrameType
 from typing import Any, Protocol, TypeVar
 
-from ..errors import ForbiddenInWorkflow, RunawayWorkflow
+from ..errors import ForbiddenInWorkflow, NotInWorkflow, RunawayWorkflow
+from . import deadlock
+from .deadlock import Overdue, stepping
 
 T = TypeVar("T")
 
 MAX_HANDLES = 1_000_000
 """How many callbacks one step may run before it is taken for an endless loop."""
+
+MAX_LATE = 1000
+"""How often the code of a run that is dropped is told so, before it is left waiting."""
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,9 @@ class Host(Protocol):
 
     @property
     def is_replaying(self) -> bool: ...
+
+    @property
+    def info(self) -> Any: ...
 
     def start_timer(self, ms: int, entry: TimerHandle) -> int: ...
 
@@ -109,8 +116,8 @@ class Future(asyncio.Future[T]):
 
     __slots__ = ("_hash",)
 
-    def __init__(self, loop: WorkflowLoop) -> None:
-        self._hash = loop.next_hash()
+    def __init__(self, loop: WorkflowLoop, number: int | None = None) -> None:
+        self._hash = loop.number_future() if number is None else number
         super().__init__(loop=loop)
 
     def __hash__(self) -> int:
@@ -118,41 +125,97 @@ class Future(asyncio.Future[T]):
 
 
 class Task(asyncio.Task[T]):
-    """A task whose hash is a number counted in its run."""
+    """A task whose hash is a number counted in its run, and whose cancellation can be held back."""
 
-    __slots__ = ("_hash",)
+    __slots__ = ("_hash", "shelter")
 
     def __init__(self, coro: Any, hash: int, **options: Any) -> None:
         self._hash = hash  # first: asyncio puts the task into a set before its constructor returns
+        self.shelter: Shelter | None = None
         super().__init__(coro, **options)
 
     def __hash__(self) -> int:
         return self._hash
 
+    def cancel(self, msg: Any | None = None) -> bool:
+        return self.cancel_from(None, msg)
+
+    def cancel_from(self, shelter: Shelter | None, msg: Any | None = None) -> bool:
+        """Cancel on behalf of what was entered while ``shelter`` was the task's innermost one: what was entered
+        further inside holds the cancel back until it is left."""
+        if self.shelter is shelter or self.shelter is None or self.done():
+            return super().cancel(msg)
+        self.shelter.held.append((shelter, msg))
+        return True
+
+
+class Shelter:
+    """An ``async with`` block in which cancels of its task are held back: see ``uncancellable``."""
+
+    __slots__ = ("_outer", "_task", "held")
+
+    def __init__(self) -> None:
+        self._task: Task[Any] | None = None
+        self._outer: Shelter | None = None
+        self.held: list[tuple[Shelter | None, Any]] = []
+
+    async def __aenter__(self) -> None:
+        if self._task is not None:
+            raise RuntimeError("this uncancellable() block was entered before: call uncancellable() for each block.")
+        task = asyncio.current_task()
+        if not isinstance(task, Task):
+            raise NotInWorkflow("durable.uncancellable() only works inside a workflow: elsewhere use asyncio.shield.")
+        self._task, self._outer = task, task.shelter
+        task.shelter = self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        task = self._task
+        assert task is not None
+        task.shelter = self._outer
+        if not self.held or task.get_loop().is_closed() or (kind is not None and issubclass(kind, GeneratorExit)):
+            return
+        for shelter, msg in self.held:
+            task.cancel_from(shelter, msg)
+        # Where another block shelters the task as well, this only lets the others go first.
+        await asyncio.sleep(0)
+
 
 class WorkflowLoop(asyncio.AbstractEventLoop):
     """One run's event loop.  It is stepped by the run; nothing here ever blocks.
 
-    Attributes:
+    Parameters:
       host: the run.
+      seed(str): keeps the numbers of different runs apart.
+      max_handles(int): how many callbacks one step may run.
+      deadlock_timeout(float | None): how many seconds one step may take; None: as many as it likes.
+
+    Attributes:
       ready(deque): handles, first in, first out.
       now_ms(int): history's clock, in milliseconds since the epoch.
-      evicting(bool): the run is being dropped: nothing may be created any more.
+      evicting(bool): the run is being dropped: nothing that is asked for happens any more.
+      thread(int | None): the thread that is stepping the run.
     """
 
-    def __init__(self, host: Host, seed: str, max_handles: int = MAX_HANDLES) -> None:
+    def __init__(
+        self, host: Host, seed: str, max_handles: int = MAX_HANDLES, deadlock_timeout: float | None = None
+    ) -> None:
         self.host = host
         self.ready: deque[Handle] = deque()
         self.now_ms = 0
         self.evicting = False
         self.max_handles = self.left = max_handles
+        self.deadlock_timeout = deadlock_timeout
+        self.thread: int | None = None
+        # Tasks and commands are counted apart from other futures: how many of those asyncio makes for itself is not
+        # the same in all versions of Python.
         self._number = 0
+        self._futures = 0
         # Tasks of all runs meet in sets of asyncio's own.  The seed keeps equal numbers of different runs apart there;
         # the low bits stay the number, so that a small set iterates in the order of creation.
         self._salt = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=5).digest(), "big") << 20
         self._tasks: dict[int, Task[Any]] = {}
         self._prune_at = 64
-        self._early: dict[Any, Task[Any]] = {}
+        self._late = 0
         self._reported = False
 
     # --- running ---------------------------------------------------------------------------------------
@@ -180,17 +243,54 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
                 return
             self.left -= 1
             if self.left <= 0:
+                if self.left < -self.max_handles:
+                    raise Overdue
                 raise RunawayWorkflow(
                     f"one step of the workflow ran {self.max_handles:,} callbacks without waiting for anything "
                     "durable: look for a loop around `await asyncio.sleep(0)`; wait with `durable.wait_condition`, "
                     "a signal or a sleep of some length instead."
                 )
 
-    def next_hash(self) -> int:
-        if self.evicting:
+    def stop_soon(self) -> None:
+        """End the step as overdue as soon as the callback that is running returns; called by the watchdog."""
+        self.left = -2 * self.max_handles
+
+    def refuse_late(self) -> None:
+        """Called for whatever is asked for while the run is dropped: nothing comes of it, and the code is told so.
+
+        After many times the code is not told any more, and waits for what never comes: code that swallows everything
+        and tries again would not end otherwise.
+
+        Raises:
+          Evicted: not too often yet.
+        """
+        self._late += 1
+        if self._late <= MAX_LATE:
             raise Evicted
+
+    def number(self) -> int:
+        """Return the hash of the next task, or of the next command's future.
+
+        Raises:
+          Evicted: the run is being dropped from memory.
+          ForbiddenInWorkflow: the garbage collector asks, on behalf of an object that only happens to go now.
+        """
+        if self.evicting or is_collecting():
+            self._refuse_chance()
         self._number += 1
         return self._salt + self._number
+
+    def number_future(self) -> int:
+        """Return the hash of the next of all other futures; raises as ``number``."""
+        if self.evicting or is_collecting():
+            self._refuse_chance()
+        self._futures += 1
+        return self._salt + (1 << 19) + self._futures
+
+    def _refuse_chance(self) -> None:
+        if is_collecting():
+            raise _forbidden(*_COLLECTED)
+        self.refuse_late()
 
     def pending_tasks(self) -> list[Task[Any]]:
         """Return the tasks that have not ended, oldest first."""
@@ -200,7 +300,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         """Forget everything that could run."""
         self.ready.clear()
         self._tasks.clear()
-        self._early.clear()
 
     # --- what asyncio asks of a loop -------------------------------------------------------------------
     def get_debug(self) -> bool:
@@ -222,8 +321,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
-        if self.evicting:
+        if self.evicting or is_collecting():
             return Handle(callback, args, context)
+        if self.thread != get_ident():
+            raise _forbidden("call_soon() from outside of the run's own code", "send the run a signal instead.")
         handle = Handle(callback, args, contextvars.copy_context() if context is None else context)
         self.ready.append(handle)
         return handle
@@ -235,8 +336,9 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         ms = math.ceil(round(delay * 1000, 2))
         if ms <= 0:
             return self.call_soon(callback, *args, context=context)
-        if self.evicting:
-            raise Evicted
+        if self.evicting or is_collecting():
+            self._refuse_chance()
+            return self.call_soon(callback, *args, context=context)
         handle = TimerHandle(
             self, (self.now_ms + ms) / 1000, callback, args, contextvars.copy_context() if context is None else context
         )
@@ -260,20 +362,19 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     ) -> Any:
         if self.evicting:
             coro.close()
-            raise Evicted
         if options.pop("eager_start", None):
             coro.close()
             raise _forbidden("an eagerly started task", "create the task without eager_start.")
-        caller = sys._getframe(1)
-        if caller.f_code in _ENSURE_FUTURE:
-            early = self._of_as_completed(coro, caller)
-            if early is not None:
-                return early
-        return self._create(coro, name, context)
+        return self.make_task(coro, name, context)
 
-    def _create(self, coro: Coroutine[Any, Any, Any], name: object, context: contextvars.Context | None) -> Task[Any]:
-        hash = self.next_hash()
-        task: Task[Any] = Task(coro, hash, loop=self, name=name or f"Task-{self._number}", context=context)
+    def make_task(
+        self, coro: Coroutine[Any, Any, Any], name: object = None, context: contextvars.Context | None = None
+    ) -> Task[Any]:
+        """Make a task and remember it."""
+        hash = self.number()
+        task: Task[Any] = Task(
+            coro, hash, loop=self, name=f"Task-{self._number}" if name is None else str(name), context=context
+        )
         # A strong reference until the task has ended: one that only the collector can reach would run its `finally`
         # blocks at a time that no replay repeats.
         self._tasks[hash] = task
@@ -281,32 +382,6 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             self._tasks = {number: task for number, task in self._tasks.items() if not task.done()}
             self._prune_at = 2 * len(self._tasks) + 64
         return task
-
-    def _of_as_completed(self, coro: Any, frame: FrameType | None) -> Task[Any] | None:
-        """Give bare coroutines that ``as_completed`` put into a set tasks in the order in which they were passed.
-
-        asyncio makes a set of the coroutines, ordered by their addresses, and then their tasks in that order.
-        """
-        early = self._early.pop(coro, None)
-        if early is not None:
-            return early
-        for _ in range(4):
-            frame = frame.f_back if frame is not None else None
-            if frame is None or frame.f_code in _AS_COMPLETED:
-                break
-        if frame is None or frame.f_code not in _AS_COMPLETED:
-            return None
-        given = frame.f_locals.get("fs", frame.f_locals.get("aws"))
-        if not isinstance(given, (list, tuple, dict, deque)):
-            coro.close()
-            raise _forbidden(
-                "as_completed() over a set or generator of coroutines, whose order no replay can repeat",
-                "pass a list.",
-            )
-        for each in given:
-            if each not in self._early and asyncio.iscoroutine(each) and not asyncio.isfuture(each):
-                self._early[each] = self._create(each, None, None)
-        return self._early.pop(coro, None)
 
     async def shutdown_asyncgens(self) -> None:
         pass
@@ -344,33 +419,68 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
 
 
 class Scope:
-    """Makes a run's loop the running one of this thread for one step, whatever loop was running there before."""
+    """Makes a run's loop the running one of this thread for one step, whatever loop was running there before.
 
-    __slots__ = ("_hooks", "_loop", "_outer", "_outer_task")
+    Attributes:
+      overdue(str | None): the step took too long; what it was doing.
+    """
+
+    __slots__ = ("_before", "_hooks", "_ident", "_outer", "_outer_task", "loop", "overdue")
 
     def __init__(self, loop: WorkflowLoop) -> None:
-        self._loop = loop
+        self.loop = loop
+        self.overdue: str | None = None
+        self._ident: int | None = None
 
     def __enter__(self) -> None:
+        loop = self.loop
         self._outer = _get_running_loop()
         if self._outer is not None and _swap_current_task is not None:
             # From Python 3.14 on the current task belongs to the thread, not to the loop.
             self._outer_task = _swap_current_task(self._outer, None)
         self._hooks = sys.get_asyncgen_hooks()
-        sys.set_asyncgen_hooks(firstiter=None, finalizer=self._loop.finalize_asyncgen)
-        _set_running_loop(self._loop)
+        sys.set_asyncgen_hooks(firstiter=None, finalizer=loop.finalize_asyncgen)
+        ident = loop.thread = self._ident = get_ident()
+        self._before = stepping.get(ident)
+        stepping[ident] = self
+        if loop.deadlock_timeout is not None and not deadlock.watching:
+            deadlock.watch()
+        _set_running_loop(loop)
 
     def __exit__(self, *exc: object) -> None:
+        self.leave()
+
+    def leave(self) -> str | None:
+        """Leave the step, if that was not done: the watchdog's ``Overdue`` may come on the very way out.
+
+        Returns:
+          What was said if the step was overdue.
+        """
+        ident = self._ident
+        if ident is None:
+            return self.overdue
+        if self._before is None:
+            stepping.pop(ident, None)
+        else:
+            stepping[ident] = self._before
+        if self.overdue is not None:
+            deadlock.recall(ident)
+        self.loop.thread = None
         _set_running_loop(self._outer)
         sys.set_asyncgen_hooks(*self._hooks)
         if self._outer is not None and _swap_current_task is not None:
             _swap_current_task(self._outer, self._outer_task)
+        self._ident = None
+        return self.overdue
 
 
 def current_host() -> Any:
-    """Return the run that this thread is stepping, or None."""
+    """Return the run that this thread is stepping, or None.
+
+    What the garbage collector runs (``__del__``) belongs to no run: it comes at a time of chance.
+    """
     loop = _get_running_loop()
-    return loop.host if type(loop) is WorkflowLoop else None
+    return loop.host if type(loop) is WorkflowLoop and not is_collecting() else None
 
 
 _collecting: int | None = None
@@ -378,7 +488,7 @@ _collecting: int | None = None
 
 def is_collecting() -> bool:
     """Return whether this thread is in the middle of a garbage collection."""
-    return _collecting == get_ident()
+    return _collecting is not None and _collecting == get_ident()
 
 
 def _note_collection(phase: str, info: dict[str, int]) -> None:
@@ -389,26 +499,12 @@ def _note_collection(phase: str, info: dict[str, int]) -> None:
 gc.callbacks.append(_note_collection)
 
 
-def _codes(*names: str) -> frozenset[Any]:
-    found = []
-    for name in names:
-        target: Any = asyncio_tasks
-        for part in name.split("."):
-            target = getattr(target, part, None)
-        code = getattr(target, "__code__", None)
-        if code is not None:
-            found.append(code)
-    return frozenset(found)
-
-
-_ENSURE_FUTURE = _codes("ensure_future", "_ensure_future")
-_AS_COMPLETED = _codes("as_completed", "_AsCompletedIterator.__init__")
-
-
 # --- what a workflow cannot do --------------------------------------------------------------------------
 def _forbidden(what: str, instead: str) -> ForbiddenInWorkflow:
     return ForbiddenInWorkflow(f"{what} cannot be replayed, and is refused inside a workflow: {instead}")
 
+
+_COLLECTED = ("what the garbage collector runs (`__del__`)", "clean up in a `finally` block, or `async with`.")
 
 _REFUSED = {
     "make it an activity and call it with `await activity.execute(...)`.": (

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, TypedDict
 
+from ..durations import Duration, parse_duration
 from ..errors import InvalidName
 from .commands import Cancellation
 from .converter import encode, loads
+from .retry import RetryPolicy
 
 MAX_NAME = 200
 """The cap on names and ids, in characters."""
@@ -88,13 +90,23 @@ def _integer(name: str, value: Any, what: str = "a whole number") -> int:
     return value
 
 
+def _limit(name: str, value: Any) -> int:
+    try:
+        ms = parse_duration(value)
+    except ValueError as e:
+        raise ValueError(f"{name}: {e}") from None
+    if ms < 1:
+        raise ValueError(f"{name} is a time, longer than nothing: {value!r}.")
+    return ms
+
+
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> Any:
     if value not in allowed:
         raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}, not {value!r}.")
     return value
 
 
-def _check_options(what: str, options: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+def check_options(what: str, options: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
     for name in options:
         if name not in allowed:
             raise TypeError(f"{what} has no option {name!r}; its options are {', '.join(allowed)}.")
@@ -142,7 +154,7 @@ class Dispatch:
     policy: Cancellation = "try"
 
     def updated(self, name: str, options: Mapping[str, Any]) -> Dispatch:
-        _check_options(f"the activity {name!r}", options, _ACTIVITY_OPTIONS)
+        check_options(f"the activity {name!r}", options, _ACTIVITY_OPTIONS)
         changes: dict[str, Any] = {}
         message = dict(self.message)
         for option, value in options.items():
@@ -175,12 +187,16 @@ class WorkflowOptionsGiven(TypedDict, total=False):
     headers: dict[str, Any] | None
     delay: int | timedelta
     parent_close: ParentClose
+    run_timeout: Duration | None
+    execution_timeout: Duration | None
+    retry: RetryPolicy | None
+    cancellation: Cancellation
 
 
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
 
 #: Those that the run itself knows.
-_FACTS = ("memo", "headers")
+_FACTS = ("memo", "headers", "run_timeout", "execution_timeout", "retry")
 
 
 @dataclass(slots=True, frozen=True)
@@ -195,6 +211,10 @@ class WorkflowOptions:
       headers(dict | None): JSON that the run carries for its interceptors, and passes on to what it calls.
       delay_ms(int): milliseconds to wait before the first step.
       parent_close(str): what becomes of it when its parent ends first.
+      run_timeout, execution_timeout(int | None): milliseconds from its first step until it ends; the latter counts for
+        the runs that go on for it, too.
+      retry(dict | None): when a run that failed, or ran out of its run's time, is followed by another attempt.
+      cancellation(str): what becomes of a child when the parent no longer waits for it.
     """
 
     workflow_id: str | None = None
@@ -204,9 +224,13 @@ class WorkflowOptions:
     headers: dict[str, Any] | None = None
     delay_ms: int = 0
     parent_close: ParentClose = "terminate"
+    run_timeout: int | None = None
+    execution_timeout: int | None = None
+    retry: dict[str, Any] | None = None
+    cancellation: Cancellation = "wait"
 
     def updated(self, name: str, options: Mapping[str, Any]) -> WorkflowOptions:
-        _check_options(f"the workflow {name!r}", options, _WORKFLOW_OPTIONS)
+        check_options(f"the workflow {name!r}", options, _WORKFLOW_OPTIONS)
         changes: dict[str, Any] = dict(options)
         if changes.get("workflow_id") is not None:
             check_name(changes["workflow_id"], "a workflow id")
@@ -216,6 +240,15 @@ class WorkflowOptions:
             _one_of("id_reuse", changes["id_reuse"], ("allow", "allow_failed", "reject"))
         if "parent_close" in changes:
             _one_of("parent_close", changes["parent_close"], ("terminate", "cancel", "abandon"))
+        if "cancellation" in changes:
+            _one_of("cancellation", changes["cancellation"], _CANCELLATIONS)
+        for limit in ("run_timeout", "execution_timeout"):
+            if changes.get(limit) is not None:
+                changes[limit] = _limit(limit, changes[limit])
+        if changes.get("retry") is not None:
+            if not isinstance(changes["retry"], RetryPolicy):
+                raise ValueError(f"retry is a durable.RetryPolicy(...), not {changes['retry']!r}.")
+            changes["retry"] = changes["retry"].to_json()
         if changes.get("memo") is not None:
             if not isinstance(changes["memo"], dict):
                 raise ValueError(f"memo is a dict, not {changes['memo']!r}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import inspect
 import logging
 import random as _random
@@ -19,7 +18,6 @@ from .commands import Command, Compute, ComputeCall, StartTimer, TimerCall
 from .converter import decoders_of, encode_call, hash_arguments
 from .decoders import Decoder
 from .info import Info, Parent
-from .loop import Evicted
 from .replay import Execution, current
 
 __all__ = [
@@ -57,7 +55,7 @@ def require(what: str) -> Execution:
     if execution is None:
         raise NotInWorkflow(f"{what} only works inside a workflow: call it from the body of a @durable.workflow.")
     if execution.loop.evicting:
-        raise Evicted
+        execution.loop.refuse_late()
     return execution
 
 
@@ -111,8 +109,7 @@ def random() -> _random.Random:
 def _stream(execution: Execution, name: str) -> _random.Random:
     known = execution.state.get(name)
     if known is None:
-        seed = hashlib.blake2b(f"{name}:{execution.run_id}".encode(), digest_size=16).digest()
-        known = execution.state[name] = _random.Random(int.from_bytes(seed, "big"))
+        known = execution.state[name] = _random.Random(execution.lineage.seed(name))
     assert isinstance(known, _random.Random)
     return known
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
-import hashlib
-import uuid
+import random
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, cast
 
-from ..errors import Nondeterminism, NotEncodable, PayloadTooLarge
+from ..errors import Failure, Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
 from . import events, guard
 from .commands import (
     CancelTimer,
@@ -28,15 +27,19 @@ from .commands import (
     FailWorkflow,
     StartTimer,
 )
+from .commands.closing import ContinueAsNewRequested
 from .compare import compare, describe
 from .converter import decode_call, encode
+from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
 from .interceptors import CallContext, Interceptors, through
-from .loop import MAX_HANDLES, Evicted, Scope, WorkflowLoop, current_host
+from .lineage import Lineage
+from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
+from .retry import asked_delay, forbids
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INPUT_TYPES = events.INPUT_TYPES
@@ -72,6 +75,7 @@ class Execution:
       info(Info): what the run knows about itself; ``info.run_id`` seeds what is random.
       max_handles(int): how many callbacks one step may run.
       interceptors(Interceptors): what its code, and its calls, go through.
+      deadlock_timeout(float | None): how many seconds one step may take; None: as many as it likes.
 
     Attributes:
       closed(bool): the run has ended; how, its last command says.
@@ -84,7 +88,6 @@ class Execution:
         "_cancel_requested",
         "_computing",
         "_conditions",
-        "_fn",
         "_inbound",
         "_main",
         "_out",
@@ -93,10 +96,13 @@ class Execution:
         "_to_compute",
         "closed",
         "evicted",
+        "facts",
+        "fn",
         "history_bytes",
         "interceptors",
         "is_replaying",
         "last_event_id",
+        "lineage",
         "loop",
         "mailbox",
         "patches",
@@ -110,12 +116,16 @@ class Execution:
         *,
         max_handles: int = MAX_HANDLES,
         interceptors: Interceptors = _NO_INTERCEPTORS,
+        deadlock_timeout: float | None = None,
     ) -> None:
         guard.install()
-        self._fn = fn
+        self.fn = fn
         self.interceptors = interceptors
         self._inbound: CallContext | None = None
         self._base = info
+        #: What the first event says of the run beside its input.
+        self.facts: dict[str, Any] = {}
+        self.lineage = Lineage(info.run_id)
         self._main: asyncio.Task[Any] | None = None
         self._seq = 0
         # By number; what cancels command n has ~n, the closing command 0, a patch its name.
@@ -131,7 +141,7 @@ class Execution:
         self.history_bytes = 0
         self.is_replaying = False
         self.last_event_id = 0
-        self.loop = WorkflowLoop(self, info.run_id, max_handles)  # type: ignore[abstract]
+        self.loop = WorkflowLoop(self, info.run_id, max_handles, deadlock_timeout)  # type: ignore[abstract]
         self.mailbox = Mailbox(self.loop)
         self.state: dict[str, Any] = {}
         """What the primitives keep for the run, e.g. its random numbers."""
@@ -198,18 +208,22 @@ class Execution:
             self.history_bytes += len(event.payload)
         if self.closed:
             return []
-        with Scope(loop):
-            loop.left = loop.max_handles
-            handler(self, event)
-            main = self._main
-            # Signals that came together are given together: code that answers the first can see the others.
-            if main is not None and not _is_held(event):
-                if loop.ready:
-                    loop.drain(main)
-                if self._conditions:
-                    self._settle(main)
-                if main.done():
-                    self._close(main)
+        scope = Scope(loop)
+        try:
+            with scope:
+                loop.left = loop.max_handles
+                handler(self, event)
+                main = self._main
+                # Signals that came together are given together: code that answers the first can see the others.
+                if main is not None and not _is_held(event):
+                    if loop.ready:
+                        loop.drain(main)
+                    if self._conditions:
+                        self._settle(main)
+                    if main.done():
+                        self._close(main)
+        except Overdue:
+            raise RunawayWorkflow(scope.leave() or "a step of the workflow took too long.") from None
         if not self._out:
             return []
         commands = list(self._out.values())
@@ -262,8 +276,12 @@ class Execution:
         if self.evicted:
             return
         self.evicted = True
-        with Scope(self.loop):
-            self._tear_down()
+        scope = Scope(self.loop)
+        try:
+            with scope:
+                self._tear_down()
+        except Overdue:
+            scope.leave()
 
     @property
     def info(self) -> Info:
@@ -299,13 +317,9 @@ class Execution:
 
     # --- what the primitives and definitions ask for ---------------------------------------------------
     def issue(self, command: Command) -> int:
-        """Number a command and take it; its future, once made, is given to ``expect``.
-
-        Raises:
-          Evicted: the run is being dropped from memory.
-        """
+        """Number a command and take it; its future, once made, is given to ``expect``."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._out[seq] = command
@@ -314,17 +328,13 @@ class Execution:
     def note(self, key: str, command: Command) -> None:
         """Take a command that has no number: nothing answers it."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         self._out[key] = command
 
     def compute(self, command: Compute) -> int:
-        """Number a command that is answered on the spot, outside of the code; see ``computations``.
-
-        Raises:
-          Evicted: the run is being dropped from memory.
-        """
+        """Number a command that is answered on the spot, outside of the code; see ``computations``."""
         if self.loop.evicting:
-            raise Evicted
+            self.loop.refuse_late()
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._computing[seq] = command
@@ -341,17 +351,24 @@ class Execution:
         """Have the event that answers command ``seq`` given to ``pending``."""
         self._pending[seq] = pending
 
+    def unanswered(self) -> list[Command]:
+        """The commands whose outcome is still waited for, in the order in which they were asked for.  A timer of the
+        loop's has no length any more."""
+        return [
+            getattr(pending, "command", None) or StartTimer(seq, ms=0) for seq, pending in sorted(self._pending.items())
+        ]
+
     def expects(self, seq: int) -> bool:
         """Whether the outcome of command ``seq`` is still waited for."""
         return seq in self._pending
 
     def child_ids(self, seq: int) -> tuple[str, str]:
         """Return the default workflow id and the run id of the child that command ``seq`` starts."""
-        workflow_id = f"{self._base.workflow_id}.{seq}"
-        if len(workflow_id) > 200:  # deep families: keep to the cap on ids, and unique
-            tail = hashlib.blake2b(workflow_id.encode(), digest_size=8).hexdigest()
-            workflow_id = f"{workflow_id[:183]}~{tail}"
-        return workflow_id, str(uuid.UUID(bytes=events.command_id(self._base.run_id, seq)))
+        return self.lineage.child_ids(self._base.workflow_id, seq)
+
+    def is_in_main(self) -> bool:
+        """Whether the workflow's own coroutine is running, not another task of it."""
+        return asyncio.current_task() is self._main
 
     def start_timer(self, ms: int, entry: _Pending) -> int:
         seq = self.issue(StartTimer(ms=ms))
@@ -393,30 +410,34 @@ class Execution:
     def _on_start(self, event: Event) -> None:
         if self._main is not None:
             raise ValueError("the run has started already.")
+        self.facts = event.attributes or {}
+        self.lineage.begin(self.facts)
+        if self.lineage.started_at is not None:
+            self._base.started_at = self.lineage.started_at
         if self._base.started_at is None:
             self._base.started_at = self.now
         if self._base.name == "" and event.name:
             self._base.name = event.name
-        for fact, value in (event.attributes or {}).items():
+        for fact, value in self.facts.items():
             if fact in START_FACTS:
                 setattr(self._base, fact, value)
         try:
-            args, kwargs = decode_call(event.payload, self._fn) if event.payload is not None else ([], {})
+            args, kwargs = decode_call(event.payload, self.fn) if event.payload is not None else ([], {})
             main = self._enter(args, kwargs)
         except Exception as e:
-            self._finish(FailWorkflow(failure=failure_to_json(e)))
+            self._finish(self._failed(e))
             return
-        self._main = self.loop._create(main, "main", contextvars.Context())
+        self._main = self.loop.make_task(main, "main", contextvars.Context())
 
     def _enter(self, args: list[Any], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """The workflow's code, with its interceptors around it."""
         methods = self.interceptors.workflow
         if not methods:
-            return self._fn(*args, **kwargs)
+            return self.fn(*args, **kwargs)
 
         def last(ctx: CallContext) -> Coroutine[Any, Any, Any]:
             self._inbound = ctx
-            return self._fn(*ctx.args, **ctx.kwargs)
+            return self.fn(*ctx.args, **ctx.kwargs)
 
         self._inbound = CallContext(self._base.name, tuple(args), kwargs, dict(self._base.headers), self.info)
         return through(methods, self._inbound, last)
@@ -433,32 +454,27 @@ class Execution:
             pending.resolve(event)
 
     def _on_signal(self, event: Event) -> None:
-        self.mailbox.put(event.name or "", event.payload)
+        self.mailbox.put(event)
 
     def _on_cancel(self, event: Event) -> None:
         self._cancel_requested = True
         if self._main is not None:
             self._main.cancel()
 
+    def _on_reset(self, event: Event) -> None:
+        """Up to here the run had the history of another: what comes is its own."""
+        self.lineage.reset(str((event.attributes or {})["run_id"]))
+        for name, known in self.state.items():
+            if isinstance(known, random.Random):
+                known.seed(self.lineage.seed(name))
+
     def _settle(self, main: asyncio.Task[Any]) -> None:
-        """Resolve conditions that hold, oldest first, and run what that wakes, until none holds."""
+        """Resolve the oldest condition that holds, run what that wakes, and look again, until none holds: what somebody
+        waited for is still so when its code goes on."""
         loop = self.loop
         while not main.done():
-            waiting = []
-            for condition in self._conditions:
-                holds, future, context = condition
-                if future.done():
-                    continue
-                try:
-                    if context.run(holds):
-                        future.set_result(None)
-                        continue
-                except Exception as e:
-                    future.set_exception(e)
-                    continue
-                waiting.append(condition)
-            self._conditions = waiting
-            if not loop.ready:
+            self._conditions = [condition for condition in self._conditions if not condition.future.done()]
+            if not any(map(_resolve, self._conditions)) and not loop.ready:
                 return
             loop.drain(main)
 
@@ -469,7 +485,7 @@ class Execution:
                 closing = CancelWorkflow()
             else:
                 error = asyncio.CancelledError("the workflow's code raised CancelledError, and nobody had cancelled it")
-                closing = FailWorkflow(failure=failure_to_json(error))
+                closing = self._failed(error)
         else:
             exc = main.exception()
             if exc is None:
@@ -477,12 +493,29 @@ class Execution:
                     payload = encode(main.result(), f"the result of {self._base.name!r}")
                     closing = CompleteWorkflow(payload=payload)
                 except (NotEncodable, PayloadTooLarge) as e:
-                    closing = FailWorkflow(failure=failure_to_json(e))
+                    closing = self._failed(e)
+            elif (again := ContinueAsNewRequested.within(exc)) is not None:
+                again.unread = self.mailbox.unread()
+                closing = again
             elif isinstance(exc, Exception):
-                closing = FailWorkflow(failure=failure_to_json(exc))
+                closing = self._failed(exc)
             else:
                 raise exc
         self._finish(closing)
+
+    def _failed(self, exc: BaseException) -> FailWorkflow:
+        """How the run ends by an exception; with a policy for retries, whether and when another attempt follows."""
+        policy = self.facts.get("retry")
+        if policy is None:
+            return FailWorkflow(failure=failure_to_json(exc))
+        ends_all = self._cancel_requested or forbids(policy, exc)
+        # What failed elsewhere goes by the name of the exception that was raised there.
+        ends_all = ends_all or (isinstance(exc, Failure) and exc.type in (policy.get("non_retryable") or ()))
+        return FailWorkflow(
+            failure=failure_to_json(exc, retryable=not ends_all),
+            unread=self.mailbox.unread(),
+            retry_delay_ms=asked_delay(exc),
+        )
 
     def _finish(self, closing: Command) -> None:
         self._out[0] = closing
@@ -492,8 +525,11 @@ class Execution:
     def _tear_down(self) -> None:
         loop = self.loop
         loop.evicting = True
+        # Whatever cleanup asks for: nothing of it leaves.
+        out = dict(self._out)
         for task in reversed(loop.pending_tasks()):
             _close_coroutine(task.get_coro())
+        self._out = out
         loop.drop()
         self._main = None
         self._pending.clear()
@@ -509,6 +545,7 @@ _HANDLERS: dict[str, Callable[[Execution, Event], None]] = {
     events.WORKFLOW_STARTED: Execution._on_start,
     events.SIGNAL_RECEIVED: Execution._on_signal,
     events.CANCEL_REQUESTED: Execution._on_cancel,
+    events.WORKFLOW_RESET: Execution._on_reset,
 }
 
 #: Coroutines that refuse to be closed (``except BaseException: pass`` around an endless loop) stay here: their
@@ -527,6 +564,16 @@ def _close_coroutine(coro: Any) -> None:
             pass
         return
     _unclosable.append(coro)
+
+
+def _resolve(condition: _Condition) -> bool:
+    try:
+        if not condition.context.run(condition.holds):
+            return False
+        condition.future.set_result(None)
+    except Exception as e:
+        condition.future.set_exception(e)
+    return True
 
 
 def current() -> Execution | None:

@@ -43,6 +43,7 @@ from .computing import computed
 from .converter import encode_call
 from .events import Event
 from .info import Info, Parent
+from .ordering import in_order
 from .replay import Execution
 
 if TYPE_CHECKING:
@@ -164,8 +165,7 @@ class Runner:
 
     def _take_task(self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun) -> Operation:
         """Bring the run up to date and give it what is new; answers the operation that ends the delivery."""
-        news: list[Event] = []
-        inbox: list[int] = []
+        waiting: list[tuple[int, Event]] = []
         committed = False
         execution = run.execution
         # A timer that the run in memory does not expect may be one that it has not come to: others took it further.
@@ -179,23 +179,29 @@ class Runner:
             # What an earlier step took, whose commit may be under way, is not taken again.
             run.taken.intersection_update([inbox_id for inbox_id, _ in waiting])
             waiting = [item for item in waiting if item[0] not in run.taken]
-            waiting.sort(key=_precedence)
-            news = _together([event for _, event in waiting])
-            inbox = [inbox_id for inbox_id, _ in waiting if inbox_id]
-            run.taken.update(inbox)
+            if delivery.kind == "t" and (wait := _not_yet(waiting)):
+                # It has not come to its first step; who cancels it does not wait for that.
+                run.drop()
+                return Reschedule(delivery.key, delivery.lease, wait)
         if delivery.kind == "w":
             assert delivery.seq is not None
             if execution.expects(delivery.seq):
-                news.insert(0, Event(0, events.TIMER_FIRED, now_ms(), delivery.seq))
-        if not execution.closed:
-            news = [computed(c) for c in execution.computations()] + news
+                waiting.append((0, Event(0, events.TIMER_FIRED, now_ms(), delivery.seq)))
+        if not execution.closed and not any(event.type == events.WORKFLOW_RESET for _, event in waiting):
+            waiting += [(0, computed(c)) for c in execution.computations()]
+        # Asked for several times, and not yet told: the code is cancelled once, its cleanup is not.
+        cancels = [item for item in waiting if item[1].type == events.CANCEL_REQUESTED]
+        news = in_order([item for item in waiting if item not in cancels[1:]])
         if not news or execution.closed:
             if delivery.kind == "w" and not committed:
                 # The step after which nobody waits for this timer is on its way, and may be refused.
                 return Reschedule(delivery.key, delivery.lease, backoff(delivery, REFUSED_BACKOFF))
             return Ack(delivery.key, delivery.lease)
-        advance = self._step(delivery, run, execution, news)
-        advance.inbox = inbox
+        run.taken.update(inbox_id for inbox_id, _ in waiting if inbox_id)
+        advance = self._step(delivery, run, execution, [event for _, event in news])
+        # What a run that continues as new was not given any more is for the next one.
+        given = len(news) if advance.close != "continued_as_new" else advance.given
+        advance.inbox = [inbox_id for inbox_id, _ in news[:given] + cancels[1:] if inbox_id]
         advance.then = lambda a: self._advanced(delivery, run, a, None)
         return advance
 
@@ -230,7 +236,12 @@ class Runner:
         history = [codecs.open(event) for event in history]
         inbox = [(inbox_id, codecs.open(event)) for inbox_id, event in inbox]
         if run.execution is None:
-            execution = Execution(workflow.fn, _info(row), interceptors=self.broker.interceptors)
+            execution = Execution(
+                workflow.fn,
+                _info(row),
+                deadlock_timeout=self.broker.settings.deadlock_timeout,
+                interceptors=self.broker.interceptors,
+            )
             run.execution = execution
             if len(history) == 1:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
@@ -248,6 +259,7 @@ class Runner:
         try:
             for event in news:
                 step = execution.step(event)
+                advance.given += 1
                 if event.event_id == 1:
                     # Stored already: only its commands are new.
                     advance.expected = 1
@@ -260,6 +272,10 @@ class Runner:
                         news.append(refused)
                 if execution.closed:
                     break
+                if event.type == events.WORKFLOW_RESET:
+                    # The news that follows may answer what is to be computed.
+                    news += self.carrier.carry_on(event, advance, execution)
+                    continue
                 for asked in execution.computations():
                     if asked.slow and delivery.kind == "a":
                         raise _Slow
@@ -344,15 +360,10 @@ def _info(row: tuple[Any, ...]) -> Info:
     )
 
 
-def _together(news: list[Event]) -> list[Event]:
-    """Have all signals given before the code goes on, so that none of them is left unread by a run that ends."""
-    last = max((n for n, e in enumerate(news) if e.type == events.SIGNAL_RECEIVED), default=-1)
-    return [
-        e._replace(attributes={"with_next": True}) if e.type == events.SIGNAL_RECEIVED and n < last else e
-        for n, e in enumerate(news)
-    ]
-
-
-def _precedence(item: tuple[int, Event]) -> int:
-    """The start before all; signals before whatever may end the run."""
-    return {events.WORKFLOW_STARTED: 0, events.SIGNAL_RECEIVED: 1}.get(item[1].type, 2)
+def _not_yet(waiting: list[tuple[int, Event]]) -> int:
+    """In how many milliseconds the run takes its first step, if it has not, and may not now."""
+    if not waiting or waiting[0][1].type != events.WORKFLOW_STARTED:
+        return 0
+    if any(event.type == events.CANCEL_REQUESTED for _, event in waiting):
+        return 0
+    return max(0, waiting[0][1].at - now_ms())

@@ -34,9 +34,10 @@ BEGIN
 END
 $$;
 
--- Every stream with its counts: ready (due and not leased), leased, delayed, dead, and the age in seconds of the oldest ready one.
+-- Every stream with its counts: ready (due and not leased), leased, delayed, dead, the age in seconds of the oldest ready
+-- one, and how many live workers consume it.
 CREATE FUNCTION {schema}.stream_counts()
-RETURNS TABLE (name text, paused boolean, ready bigint, leased bigint, delayed bigint, dead bigint, oldest double precision)
+RETURNS TABLE (name text, paused boolean, ready bigint, leased bigint, delayed bigint, dead bigint, oldest double precision, workers bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
@@ -47,9 +48,21 @@ BEGIN
                count(m.message_id) FILTER (WHERE m.lease_token IS NOT NULL),
                count(m.message_id) FILTER (WHERE m.lease_token IS NULL AND m.due_at > clock_timestamp()),
                (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = s.stream_id),
-               extract(epoch FROM clock_timestamp() - min(m.due_at) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()))::double precision
-        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind <> 'c'
+               extract(epoch FROM clock_timestamp() - min(m.due_at) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()))::double precision,
+               {schema}.live_workers(s.stream_id)
+        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind NOT IN ('c', 'e')
         GROUP BY s.stream_id ORDER BY s.name;
+END
+$$;
+
+-- Internal: how many workers that are not silent for longer than their reclaim_delay consume a stream.
+CREATE FUNCTION {schema}.live_workers(p_stream int)
+RETURNS bigint
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN (SELECT count(*) FROM {schema}.worker w
+            WHERE p_stream = ANY (w.stream_ids) AND w.beat_at + w.reclaim_delay >= clock_timestamp());
 END
 $$;
 
@@ -60,7 +73,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM {schema}.require_admin();
-    RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind <> 'c');
+    RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind NOT IN ('c', 'e'));
 END
 $$;
 

@@ -11,6 +11,8 @@ BEGIN
     CASE p_type
         WHEN 'SearchUpserted' THEN
             NULL;
+        WHEN 'ChildStartAwaited' THEN
+            PERFORM {schema}.confirm_child(p_run, p_seq, (p_attributes ->> 'child')::int);
     END CASE;
 END
 $$;

@@ -58,7 +58,7 @@ BEGIN
                m.worker_id, w.host, w.pid, w.running_since[array_position(w.running, m.message_id)], m.abort_at,
                m.unique_key, m.last_failure, m.payload
         FROM {schema}.message m LEFT JOIN {schema}.worker w ON w.worker_id = m.worker_id
-        WHERE m.stream_id = v_stream AND m.kind <> 'c' AND (p_actor IS NULL OR m.actor = p_actor)
+        WHERE m.stream_id = v_stream AND m.kind NOT IN ('c', 'e') AND (p_actor IS NULL OR m.actor = p_actor)
           AND (p_state IS NULL OR p_state = 'leased' AND m.lease_token IS NOT NULL
                OR p_state = 'delayed' AND m.lease_token IS NULL AND m.due_at > v_now
                OR p_state = 'waiting' AND m.lease_token IS NULL AND m.due_at <= v_now)
@@ -235,7 +235,7 @@ BEGIN
             message_id, stream_id, priority, due_at, enqueued_at, attempt, reclaimed, redriven, kind, actor, last_failure, payload,
             group_id, unique_key)
         SELECT l.message_id, l.stream_id, l.priority, v_now + row_number() OVER (ORDER BY l.dead_letter_id) * interval '1 microsecond',
-               l.enqueued_at, l.attempt + (l.reason <> 'poison')::int, true, true, l.kind, l.actor, l.failure, l.payload,
+               l.enqueued_at, l.attempt + 1, true, true, l.kind, l.actor, l.failure, l.payload,
                l.group_id, l.unique_key
         FROM letters l ORDER BY l.dead_letter_id
         ON CONFLICT DO NOTHING

@@ -8,7 +8,7 @@
 -- last member of a group those with p_send_last too: the completion's callbacks.
 --
 -- Answers per message 1: stored; 0: its lease is gone; -1: it may not send what it wants to.  The message then goes back,
--- to be tried again in 30 seconds, and whatever was to end it finds its lease gone.
+-- as with fail_settling, and whatever was to end it finds its lease gone.
 CREATE FUNCTION {schema}.leave(
     p_worker uuid, p_messages uuid[], p_leases uuid[], p_member boolean[],
     p_result_of int[], p_result_key text[], p_result_value bytea[], p_result_ttl bigint[],
@@ -51,11 +51,9 @@ BEGIN
               AND ((s.stream_id = ANY (v_may)) IS NOT TRUE OR substr(s.message_id::text, 15, 1) = '8')
         LOOP
             v_answer[v_row.of] := -1;
-            UPDATE {schema}.message m
-            SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
-                due_at = clock_timestamp() + interval '30 seconds',
-                last_failure = 'what follows it could not be stored: no such stream, or its worker may not send to it'
-            WHERE m.message_id = p_messages[v_row.of] AND m.lease_token = p_leases[v_row.of];
+            PERFORM {schema}.put_back(
+                v_worker.worker_id, p_messages[v_row.of:v_row.of], p_leases[v_row.of:v_row.of],
+                ARRAY['what follows it could not be stored: no such stream, or its worker may not send to it']);
         END LOOP;
     END IF;
 
@@ -109,6 +107,85 @@ BEGIN
             WHERE v_answer[s.of] = 1 AND (NOT s.last OR s.of = ANY (v_last))));
     END IF;
     RETURN v_answer;
+END
+$$;
+
+-- These deliveries have ended, and their end cannot be stored: what their hooks want to leave behind is refused.  They go
+-- back, to run again, and after a few times in a row to the dead letters.
+-- Answers the positions whose lease is no longer the live one.
+CREATE FUNCTION {schema}.fail_settling(p_worker uuid, p_messages uuid[], p_leases uuid[], p_failures text[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
+AS $$
+DECLARE
+    v_worker record;
+    v_done bigint[];
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    v_done := {schema}.put_back(v_worker.worker_id, p_messages, p_leases, p_failures);
+    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n WHERE NOT n = ANY (v_done));
+END
+$$;
+
+-- Internal: what fail_settling says, for a worker whose leases these are.  A message is tried again in 30 seconds, a
+-- minute, two, four; the fifth time in a row it is a dead letter, and an activity fails in its run.
+-- Answers the positions whose lease was live.
+CREATE FUNCTION {schema}.put_back(p_worker_id bigint, p_messages uuid[], p_leases uuid[], p_failures text[])
+RETURNS bigint[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    c_times CONSTANT int := 5;
+    v_now timestamptz := clock_timestamp();
+    v_back bigint[];
+    v_gone bigint[];
+    v_streams int[];
+    v_runs uuid[];
+BEGIN
+    WITH back AS (
+        UPDATE {schema}.message m
+        SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
+            unsettled = coalesce(m.unsettled, 0) + 1,
+            last_failure = t.failure || format(' (time %s of %s)', coalesce(m.unsettled, 0) + 1, c_times),
+            -- What was aborted meanwhile does not wait for its end.
+            due_at = v_now + CASE WHEN m.abort_at IS NULL THEN power(2, coalesce(m.unsettled, 0)) * interval '30 seconds'
+                                  ELSE interval '0' END
+        FROM unnest(p_messages, p_leases, p_failures) WITH ORDINALITY t (message_id, lease, failure, n)
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = p_worker_id
+          AND m.kind IN ('m', 'j', 'a') AND coalesce(m.unsettled, 0) + 1 < c_times
+        RETURNING t.n, m.stream_id)
+    SELECT array_agg(b.n), array_agg(DISTINCT b.stream_id) INTO v_back, v_streams FROM back b;
+    IF cardinality(v_back) = cardinality(p_messages) THEN
+        PERFORM {schema}.wake(v_streams);
+        RETURN v_back;
+    END IF;
+    WITH gone AS (
+        DELETE FROM {schema}.message m
+        USING unnest(p_messages, p_leases, p_failures) WITH ORDINALITY t (message_id, lease, failure, n)
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = p_worker_id
+          AND m.kind IN ('m', 'j', 'a')
+        RETURNING t.n, m.*, t.failure || format(' (%s times)', c_times) AS failure),
+    buried AS (
+        INSERT INTO {schema}.dead_letter (
+            message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)
+        SELECT g.message_id, g.stream_id, g.priority, g.enqueued_at, g.attempt, g.deaths, g.actor,
+               CASE WHEN g.abort_at IS NULL THEN 'unsettled' ELSE 'aborted' END, g.failure, g.payload, g.kind, g.group_id, g.unique_key
+        FROM gone g WHERE g.kind IN ('m', 'j')),
+    told AS (
+        INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
+        SELECT g.run_id, 'ActivityFailed', g.seq, g.actor, json_build_object('failure', json_build_object(
+            'type', 'NotSettled', 'message', g.failure, 'retryable', false, 'attempt', g.attempt))
+        FROM gone g JOIN {schema}.run r ON r.run_id = g.run_id AND r.status = 'running' WHERE g.kind = 'a'
+        RETURNING run_id)
+    SELECT (SELECT array_agg(g.n) FROM gone g), (SELECT array_agg(DISTINCT t.run_id) FROM told t) INTO v_gone, v_runs;
+    IF v_runs IS NOT NULL THEN
+        PERFORM {schema}.add_tasks(v_runs);
+    END IF;
+    IF v_streams IS NOT NULL THEN
+        PERFORM {schema}.wake(v_streams);
+    END IF;
+    RETURN coalesce(v_back, '{}') || coalesce(v_gone, '{}');
 END
 $$;
 
@@ -189,56 +266,5 @@ BEGIN
               SELECT 1 FROM {schema}.stream_grant g
               WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id AND (g.consume OR g.produce))))
         ORDER BY t.n, r.expires_at DESC;
-END
-$$;
-
--- Forget what has expired, a bounded number of rows of each kind; nobody is waited for.  Answers how many rows.
--- Whoever keeps this transaction open stands in the way of those who come back to what it forgets: a worker that is no
--- administrator's forgets what is its principal's own, and of the others only what has been over for a month.
-CREATE FUNCTION {schema}.sweep(p_worker uuid)
-RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-AS $$
-DECLARE
-    v_worker record;
-    v_now timestamptz := clock_timestamp();
-    v_foreign timestamptz;
-    v_streams int[];
-    v_rows bigint;
-    v_all bigint := 0;
-BEGIN
-    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
-    v_foreign := v_now - CASE WHEN v_worker.is_admin THEN interval '0' ELSE interval '30 days' END;
-    v_streams := ARRAY(SELECT g.stream_id FROM {schema}.stream_grant g
-                       WHERE g.principal_id = v_worker.principal_id AND g.consume) || -v_worker.principal_id;
-    DELETE FROM {schema}.result r WHERE r.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM {schema}.result o
-        WHERE o.expires_at < v_now AND (o.expires_at < v_foreign OR o.stream_id = ANY (v_streams))
-        LIMIT 5000 FOR UPDATE SKIP LOCKED));
-    GET DIAGNOSTICS v_rows = ROW_COUNT;
-    v_all := v_all + v_rows;
-    DELETE FROM {schema}.result_waiter w WHERE w.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM {schema}.result_waiter o WHERE o.until < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
-    GET DIAGNOSTICS v_rows = ROW_COUNT;
-    v_all := v_all + v_rows;
-    DELETE FROM {schema}.waiter w WHERE w.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM {schema}.waiter o WHERE o.until < v_now LIMIT 5000 FOR UPDATE SKIP LOCKED));
-    GET DIAGNOSTICS v_rows = ROW_COUNT;
-    v_all := v_all + v_rows;
-    -- A group may take longer than its barrier lives: its count, whose key is a uuid, is kept for a week more.
-    DELETE FROM {schema}.limiter l WHERE l.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM {schema}.limiter o
-        WHERE o.expires_at < v_now - CASE WHEN length(o.key) = 36 THEN interval '7 days' ELSE interval '1 hour' END
-          AND (o.expires_at < v_foreign OR o.space = v_worker.principal_id)
-        LIMIT 5000 FOR UPDATE SKIP LOCKED));
-    GET DIAGNOSTICS v_rows = ROW_COUNT;
-    v_all := v_all + v_rows;
-    -- A sender asks about its last batch within minutes, if ever.
-    DELETE FROM {schema}.sender s WHERE s.ctid = ANY (ARRAY(
-        SELECT o.ctid FROM {schema}.sender o
-        WHERE o.at < v_now - interval '7 days' AND (o.at < v_foreign OR o.login = session_user)
-        LIMIT 5000 FOR UPDATE SKIP LOCKED));
-    GET DIAGNOSTICS v_rows = ROW_COUNT;
-    RETURN v_all + v_rows;
 END
 $$;

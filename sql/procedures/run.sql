@@ -80,6 +80,9 @@ BEGIN
             VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input, p_options);
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
             VALUES (p_run, p_stream, 0, v_due, v_now, 's', p_run, p_name, '');
+            IF p_options IS NOT NULL THEN
+                PERFORM {schema}.set_deadline(p_run, v_due, p_options, NULL);
+            END IF;
             create_run.status := 'started';
             RETURN;
         END IF;
@@ -177,6 +180,7 @@ AS $$
 DECLARE
     v_run {schema}.run;
     v_status text;
+    v_chain uuid;
     v_told uuid[] := '{}';
     v_answer text[] := '{}';
     i int;
@@ -186,19 +190,26 @@ BEGIN
     FOR i IN 1 .. cardinality(p_types) LOOP
         v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i]);
         v_status := NULL;
-        SELECT r.status INTO v_status FROM {schema}.run r WHERE r.run_id = v_run.run_id FOR KEY SHARE;
+        -- Whoever means a run that has gone on as another means that one; it may do so in this very moment.
+        FOR v_try IN 1 .. 5 LOOP
+            v_run := {schema}.live_run(v_run);
+            SELECT r.* INTO v_run FROM {schema}.run r WHERE r.run_id = v_run.run_id FOR KEY SHARE;
+            v_status := v_run.status;
+            EXIT WHEN v_status = 'running' OR v_run.next_run_id IS NULL;
+        END LOOP;
+        v_chain := coalesce(v_run.first_run_id, v_run.run_id);
         IF v_status IS NULL OR p_types[i] NOT IN ('SignalReceived', 'CancelRequested') THEN
             v_answer := v_answer || 'missing'::text;
             CONTINUE;
         ELSIF v_status <> 'running' THEN
             -- What was taken before the end, and is only repeated because its answer was lost, did arrive.
             v_answer := v_answer || CASE WHEN EXISTS (
-                SELECT 1 FROM {schema}.signal_key k WHERE k.run_id = v_run.run_id AND k.key = p_keys[i])
+                SELECT 1 FROM {schema}.signal_key k WHERE k.run_id = v_chain AND k.key = p_keys[i])
                 THEN 'duplicate' ELSE 'closed' END;
             CONTINUE;
         END IF;
         IF p_keys[i] IS NOT NULL THEN
-            INSERT INTO {schema}.signal_key (run_id, key) VALUES (v_run.run_id, p_keys[i]) ON CONFLICT DO NOTHING;
+            INSERT INTO {schema}.signal_key (run_id, key) VALUES (v_chain, p_keys[i]) ON CONFLICT DO NOTHING;
             IF NOT FOUND THEN
                 v_answer := v_answer || 'duplicate'::text;
                 CONTINUE;
@@ -227,7 +238,16 @@ BEGIN
     IF v_run.run_id IS NULL THEN
         RETURN 'missing';
     END IF;
-    RETURN {schema}.end_run(v_run.run_id, 'terminated', 'WorkflowTerminated', p_reason);
+    -- As for signals: the run that goes on for this one, also where it does so in this very moment.
+    FOR v_try IN 1 .. 5 LOOP
+        v_run := {schema}.live_run(v_run);
+        IF {schema}.end_run(v_run.run_id, 'terminated', 'WorkflowTerminated', p_reason) = 'ok' THEN
+            RETURN 'ok';
+        END IF;
+        SELECT r.* INTO v_run FROM {schema}.run r WHERE r.run_id = v_run.run_id;
+        EXIT WHEN v_run.next_run_id IS NULL;
+    END LOOP;
+    RETURN 'closed';
 END
 $$;
 
@@ -267,10 +287,9 @@ BEGIN
         RETURN false;
     END IF;
     FOR v_child IN
-        SELECT r.run_id FROM {schema}.event e
-        JOIN {schema}.run r ON r.run_id = overlay(md5(p_run::text || ':' || e.seq) PLACING '8' FROM 13)::uuid
-        WHERE e.run_id = p_run AND e.type = 'ChildStarted' AND r.parent_run_id = p_run AND r.status = 'running'
-          AND r.parent_close = 'terminate'
+        SELECT r.run_id FROM {schema}.run r
+        WHERE r.parent_run_id = p_run AND r.status = 'running' AND r.parent_close = 'terminate'
+        ORDER BY r.parent_seq
     LOOP
         IF NOT {schema}.lock_tree(v_child) THEN
             RETURN false;
@@ -281,8 +300,8 @@ END
 $$;
 
 -- Internal: what follows from the end of a run.  Its last event is the closing one.
--- Its queued work is dropped, its children are treated as their parent_close says, its parent gets the outcome, and
--- whoever waits for it is notified.
+-- Its queued work is dropped, its children are treated as their parent_close says, another run goes on for it or else its
+-- parent and its followers get the outcome, and whoever waits for it is notified.
 CREATE FUNCTION {schema}.after_close(p_run uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -291,6 +310,7 @@ AS $$
 DECLARE
     v_run {schema}.run;
     v_child {schema}.run;
+    v_follower record;
     v_channel uuid;
 BEGIN
     SELECT * INTO v_run FROM {schema}.run r WHERE r.run_id = p_run;
@@ -299,6 +319,8 @@ BEGIN
     USING (SELECT q.message_id, q.stream_id
            FROM (SELECT p_run AS id
                  UNION ALL
+                 SELECT {schema}.derived_id(p_run, 'deadline')
+                 UNION ALL
                  SELECT overlay(md5(p_run::text || ':' || e.seq) PLACING '8' FROM 13)::uuid
                  FROM {schema}.event e WHERE e.run_id = p_run AND e.type IN ('ActivityScheduled', 'TimerStarted')) d
            JOIN {schema}.message q ON q.message_id = d.id
@@ -306,28 +328,27 @@ BEGIN
            FOR UPDATE OF q SKIP LOCKED) t
     WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
     FOR v_child IN
-        SELECT r.* FROM {schema}.event e JOIN {schema}.run r ON r.run_id = overlay(md5(p_run::text || ':' || e.seq) PLACING '8' FROM 13)::uuid
-        WHERE e.run_id = p_run AND e.type = 'ChildStarted' AND r.parent_run_id = p_run AND r.status = 'running'
+        SELECT r.* FROM {schema}.run r
+        WHERE r.parent_run_id = p_run AND r.status = 'running' AND r.parent_close <> 'abandon' ORDER BY r.parent_seq
     LOOP
         IF v_child.parent_close = 'terminate' THEN
             PERFORM {schema}.end_run(v_child.run_id, 'terminated', 'WorkflowTerminated', 'its parent closed');
-        ELSIF v_child.parent_close = 'cancel' THEN
-            INSERT INTO {schema}.inbox (run_id, type) VALUES (v_child.run_id, 'CancelRequested');
-            PERFORM {schema}.add_tasks(ARRAY[v_child.run_id]);
+        ELSE
+            PERFORM {schema}.add_tasks(ARRAY[
+                {schema}.tell_child(p_run, v_child.parent_seq, 'CancelRequested', NULL, NULL, NULL)]);
         END IF;
     END LOOP;
-    IF v_run.parent_run_id IS NOT NULL THEN
-        INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
-        SELECT v_run.parent_run_id,
-               CASE v_run.status WHEN 'completed' THEN 'ChildCompleted' WHEN 'failed' THEN 'ChildFailed'
-                    WHEN 'cancelled' THEN 'ChildCancelled' WHEN 'timed_out' THEN 'ChildTimedOut' ELSE 'ChildTerminated' END,
-               v_run.parent_seq, v_run.name, e.payload, e.attributes
-        FROM {schema}.event e
-        WHERE e.run_id = p_run AND e.event_id = v_run.last_event
-          -- A parent that has closed already needs no news.
-          AND EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = v_run.parent_run_id AND r.status = 'running');
-        PERFORM {schema}.add_tasks(ARRAY[v_run.parent_run_id]);
+    IF v_run.next_run_id IS NULL AND {schema}.go_on(v_run) IS NULL THEN
+        IF v_run.parent_run_id IS NOT NULL THEN
+            PERFORM {schema}.tell_parent(v_run.parent_run_id, v_run.parent_seq, v_run);
+        END IF;
+        FOR v_follower IN
+            DELETE FROM {schema}.follower f WHERE f.run_id = p_run RETURNING f.follower_run_id, f.seq
+        LOOP
+            PERFORM {schema}.tell_parent(v_follower.follower_run_id, v_follower.seq, v_run);
+        END LOOP;
     END IF;
+    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
         -- As everywhere: a full notification queue fails nothing; who waits looks from time to time.
@@ -338,11 +359,31 @@ BEGIN
 END
 $$;
 
+-- Internal: a run has closed: the run that started it (its command p_seq), or follows it, gets the outcome.
+CREATE FUNCTION {schema}.tell_parent(p_parent uuid, p_seq int, p_child {schema}.run)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+BEGIN
+    INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
+    SELECT p_parent,
+           CASE p_child.status WHEN 'completed' THEN 'ChildCompleted' WHEN 'failed' THEN 'ChildFailed'
+                WHEN 'cancelled' THEN 'ChildCancelled' WHEN 'timed_out' THEN 'ChildTimedOut' ELSE 'ChildTerminated' END,
+           p_seq, p_child.name, e.payload, e.attributes
+    FROM {schema}.event e
+    WHERE e.run_id = p_child.run_id AND e.event_id = p_child.last_event
+      -- A parent that has closed already needs no news; one that is being made by a reset is not there yet.
+      AND NOT EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_parent AND r.status <> 'running');
+    PERFORM {schema}.add_tasks(ARRAY[p_parent]);
+END
+$$;
+
 -- One run, as its caller may see it: no row where it is missing or foreign.
 CREATE FUNCTION {schema}.get_run(p_run uuid, p_workflow_id text)
 RETURNS TABLE (
     run_id uuid, workflow_id text, name text, queue_name text, status text, started_at timestamptz, closed_at timestamptz,
-    last_event int, parent_run_id uuid, memo text, task_failure text)
+    last_event int, parent_run_id uuid, memo text, task_failure text, parent_workflow_id text, next_run_id uuid)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -350,7 +391,8 @@ DECLARE
 BEGIN
     RETURN QUERY
         SELECT v_run.run_id, v_run.workflow_id, v_run.name, s.name, v_run.status, v_run.started_at, v_run.closed_at,
-               v_run.last_event, v_run.parent_run_id, v_run.memo::text, v_run.task_failure
+               v_run.last_event, v_run.parent_run_id, v_run.memo::text, v_run.task_failure,
+               (SELECT r.workflow_id FROM {schema}.run r WHERE r.run_id = v_run.parent_run_id), v_run.next_run_id
         FROM {schema}.stream s WHERE s.stream_id = v_run.stream_id;
 END
 $$;

@@ -262,7 +262,7 @@ RETURNS TABLE (
     schedule_id uuid, name text, revision int, kind text, actor text, queue_name text, template bytea, cron text,
     timezone text, catch_up bigint, overlap text, paused boolean, failure text, created_at timestamptz, seen_to timestamptz,
     waiting timestamptz, live uuid[], fired bigint, skipped bigint, missed bigint, last_due timestamptz, last_id uuid,
-    now timestamptz)
+    now timestamptz, workers bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -273,7 +273,7 @@ BEGIN
         SELECT s.schedule_id, s.name, s.revision, s.kind::text, s.actor, q.name, CASE WHEN p_name IS NOT NULL THEN s.template END,
                s.cron, s.timezone, s.catch_up, s.overlap, s.paused, coalesce(s.failure, m.last_failure), s.created_at,
                s.seen_to, s.waiting, {schema}.still_live(s), s.fired, s.skipped, s.missed, s.last_due, s.last_id,
-               clock_timestamp()
+               clock_timestamp(), {schema}.live_workers(s.stream_id)
         FROM {schema}.schedule s
         JOIN {schema}.stream q ON q.stream_id = s.stream_id
         LEFT JOIN {schema}.message m ON m.message_id = s.schedule_id AND m.stream_id = s.stream_id

@@ -157,7 +157,9 @@ BEGIN
     WITH back AS (
         UPDATE {schema}.message m
         SET lease_token = NULL, worker_id = NULL, started = false, reclaimed = true,
-            deaths = m.deaths + m.started::int, attempt = m.attempt + m.started::int,
+            deaths = m.deaths + m.started::int,
+            -- The last one of what is poison is no further attempt.
+            attempt = m.attempt + (m.started AND (m.deaths + 1 < p_reclaim_count OR m.kind IN ('s', 't', 'w')))::int,
             due_at = CASE WHEN m.started AND m.kind IN ('s', 't', 'w')
                      THEN clock_timestamp() + least(300, power(2, least(m.deaths, 10))) * interval '1 second'
                      ELSE m.due_at END

@@ -150,12 +150,11 @@ DECLARE
     v_may int[];
     v_near int[];
     v_row record;
-    v_new record;
     v_told uuid[] := '{}';
     v_eager uuid[];
     v_woken int[] := p_child_stream;
     -- Events that bring something about: see carry_out().
-    v_eventful constant text[] := ARRAY['SearchUpserted'];
+    v_eventful constant text[] := ARRAY['SearchUpserted', 'ChildStartAwaited'];
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
@@ -184,9 +183,10 @@ BEGIN
         IF v_ok[i] AND p_close[i] IS NOT NULL THEN
             -- Senders hold a key-share lock on the run until they commit: while one is at it the run does not close, and
             -- no run closes while one is at a child that would end with it.
+            -- What continues as new hands over what it has not read.
             v_ok[i] := p_close[i] <> 'running' AND {schema}.lock_tree(v_row.run_id) AND NOT EXISTS (
                 SELECT 1 FROM {schema}.inbox b
-                WHERE b.run_id = v_row.run_id AND b.type = 'SignalReceived'
+                WHERE b.run_id = v_row.run_id AND b.type = 'SignalReceived' AND p_close[i] <> 'continued_as_new'
                   AND NOT EXISTS (SELECT 1 FROM unnest(p_inbox_step, p_inbox_id) u (s, id) WHERE u.id = b.inbox_id));
         END IF;
     END LOOP;
@@ -245,17 +245,6 @@ BEGIN
          e (s, id, type, at, seq, name, payload, attributes)
     WHERE v_ok[e.s];
 
-    -- What events bring about beside their being recorded.
-    IF p_event_type && v_eventful THEN
-        FOR i IN 1 .. cardinality(p_event_type) LOOP
-            IF v_ok[p_event_step[i]] AND p_event_type[i] = ANY (v_eventful) THEN
-                PERFORM {schema}.carry_out(
-                    v_run[p_event_step[i]], p_event_id[i], p_event_type[i], p_event_seq[i], p_event_name[i], p_event_payload[i],
-                    p_event_attributes[i]::json);
-            END IF;
-        END LOOP;
-    END IF;
-
     IF cardinality(p_inbox_id) > 0 THEN
         DELETE FROM {schema}.inbox b USING unnest(p_inbox_step, p_inbox_id) t (s, id)
         WHERE v_ok[t.s] AND b.run_id = v_run[t.s] AND b.inbox_id = t.id;
@@ -311,31 +300,28 @@ BEGIN
 
     FOR i IN 1 .. cardinality(p_child_seq) LOOP
         CONTINUE WHEN v_ok[p_child_step[i]] IS NOT TRUE;
-        v_row := NULL;
-        SELECT * INTO v_row FROM json_to_record(p_child_options[i]::json) x (
-            id_conflict text, id_reuse text, parent_close text, delay bigint, facts json);
-        SELECT * INTO v_new FROM {schema}.create_run(
-            overlay(md5(v_run[p_child_step[i]]::text || ':' || p_child_seq[i]) PLACING '8' FROM 13)::uuid, p_child_workflow_id[i], p_child_stream[i],
-            p_child_name[i], p_child_input[i], coalesce(v_row.id_conflict, 'fail'), coalesce(v_row.id_reuse, 'allow'),
-            coalesce(v_row.delay, 0), v_row.facts, v_run[p_child_step[i]], p_child_seq[i], v_row.parent_close);
-        IF v_new.status <> 'started' THEN
-            INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
-            VALUES (v_run[p_child_step[i]], 'ChildStartFailed', p_child_seq[i], p_child_name[i],
-                    json_build_object('workflow_id', p_child_workflow_id[i]));
+        IF NOT {schema}.start_child(
+            v_run[p_child_step[i]], p_child_seq[i], p_child_stream[i], p_child_name[i], p_child_workflow_id[i], p_child_input[i],
+            p_child_options[i]::json) THEN
             v_told := v_told || v_run[p_child_step[i]];
         END IF;
     END LOOP;
 
+    -- What events bring about beside their being recorded; the children that they speak of are there.
+    IF p_event_type && v_eventful THEN
+        FOR i IN 1 .. cardinality(p_event_type) LOOP
+            IF v_ok[p_event_step[i]] AND p_event_type[i] = ANY (v_eventful) THEN
+                PERFORM {schema}.carry_out(
+                    v_run[p_event_step[i]], p_event_id[i], p_event_type[i], p_event_seq[i], p_event_name[i], p_event_payload[i],
+                    p_event_attributes[i]::json);
+            END IF;
+        END LOOP;
+    END IF;
+
     FOR i IN 1 .. cardinality(p_cancel_seq) LOOP
         CONTINUE WHEN v_ok[p_cancel_step[i]] IS NOT TRUE;
-        FOR v_row IN
-            SELECT r.run_id FROM {schema}.run r
-            WHERE r.run_id = overlay(md5(v_run[p_cancel_step[i]]::text || ':' || p_cancel_seq[i]) PLACING '8' FROM 13)::uuid
-              AND r.parent_run_id = v_run[p_cancel_step[i]] AND r.status = 'running'
-        LOOP
-            INSERT INTO {schema}.inbox (run_id, type) VALUES (v_row.run_id, 'CancelRequested');
-            v_told := v_told || v_row.run_id;
-        END LOOP;
+        v_told := v_told || {schema}.tell_child(
+            v_run[p_cancel_step[i]], p_cancel_seq[i], 'CancelRequested', NULL, NULL, NULL);
     END LOOP;
     IF cardinality(v_told) > 0 THEN
         PERFORM {schema}.add_tasks(v_told);

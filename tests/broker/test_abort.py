@@ -217,15 +217,15 @@ def test_what_a_thread_has_not_begun_does_not_begin(
     assert begun.wait(10)
     claimer = broker.claimer
     assert claimer is not None
-    claimer.ahead = 5
-    monkeyed, claimer._measure = claimer._measure, lambda: None  # type: ignore[method-assign]
+    claimer.pace.ahead = 5
+    monkeyed, claimer.pace.measure = claimer.pace.measure, lambda: None  # type: ignore[method-assign]
     message = work.send(2)
     wait_until(lambda: len(claimer.held) == 2, message="the second is claimed ahead")
     [second] = [d for d in claimer.held.values() if d.message_id == message.message_id]
     assert durable.abort(message.message_id, broker=broker) == "running"
     wait_until(lambda: second.interruption is not None or second.settled)
     go.set()
-    claimer._measure = monkeyed  # type: ignore[method-assign]
+    claimer.pace.measure = monkeyed  # type: ignore[method-assign]
     rows.drained()
     assert seen.values == [1]
     assert worker.work_queue.unfinished_tasks == 0

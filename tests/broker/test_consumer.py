@@ -59,6 +59,24 @@ def test_messages_are_consumed_without_a_worker(broker: durable.DurableBroker, n
     consumer.close()
 
 
+def test_a_prefetch_that_was_asked_for_is_the_most_that_a_worker_has(
+    broker: durable.DurableBroker, numbers: Any
+) -> None:
+    """Also where more is handed to the consumer, as an eager delivery beside what a claim brings; unasked it is a few
+    times as many."""
+    consumer: Any = broker.consume("numbers", prefetch=2, timeout=50)
+    worker = dramatiq.Worker(broker, worker_threads=1)
+    for asked, handed in ((7, [0, 1]), (min(worker.worker_threads * 2, 65535), [2, 3, 4, 5])):
+        worker.queue_prefetch = asked
+        consumer.claimer.serve(worker)
+        for n in range(len(handed) + 1):
+            consumer.offer(handed[0] + n)
+        found = [next(consumer) for _ in range(len(handed) + 1)]
+        assert found == [*handed, None]
+    consumer.unoffer()
+    consumer.close()
+
+
 def test_next_answers_within_the_timeout(broker: durable.DurableBroker, numbers: Any) -> None:
     consumer = broker.consume("numbers", timeout=100)
     began = time.monotonic()

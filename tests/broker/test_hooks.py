@@ -297,6 +297,71 @@ def test_what_cannot_be_stored_forbids_the_ack(broker: durable.DurableBroker, st
     rows("ALTER TABLE durable.message DROP CONSTRAINT no_such_actor")
 
 
+def in_the_end(rows: Rows) -> list[tuple[Any, ...]]:
+    """The dead letters, once there is one; what waits for its next try has it at once."""
+
+    def hurried() -> bool:
+        # Woken as by a sender: the worker sleeps until the next one was due.
+        due = rows(
+            "UPDATE durable.message SET due_at = clock_timestamp() WHERE lease_token IS NULL "
+            "AND due_at > clock_timestamp() RETURNING stream_id"
+        )
+        for (stream,) in due:
+            rows(f"SELECT durable.wake('{{{stream}}}', true)")
+        return bool(rows.dead_letters())
+
+    wait_until(hurried, timeout=30)
+    return rows.dead_letters()
+
+
+def test_what_can_never_be_encoded_is_given_up_in_the_end(
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows
+) -> None:
+    ran = Record()
+
+    @dramatiq.actor(broker=broker)
+    def first() -> object:
+        ran()
+        return object()  # JSON cannot carry it
+
+    @dramatiq.actor(broker=broker)
+    def second(value: object) -> None: ...
+
+    start_worker(broker)
+    pipeline([first.message(), second.message()], broker=broker).run()
+    [(actor, attempt, reason, failure)] = in_the_end(rows)
+    assert (actor, attempt, reason, len(ran.values)) == ("first", 5, "unsettled", 5)
+    assert failure.startswith("its hooks failed")
+    assert "cannot be encoded" in failure
+    assert failure.endswith("(5 times)")
+    assert rows.count() == 0
+
+
+def test_what_the_database_always_refuses_is_given_up_in_the_end(
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows
+) -> None:
+    @dramatiq.actor(broker=broker)
+    def first() -> int:
+        return 1
+
+    @dramatiq.actor(broker=broker)
+    def in_a_transaction() -> int:
+        with durable.transaction():
+            return 1
+
+    @dramatiq.actor(broker=broker, queue_name="other")
+    def refused(n: int) -> None: ...
+
+    rows("ALTER TABLE durable.message ADD CONSTRAINT no_such_actor CHECK (actor <> 'refused')")
+    start_worker(broker)
+    for actor in (first, in_a_transaction):
+        pipeline([actor.message(), refused.message()], broker=broker).run()
+        [(name, attempt, reason, failure)] = in_the_end(rows)
+        assert (name, attempt, reason) == (actor.actor_name, 5, "unsettled")
+        assert "could not be stored" in failure
+        rows("DELETE FROM durable.dead_letter")
+
+
 def test_a_stale_ack_stores_nothing(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
     """The message is somebody else's now: what follows it is for him to send."""
     ended = Record()

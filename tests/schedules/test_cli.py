@@ -135,9 +135,29 @@ def test_mistakes(run: Run, attempt: Callable[..., Result], arguments: tuple[str
 def test_a_due_time_that_nobody_fired_is_called_late(run: Run) -> None:
     run("create", "s", "--cron", "* * * * * *", *ACTOR)
     run("create", "far", "--cron", "0 0 1 1 *", "--timezone", "Europe/Berlin", *ACTOR)
-    wait_until(lambda: "s late)" in run("show", "s"), message="no worker runs")
+    wait_until(lambda: "s late, no live worker)" in run("show", "s"), message="it is late")
     assert "late" in run("list")
     assert re.search(r"next due +\d{4}-\d\d-\d\d \d\d:\d\d:00 \S+", run("show", "far")), "with its zone"
+
+
+def test_it_says_whether_anybody_works_for_it(
+    run: Run, broker: durable.DurableBroker, start_worker: Callable[..., Any], rows: Rows
+) -> None:
+    run("create", "s", "--cron", "0 0 1 1 *", *ACTOR)
+    assert "(no live worker)" in run("list")
+    assert schedules.describe("s", broker=broker).workers == 0
+
+    @dramatiq.actor(broker=broker)
+    def report() -> None: ...
+
+    start_worker(broker)
+    wait_until(lambda: schedules.describe("s", broker=broker).workers == 1)
+    assert "no live worker" not in run("list") + run("show", "s")
+    [known] = json.loads(run("list", "--json"))
+    assert known["workers"] == 1
+    # The worker beats no more.
+    rows("UPDATE durable.worker SET reclaim_delay = '0', beat_at = '2000-01-01'")
+    assert "(no live worker)" in run("show", "s")
 
 
 def test_what_failed_is_shown(run: Run, rows: Rows) -> None:

@@ -61,6 +61,7 @@ def everything(db: Session) -> list[Any]:
             "signal_key",
             "schedule",
             "waiter",
+            "follower",
         )
     ]
 

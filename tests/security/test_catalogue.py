@@ -19,9 +19,10 @@ WORKER = {
     "enqueue", "start_workflow",
     "start_runs", "post", "terminate_run", "get_run", "get_history", "await_run", "run_of_lease", "history_of_lease",
     "complete_activities", "fail_task", "advance", "enqueue_keyed", "leave", "store_result", "get_results", "sweep",
-    "limiter_add", "limiter_change", "limiter_change_sum",
+    "fail_settling", "limiter_add", "limiter_change", "limiter_change_sum",
     "save_schedule", "control_schedule", "fire_by_hand", "list_schedules", "schedules_of_leases", "fire_schedules",
     "abort_message", "report_running",
+    "expire_runs", "reset_run", "list_children",
 }
 # fmt: on
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from dramatiq_durable.arrays import Ints, Longs, Texts, Uuid, Uuids
-from dramatiq_durable.operations import Enqueue, Result
+from dramatiq_durable.operations import Enqueue, ExpireRun, ResetRun, Result
 from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
 
 from .conftest import Grant
@@ -39,6 +39,9 @@ class Side:
         (self.message,) = self.worker.claim(1)
         session.schedule("s", stream)
         self.tick, *others = sorted(self.worker.claim(1), key=lambda c: c.kind)
+        self.worker.release(*others)
+        session.start(stream, f"{workflow_id}-short", options='{"run_timeout": 0}')
+        self.deadline, *others = sorted(self.worker.claim(9), key=lambda c: c.kind)
         self.worker.release(*others)
 
     def revision(self) -> int:
@@ -78,9 +81,13 @@ class Side:
             "release": lambda: worker.release(self.message),
             "reschedule": lambda: worker.reschedule(*worker.claim(1)),
             "bury": lambda: worker.bury(*worker.claim(1)),
+            "fail_settling": lambda: worker.fail_settling(*worker.claim(1)),
             "ack": lambda: worker.ack(*worker.claim(1)),
             "fail_task": lambda: worker.fail_task(task),
             "terminate_run": lambda: session.terminate(run),
+            "list_children": lambda: session.call("list_children", Uuid(run), None),
+            "reset_run": lambda: session.operate(ResetRun(run, None, 1, new_id())),
+            "expire_runs": lambda: worker.operate(ExpireRun(self.deadline.message_id, self.deadline.lease)),
             "enqueue_keyed": lambda: session.enqueue_keyed(self.stream, "key", "replace"),
             "leave": lambda: worker.leave(
                 *worker.claim(1),

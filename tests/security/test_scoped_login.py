@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Ints, Longs, Uuid, Uuids
+from dramatiq_durable.arrays import Ints, Longs, Texts, Uuid, Uuids
 from tests.sql.api import Session, Worker, derived, new_id, send_activity, step
 
 from .conftest import Grant
@@ -369,7 +369,9 @@ def test_poison_of_a_chosen_id_buries_no_foreign_message(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("by", ["run id", "workflow id"])
-@pytest.mark.parametrize("procedure", ["post", "terminate_run", "get_run", "get_history", "await_run"])
+@pytest.mark.parametrize(
+    "procedure", ["post", "terminate_run", "get_run", "get_history", "await_run", "list_children", "reset_run"]
+)
 def test_a_foreign_and_a_missing_run_look_the_same(scene: Scene, procedure: str, by: str) -> None:
     def attack(run: bytes, workflow_id: str) -> Any:
         given, name = (run, None) if by == "run id" else (None, workflow_id)
@@ -377,6 +379,18 @@ def test_a_foreign_and_a_missing_run_look_the_same(scene: Scene, procedure: str,
             return scene.attacker.post(given, workflow_id=name)
         if procedure == "terminate_run":
             return scene.attacker.terminate(given, name)
+        if procedure == "list_children":
+            return scene.attacker.call("list_children", given and Uuid(given), name)
+        if procedure == "reset_run":
+            return scene.attacker.call(
+                "reset_run",
+                *scene.attacker.batch(),
+                given and Uuid(given),
+                name,
+                1,
+                Uuid(new_id()),
+                Texts(["WorkflowStarted"]),
+            )[0][0]
         if procedure == "get_run":
             return scene.attacker.call("get_run", given and Uuid(given), name)
         if procedure == "get_history":

@@ -162,6 +162,7 @@ class Session:
         reuse: str = "allow",
         name: str = "wf",
         delay: int = 0,
+        options: str | None = None,
     ) -> tuple[str, bytes]:
         row = self.call(
             "start_runs",
@@ -174,7 +175,7 @@ class Session:
             Texts([conflict]),
             Texts([reuse]),
             Longs([delay]),
-            Texts([None]),
+            Texts([options]),
         )[0]
         return str(row[0]), row[1]
 
@@ -355,6 +356,9 @@ class Worker:
     def bury(self, *claimed: Claimed, payload: bytes | None = None) -> list[int]:
         n = len(claimed)
         return self.settle("bury", claimed, Blobs([payload] * n), Texts(["no"] * n))
+
+    def fail_settling(self, *claimed: Claimed) -> list[int]:
+        return self.settle("fail_settling", claimed, Texts(["no"] * len(claimed)))
 
     def leave(
         self,

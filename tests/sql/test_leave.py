@@ -84,6 +84,21 @@ def test_a_stream_that_is_missing_sends_the_message_back(db: Session, worker: Wo
     assert "may not send" in rows[0][3]
 
 
+def test_a_stream_that_stays_missing_ends_in_a_dead_letter(db: Session, worker: Worker, stream: int) -> None:
+    db.enqueue(stream, b"1", b"good")
+    for time in range(5):
+        one, *others = worker.claim()
+        answer = [-1, *[1] * len(others)]
+        assert worker.leave(one, sends=[send(stream + 1000)]) + worker.leave(*others) == answer
+        assert worker.ack(one, *others) == [1]
+        assert db.value("SELECT count(*) FROM durable.dead_letter") == (time == 4)
+        db.sql("UPDATE durable.message SET due_at = clock_timestamp()")
+    [(reason, attempt, failure)] = db.sql("SELECT reason, attempt, failure FROM durable.dead_letter")
+    assert (reason, attempt) == ("unsettled", 5)
+    assert "may not send to it (5 times)" in failure
+    assert actors(db) == []
+
+
 def test_ids_of_the_databases_own_are_refused(db: Session, worker: Worker, stream: int) -> None:
     [one] = claim(db, worker, b"1")
     forged = bytearray(new_id())

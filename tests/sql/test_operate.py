@@ -210,8 +210,9 @@ def test_poison_that_is_redriven_has_its_deaths_before_it(db: Session) -> None:
     assert watcher.reclaim(die(first=True)) == (1, 0)
     assert watcher.reclaim(die()) == (0, 1)
     [(reason, attempt)] = db.sql("SELECT reason, attempt FROM durable.dead_letter")
-    assert (reason, redrive(db)[1]) == ("poison", 1)
-    assert db.sql("SELECT attempt, deaths::int FROM durable.message") == [(attempt, 0)]
+    # The letter has the attempt that died, the message the next.
+    assert (reason, attempt, redrive(db)[1]) == ("poison", 2, 1)
+    assert db.sql("SELECT attempt, deaths::int FROM durable.message") == [(3, 0)]
     assert watcher.reclaim(die()) == (1, 0)
     assert watcher.reclaim(die()) == (0, 1)
 

@@ -103,8 +103,9 @@ def test_a_message_that_keeps_killing_workers_is_poison(db: Session) -> None:
                 assert worker.mark_started(claimed) == []
         outcomes.append(die(db, worker, peer))
     assert outcomes == [(2, 0), (2, 0), (2, 0), (1, 1)]
-    dead = db.sql("SELECT reason, actor, deaths, payload FROM durable.dead_letter")
-    assert dead == [("poison", "killer", 3, b"1")]
+    # Its first delivery was not known to have begun.
+    dead = db.sql("SELECT reason, actor, deaths, attempt, payload FROM durable.dead_letter")
+    assert dead == [("poison", "killer", 3, 3, b"1")]
     assert [c.payload for c in peer.claim()] == [b"good"]
 
 
@@ -136,7 +137,7 @@ def test_a_poison_activity_fails_in_its_run(db: Session) -> None:
     ((_, type, seq, _, _, attributes),) = db.inbox(run)
     assert (type, seq) == ("ActivityFailed", 1)
     failure = attributes["failure"] if isinstance(attributes, dict) else json.loads(attributes)["failure"]
-    assert failure["retryable"] is False
+    assert (failure["retryable"], failure["attempt"]) == (False, 1)
     assert runner.one().kind == "t"
     assert db.value("SELECT count(*) FROM durable.dead_letter") == 0
 

@@ -8,9 +8,9 @@ import pytest
 
 from dramatiq_durable.arrays import Uuid
 
-from .api import Claimed, Session, Worker, new_id
+from .api import Claimed, Session, Worker, new_id, send_activity, step
 
-CALLS = ("ack", "reschedule", "release", "bury", "mark_started")
+CALLS = ("ack", "reschedule", "release", "bury", "mark_started", "fail_settling")
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -40,7 +40,7 @@ def test_another_worker_cannot_use_a_lease(db: Session, call: str) -> None:
     assert worker.ack(claimed) == []
 
 
-@pytest.mark.parametrize("call", ["ack", "reschedule", "release", "bury"])
+@pytest.mark.parametrize("call", ["ack", "reschedule", "release", "bury", "fail_settling"])
 def test_a_repeated_call_changes_nothing(db: Session, call: str) -> None:
     stream = db.stream()
     db.enqueue(stream, b"1", b"2")
@@ -130,3 +130,56 @@ def test_a_forged_worker_is_refused(db: Session, call: str) -> None:
 
 def _claimed() -> Claimed:
     return Claimed(new_id(), new_id(), 1, "m", None, None, 1, False, "a", b"")
+
+
+def test_what_can_never_be_settled_ends_in_the_dead_letters(db: Session) -> None:
+    stream = db.stream()
+    db.enqueue(stream, b"1")
+    worker = db.register(stream)
+    for time in range(1, 5):
+        assert worker.fail_settling(worker.one()) == []
+        [(attempt, failure, due)] = db.sql(
+            "SELECT attempt, last_failure, round(extract(epoch FROM due_at - clock_timestamp()))::int "
+            "FROM durable.message"
+        )
+        assert (attempt, failure, due) == (time + 1, f"no (time {time} of 5)", 15 * 2**time)
+        db.sql("UPDATE durable.message SET due_at = clock_timestamp()")
+    assert worker.fail_settling(worker.one()) == []
+    assert db.sql("SELECT reason, attempt, failure, payload FROM durable.dead_letter") == [
+        ("unsettled", 5, "no (5 times)", b"1")
+    ]
+    assert db.sql("SELECT 1 FROM durable.message") == []
+
+
+def test_only_times_in_a_row_count(db: Session) -> None:
+    stream = db.stream()
+    db.enqueue(stream, b"1")
+    worker = db.register(stream)
+    for _ in range(8):
+        assert worker.fail_settling(worker.one()) == []
+        db.sql("UPDATE durable.message SET due_at = clock_timestamp()")
+        worker.reschedule(worker.one())
+    assert db.value("SELECT count(*) FROM durable.dead_letter") == 0
+
+
+def test_an_activity_that_can_never_be_settled_fails_in_its_run(db: Session) -> None:
+    stream, activities = db.stream(), db.stream("activities")
+    _, run = db.start(stream, "w")
+    runner, worker = db.register(stream), db.register(activities)
+    advance = step(runner.one(), 1, ("ActivityScheduled", 1, "act"))
+    advance.sends = [send_activity(activities, 1)]
+    assert runner.advance(advance) == ["ok"]
+    db.sql("UPDATE durable.message SET unsettled = 4")
+    assert worker.fail_settling(worker.one()) == []
+    ((_, type, seq, _, _, attributes),) = db.inbox(run)
+    assert (type, seq) == ("ActivityFailed", 1)
+    assert attributes["failure"] == {"type": "NotSettled", "message": "no (5 times)", "retryable": False, "attempt": 1}
+    assert runner.one().kind == "t"
+    assert db.value("SELECT count(*) FROM durable.dead_letter") == 0
+
+
+def test_a_task_of_a_run_is_never_given_up(db: Session) -> None:
+    stream = db.stream()
+    db.start(stream, "w")
+    runner = db.register(stream)
+    assert runner.fail_settling(runner.one()) == [1]

@@ -177,13 +177,12 @@ def test_as_completed_over_bare_coroutines_keeps_their_order() -> None:
     check(run)
 
 
-def test_as_completed_over_a_generator_of_coroutines_is_refused() -> None:
+def test_as_completed_over_a_set_of_coroutines_is_refused() -> None:
     async def helper(i: int) -> Any:
         return await echo.execute(i)
 
     async def wf() -> None:
-        coroutines = [helper(0)]
-        for f in asyncio.as_completed(iter(coroutines)):
+        for f in asyncio.as_completed({helper(0), helper(1)}):
             await f
 
     run = Run(wf)

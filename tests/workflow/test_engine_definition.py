@@ -126,7 +126,10 @@ def test_wrong_options_of_activities(options: Any, error: type[Exception]) -> No
     ("options", "error"),
     [
         ({"nonsense": 1}, TypeError),
-        ({"run_timeout": 1}, TypeError),
+        ({"run_timeout": 0}, ValueError),
+        ({"execution_timeout": "soon"}, ValueError),
+        ({"retry": {"attempts": 1}}, ValueError),
+        ({"cancellation": "maybe"}, ValueError),
         ({"workflow_id": ""}, errors.InvalidName),
         ({"workflow_id": "x" * 201}, errors.InvalidName),
         ({"workflow_id": "a\0"}, errors.InvalidName),

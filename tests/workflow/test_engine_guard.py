@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import http.client
 import logging
 import os
+import queue
+import random
+import secrets
 import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import urllib.request
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from time import sleep as bare_sleep
@@ -43,6 +50,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "subprocess": (lambda: subprocess.run([sys.executable, "-V"]), "activity"),
     "os.system": (lambda: os.system("true"), "activity"),
     "fork": (lambda: os.fork(), "activity"),
+    "input": (lambda: input(), "signal"),
+    "os.urandom": (lambda: os.urandom(4), "durable.random"),
+    "secrets": (lambda: secrets.token_hex(), "durable.uuid4"),
+    "SystemRandom": (lambda: random.SystemRandom().random(), "side_effect"),
+    "uuid1": (lambda: uuid.uuid1(), "uuid7"),
+    "Event.wait": (lambda: threading.Event().wait(0.01), "asyncio.Event"),
+    "Queue.get": (lambda: queue.Queue().get(timeout=0.01), "asyncio.Queue"),
+    "open for writing": (lambda: Path("file").write_text("x"), "activity"),
+    "tempfile": (lambda: tempfile.mkdtemp(), "activity"),
+    "http.client": (lambda: http.client.HTTPConnection("localhost", 1).request("GET", "/"), "activity"),
+    "executor": (lambda: concurrent.futures.ThreadPoolExecutor().submit(print), "create_task"),
     "sqlite": (lambda: sqlite3.connect(":memory:"), "activity"),
     "run_in_executor": (lambda: _loop().run_in_executor(None, print), "activity"),
     "call_soon_threadsafe": (lambda: _loop().call_soon_threadsafe(print), "signal"),

@@ -2,8 +2,8 @@
 
 from .activities import ActivityCall, ActivityHandle, CancelActivity, RequestActivityCancel, ScheduleActivity
 from .base import Answer, Call, Cancellation, Command, CommandFuture
-from .children import CancelChild, ChildCall, ChildHandle, StartChild
-from .closing import CancelWorkflow, CompleteWorkflow, FailWorkflow
+from .children import AwaitChildStart, CancelChild, ChildCall, ChildHandle, ChildStartCall, StartChild
+from .closing import CancelWorkflow, CompleteWorkflow, ContinueAsNew, FailWorkflow
 from .local import Compute, ComputeCall
 from .patches import RecordPatch
 from .timers import CancelTimer, StartTimer, TimerCall
@@ -12,6 +12,7 @@ __all__ = [
     "ActivityCall",
     "ActivityHandle",
     "Answer",
+    "AwaitChildStart",
     "Call",
     "CancelActivity",
     "CancelChild",
@@ -20,11 +21,13 @@ __all__ = [
     "Cancellation",
     "ChildCall",
     "ChildHandle",
+    "ChildStartCall",
     "Command",
     "CommandFuture",
     "CompleteWorkflow",
     "Compute",
     "ComputeCall",
+    "ContinueAsNew",
     "FailWorkflow",
     "RecordPatch",
     "RequestActivityCancel",

@@ -51,6 +51,10 @@ class CommandHost(Protocol):
 
     loop: WorkflowLoop
 
+    def issue(self, command: Command) -> int: ...
+
+    def expect(self, seq: int, pending: Any) -> None: ...
+
     def withdraw(self, future: CommandFuture[Any]) -> bool: ...
 
 
@@ -74,7 +78,7 @@ class CommandFuture(Future[T]):
         policy: Cancellation = "try",
         decode: Callable[[Any], T] | None = None,
     ) -> None:
-        super().__init__(host.loop)
+        super().__init__(host.loop, host.loop.number())
         self.host = host
         self.command = command
         self.policy = policy

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from ... import errors
 from .. import events
 from ..failures import failure_from_json
-from .base import Call, Command, CommandFuture
+from .base import Call, Cancellation, Command, CommandFuture, CommandHost
 
 T = TypeVar("T")
 
@@ -51,6 +52,21 @@ class CancelChild(Command):
     event_type: ClassVar[str] = events.CHILD_CANCEL_REQUESTED
 
 
+@dataclass(slots=True, eq=False)
+class AwaitChildStart(Command):
+    """Ask whether a child was started.  The answer is an event, which has its run id.
+
+    Attributes:
+      child(int): the number of the command that starts it.
+    """
+
+    event_type: ClassVar[str] = events.CHILD_START_AWAITED
+    child: int = 0
+
+    def attributes(self) -> dict[str, Any]:
+        return {"child": self.child}
+
+
 _CHILD_ENDS = {
     events.CHILD_CANCELLED: ("WorkflowCancelled", "the child workflow was cancelled"),
     events.CHILD_TERMINATED: ("WorkflowTerminated", "the child workflow was terminated"),
@@ -62,22 +78,58 @@ class ChildHandle(CommandFuture[T]):
     """Waits for a child workflow.
 
     Attributes:
-      workflow_id(str), run_id(str): the child's.
+      workflow_id(str), run_id(str): the child's.  One that goes on as new has other runs later; where ``id_conflict``
+        is ``use_existing``, the run id is right once ``await child.started()`` has returned.
     """
 
-    __slots__ = ()
+    __slots__ = ("_asked", "_known", "_refused")
+
+    command: StartChild
+
+    def __init__(
+        self,
+        host: CommandHost,
+        command: StartChild,
+        policy: Cancellation = "wait",
+        decode: Callable[[Any], T] | None = None,
+    ) -> None:
+        super().__init__(host, command, policy, decode)
+        self._asked: list[ChildStartCall] = []
+        self._known = False
+        self._refused: errors.WorkflowAlreadyStarted | None = None
 
     @property
     def workflow_id(self) -> str:
-        command = self.command
-        assert isinstance(command, StartChild)
-        return command.workflow_id
+        return self.command.workflow_id
 
     @property
     def run_id(self) -> str:
-        command = self.command
-        assert isinstance(command, StartChild)
-        return command.run_id
+        return self.command.run_id
+
+    def started(self) -> Coroutine[Any, Any, None]:
+        """Wait until the child was started.
+
+        Raises:
+          WorkflowAlreadyStarted: (when awaited) its id is taken.
+        """
+        seq = self.command.seq
+        assert seq is not None
+        asked = AwaitChildStart(None, self.command.name, child=seq)
+        call = ChildStartCall(self.host, asked, "abandon")
+        if self._refused is not None:
+            call.set_exception(self._refused)
+        elif self._known or self.done():
+            call.set_result(None)
+        else:
+            call.child = self
+            self._asked.append(call)
+            self.host.expect(self.host.issue(asked), call)
+        return call
+
+    def confirm(self, run_id: str) -> None:
+        """It was started, as this run."""
+        self._known = True
+        self.command.run_id = run_id
 
     def cancel_command(self) -> Command:
         return CancelChild(self.command.seq, self.command.name)
@@ -86,12 +138,14 @@ class ChildHandle(CommandFuture[T]):
         if event.type == events.CHILD_COMPLETED:
             self._complete(event.payload)
         elif event.type == events.CHILD_START_FAILED:
-            self.set_exception(
-                errors.WorkflowAlreadyStarted(
-                    f"the child workflow {self.command.name!r} was not started: a run with the id "
-                    f"{self.workflow_id!r} exists; choose another id, or another id_conflict or id_reuse."
-                )
+            self._refused = errors.WorkflowAlreadyStarted(
+                f"the child workflow {self.command.name!r} was not started: a run with the id "
+                f"{self.workflow_id!r} exists; choose another id, or another id_conflict or id_reuse."
             )
+            for asked in self._asked:
+                if not asked.done():
+                    asked.set_exception(self._refused)
+            self.set_exception(self._refused)
         elif event.type == events.CHILD_CANCELLED and self.asked_to_cancel:
             self._end_cancelled()
         else:
@@ -104,3 +158,16 @@ class ChildCall(Call[T], ChildHandle[T]):
     """``await workflow.execute(...)`` inside a workflow."""
 
     __slots__ = ()
+
+
+class ChildStartCall(Call[None]):
+    """``await child.started()``.  Cancelling it only stops the waiting."""
+
+    __slots__ = ("child",)
+
+    child: ChildHandle[Any]
+
+    def resolve(self, event: events.Event) -> None:
+        self.child.confirm(str((event.attributes or {}).get("run_id") or self.child.run_id))
+        if not self.done():
+            self.set_result(None)

@@ -1,0 +1,136 @@
+-- Reset: a run is taken up again at an earlier event, as a new run.
+
+-- Begin a new run (p_new) with the history of a run up to an event; the step of that event is taken again, and what was
+-- pending then is done again.  Whoever has the workflow id ends: terminated, for the reason "reset".
+-- Answers ok; missing; invalid (there is no such event: p_last tells how many the run has); busy (try again).
+--
+-- p_inputs: the types of events that are applied to a run; a step begins with one of them.  The last of them up to the
+-- event is not copied: it is news for the new run, which the code may answer in another way than before.
+--   - Signals that came later come again, in order.
+--   - Children that were started up to the event stay, and tell the new run how they end, or ended; but those that ended
+--     because the old run did are started again.  Later children end as their parent_close says.
+--   - Timers that were running keep their due times: the news WorkflowReset names them, and the command that the event answers.
+CREATE FUNCTION {schema}.reset_run(
+    p_sender uuid, p_batch bigint, p_run uuid, p_workflow_id text, p_event int, p_new uuid, p_inputs text[],
+    OUT status text, OUT last int)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_run {schema}.run;
+    v_other {schema}.run;
+    v_child {schema}.run;
+    v_first {schema}.event;
+    v_new record;
+    v_cut int;
+    v_timers json;
+    v_facts json;
+BEGIN
+    PERFORM {schema}.begin_batch(p_sender, p_batch, 1);
+    v_run := {schema}.find_run(p_run, p_workflow_id);
+    IF v_run.run_id IS NULL OR (substr(p_new::text, 15, 1) IS DISTINCT FROM '8') IS NOT TRUE THEN
+        reset_run.status := 'missing';
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_new) THEN
+        -- Only repeated, because its answer was lost; or somebody else's, which is not told.
+        reset_run.status := CASE WHEN EXISTS (
+            SELECT 1 FROM {schema}.run r WHERE r.run_id = p_new AND r.workflow_id = v_run.workflow_id
+            AND r.stream_id = v_run.stream_id) THEN 'ok' ELSE 'missing' END;
+        RETURN;
+    END IF;
+    SELECT r.* INTO v_run FROM {schema}.run r WHERE r.run_id = v_run.run_id FOR UPDATE;
+    reset_run.last := v_run.last_event;
+    SELECT max(e.event_id) INTO v_cut FROM {schema}.event e
+    WHERE e.run_id = v_run.run_id AND e.event_id <= p_event AND e.type = ANY (p_inputs);
+    IF (p_event BETWEEN 1 AND v_run.last_event AND v_cut IS NOT NULL) IS NOT TRUE THEN
+        reset_run.status := 'invalid';
+        RETURN;
+    END IF;
+    SELECT e.* INTO v_first FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = 1;
+
+    -- The children that stay.
+    FOR v_child IN
+        SELECT r.* FROM {schema}.event e
+        JOIN {schema}.run r ON r.parent_run_id = e.run_id AND r.parent_seq = e.seq
+        WHERE e.run_id = v_run.run_id AND e.type = 'ChildStarted' AND e.event_id <= p_event AND r.next_run_id IS NULL
+        ORDER BY e.event_id
+        FOR UPDATE OF r
+    LOOP
+        CONTINUE WHEN v_child.status IN ('terminated', 'cancelled') AND v_child.closed_at >= v_run.closed_at;
+        CONTINUE WHEN EXISTS (
+            SELECT 1 FROM {schema}.event e
+            WHERE e.run_id = v_run.run_id AND e.event_id <= v_cut AND e.seq = v_child.parent_seq AND e.type = ANY (p_inputs)
+              AND e.type LIKE 'Child%');
+        UPDATE {schema}.run r SET parent_run_id = p_new WHERE r.run_id = v_child.run_id;
+        IF v_child.status <> 'running' THEN
+            PERFORM {schema}.tell_parent(p_new, v_child.parent_seq, v_child);
+        END IF;
+    END LOOP;
+    UPDATE {schema}.follower f SET follower_run_id = p_new
+    WHERE f.follower_run_id = v_run.run_id AND EXISTS (
+        SELECT 1 FROM {schema}.event e
+        WHERE e.run_id = v_run.run_id AND e.type = 'ChildStarted' AND e.event_id <= p_event AND e.seq = f.seq);
+
+    -- The signals that came later; what is news for the new run stands before them.
+    IF v_cut > 1 THEN
+        -- What runs out later is no concern of a timer that was answered or cancelled by then.
+        SELECT json_object_agg(t.seq, (extract(epoch FROM t.at) * 1000)::bigint + coalesce((t.attributes ->> 'ms')::bigint, 0))
+        INTO v_timers
+        FROM {schema}.event t
+        WHERE t.run_id = v_run.run_id AND t.type = 'TimerStarted' AND t.event_id <= p_event
+          AND NOT EXISTS (SELECT 1 FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.seq = t.seq
+                          AND e.type IN ('TimerFired', 'TimerCancelled'));
+        INSERT INTO {schema}.inbox (run_id, type, attributes)
+        SELECT p_new, 'WorkflowReset', json_build_object(
+            'run_id', p_new, 'previous', v_run.run_id, 'event', p_event, 'timers', coalesce(v_timers, '{}'::json),
+            'answered', e.seq)
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = v_cut;
+        INSERT INTO {schema}.inbox (run_id, type, at, seq, name, payload, attributes)
+        SELECT p_new, e.type, clock_timestamp(), e.seq, e.name, e.payload, e.attributes
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = v_cut;
+    END IF;
+    INSERT INTO {schema}.inbox (run_id, type, name, payload)
+    SELECT p_new, e.type, e.name, e.payload FROM {schema}.event e
+    WHERE e.run_id = v_run.run_id AND e.event_id > v_cut AND e.type = 'SignalReceived' ORDER BY e.event_id;
+    INSERT INTO {schema}.inbox (run_id, type, name, payload)
+    SELECT p_new, i.type, i.name, i.payload FROM {schema}.inbox i
+    WHERE i.run_id = v_run.run_id AND i.type = 'SignalReceived' ORDER BY i.inbox_id;
+
+    -- Whoever has the workflow id ends; who waited for a run of this chain waits for the new one.
+    SELECT r.* INTO v_other FROM {schema}.run r
+    WHERE r.workflow_id = v_run.workflow_id AND r.stream_id = v_run.stream_id AND r.status = 'running';
+    IF FOUND THEN
+        IF coalesce(v_other.first_run_id, v_other.run_id) = coalesce(v_run.first_run_id, v_run.run_id) THEN
+            UPDATE {schema}.run r SET next_run_id = p_new WHERE r.run_id = v_other.run_id;
+            UPDATE {schema}.follower f SET run_id = p_new WHERE f.run_id = v_other.run_id;
+        END IF;
+        PERFORM {schema}.end_run(v_other.run_id, 'terminated', 'WorkflowTerminated', 'reset');
+    END IF;
+
+    v_facts := CASE
+        WHEN v_cut = 1 THEN {schema}.with_fact(
+            {schema}.with_fact(v_first.attributes, 'origin', NULL), 'previous', to_json(v_run.run_id::text))
+        WHEN v_first.attributes -> 'origin' IS NOT NULL THEN v_first.attributes
+        ELSE {schema}.with_fact(v_first.attributes, 'origin', json_build_object(
+            'run_id', v_run.run_id, 'started_at', (extract(epoch FROM v_run.started_at) * 1000)::bigint)) END;
+    SELECT * INTO v_new FROM {schema}.create_run(
+        p_new, v_run.workflow_id, v_run.stream_id, v_run.name, v_first.payload, 'fail', 'allow', 0, v_facts,
+        v_run.parent_run_id, v_run.parent_seq, v_run.parent_close);
+    IF v_new.status <> 'started' THEN
+        RAISE EXCEPTION 'the workflow id is being fought over' USING ERRCODE = '55P03';
+    END IF;
+    UPDATE {schema}.run r
+    SET first_run_id = coalesce(v_run.first_run_id, v_run.run_id), last_event = greatest(v_cut - 1, 1)
+    WHERE r.run_id = p_new;
+    IF v_cut > 1 THEN
+        UPDATE {schema}.event e SET at = v_first.at WHERE e.run_id = p_new AND e.event_id = 1;
+        INSERT INTO {schema}.event (run_id, event_id, type, at, seq, name, payload, attributes)
+        SELECT p_new, e.event_id, e.type, e.at, e.seq, e.name, e.payload, e.attributes
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > 1 AND e.event_id < v_cut;
+    END IF;
+    PERFORM {schema}.wake(ARRAY[v_run.stream_id]);
+    reset_run.status := 'ok';
+END
+$$;
