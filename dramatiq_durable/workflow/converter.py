@@ -258,18 +258,20 @@ def decode_call(data: bytes, fn: Callable[..., Any] | None = None) -> tuple[list
     known = decoders_of(fn)
     if known.plain:
         return args, kwargs
+    place = 0
     try:
         for i, value in enumerate(args):
             make = known.positional[i] if i < len(known.positional) else known.rest
             if make is not None:
+                place = i
                 args[i] = make(value)
         if known.named:
-            for name, value in kwargs.items():
+            for i, (name, value) in enumerate(kwargs.items(), len(args)):
                 make = known.named.get(name) or known.named.get("**")
                 if make is not None:
+                    place = i
                     kwargs[name] = make(value)
     except NotDecodable as e:
-        # `value` is the one at which it stopped; what came before is decoded already.
-        e.what = next(place for place, given in _places(tuple(args), kwargs, fn) if given is value)
+        e.what = _places(tuple(args), kwargs, fn)[place][0]
         raise
     return args, kwargs

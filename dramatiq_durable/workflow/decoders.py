@@ -117,11 +117,12 @@ def _bare(annotation: Any) -> Any:
 
 
 def _misfit(value: Any, expected: str, error: BaseException | None = None) -> NotDecodable:
-    shown = repr(value)
-    if len(shown) > 60:
-        shown = shown[:57] + "..."
-    why = f" ({error})" if error is not None and str(error) else ""
-    return NotDecodable(f"{shown} is no {expected}{why}")
+    why = f" ({_shortened(str(error), 300)})" if error is not None and str(error) else ""
+    return NotDecodable(f"{_shortened(repr(value), 60)} is no {expected}{why}")
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _calling(make: Callable[[Any], Any], expected: str) -> Decoder:
@@ -380,12 +381,22 @@ def _typed_dict(cls: Any, annotation: Any) -> Decoder:
     def fields() -> dict[str, Decoder | None]:
         return {name: decoder_for(hint) for name, hint in _fields_of(cls, annotation).items()}
 
+    @functools.cache
+    def required() -> list[str]:
+        # `__required_keys__` takes annotations that are text for ordinary ones.
+        said = {name: typing.get_origin(hint) for name, hint in hints_of(cls).items()}
+        return [
+            name
+            for name, how in said.items()
+            if how is typing.Required or (name in cls.__required_keys__ and how is not typing.NotRequired)
+        ]
+
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
             raise _misfit(value, cls.__name__)
-        missing = cls.__required_keys__ - value.keys()
+        missing = [name for name in required() if name not in value]
         if missing:
-            raise NotDecodable(f"an object without {', '.join(sorted(missing))} is no {cls.__name__}")
+            raise NotDecodable(f"an object without {', '.join(missing)} is no {cls.__name__}")
         return {**value, **_given(fields(), value)}
 
     return decode

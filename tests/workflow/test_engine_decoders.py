@@ -203,7 +203,8 @@ TYPES: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (dict[UUID, Money], st.dictionaries(uuids, monies)),
     (Mapping[date, int], st.dictionaries(dates, st.integers())),
     (dict[Decimal, str], st.dictionaries(st.integers().map(Decimal), st.text())),
-    (dict[Plain, dict[Grade, UUID]], st.dictionaries(st.sampled_from(Plain), st.dictionaries(st.sampled_from(Grade), uuids))),
+    (dict[Plain, date], st.dictionaries(st.sampled_from(Plain), dates)),
+    (dict[str, dict[Grade, UUID]], st.dictionaries(st.text(), st.dictionaries(st.sampled_from(Grade), uuids))),
     (dict[bool, UUID], st.dictionaries(st.booleans(), uuids)),
     (dict[int | None, int], st.dictionaries(st.none() | st.integers(), st.integers())),
     (dict[Literal["a", 1], UUID], st.dictionaries(st.sampled_from(["a", 1]), uuids)),
@@ -281,7 +282,7 @@ def test_functions_that_nobody_can_refer_to_weakly() -> None:
     [
         ('"x"', Decimal, "'x' is no Decimal"),
         ("5", UUID, "5 is no UUID (it is of type int)"),
-        ('{"value":"2026-01-01","children":[{"value":"2026"},{"value":1}]}', Tree, "at .children[0].value: '2026' is no date"),
+        ('{"value":"2026-01-01","children":[{"value":"26"}]}', Tree, "at .children[0].value: '26' is no date"),
         ('[{"item":{"amount":"x"}}]', list[Box[Money]], "at [0].item.amount: 'x' is no Decimal"),
         ('{"a":["2026-01-01",3]}', dict[str, tuple[date, date]], "at ['a'][1]: 3 is no date"),
         ('{"x":1}', dict[UUID, int], "at ['x']: 'x' is no UUID"),
@@ -296,7 +297,7 @@ def test_functions_that_nobody_can_refer_to_weakly() -> None:
         ("[1,2,3]", Point, "at .x: 1 is no Decimal"),
         ('{"kind":"fox"}', Cat | Dog, "is no Cat or Dog"),
         ("{}", UUID | int, "{} is no UUID or int"),
-        ('"' + "x" * 200 + '"', date, "xxx... is no date"),
+        ('"' + "x" * 9000 + '"', date, "xxx... is no date"),
         ('"=="', bytes, "'==' is no bytes"),
         ('"long"', timedelta, "'long' is no timedelta"),
     ],
@@ -304,7 +305,7 @@ def test_functions_that_nobody_can_refer_to_weakly() -> None:
 def test_what_does_not_fit_is_named(data: str, annotation: Any, message: str) -> None:
     with pytest.raises(NotDecodable, match=re.escape(message)) as caught:
         decode(data.encode(), annotation)
-    assert len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 500
 
 
 def test_the_argument_that_does_not_fit_is_named() -> None:
@@ -312,6 +313,11 @@ def test_the_argument_that_does_not_fit_is_named() -> None:
 
     with pytest.raises(NotDecodable, match=r"^argument 2 \('order'\), at \.value: 7 is no date"):
         decode_call(b'{"args":[1,{"value":7}],"kwargs":{}}', fn)
+
+    def days(*days: date) -> None: ...
+
+    with pytest.raises(NotDecodable, match=r"^argument 2: 7 is no date"):
+        decode_call(b'{"args":["2026-01-01",7,7],"kwargs":{}}', days)
     with pytest.raises(NotDecodable, match=r"^argument 'when': 'x' is no date"):
         decode_call(b'{"args":[1],"kwargs":{"when":"x"}}', fn)
 
@@ -383,7 +389,7 @@ class TestPydantic:
             again = decode(encode(value), annotation)
             assert again == value
             assert type(again) is type(value)
-        with pytest.raises(NotDecodable, match=r"at \[0\]: .* is no Order .*id\n +Field required"):
+        with pytest.raises(NotDecodable, match=r"at \[0\]: .* is no Order \(.*\nid\n +Field required"):
             decode(b'[{"items":[]}]', list[Order])
 
     def test_its_dataclasses_come_back(self) -> None:
