@@ -16,6 +16,7 @@ from .delivery import Delivery, current_delivery
 from .errors import Abort
 from .operations import MarkStarted
 from .results import PostgresBackend
+from .workflow.converter import typed
 
 if TYPE_CHECKING:
     from .claimer import Claimer
@@ -150,6 +151,8 @@ class _Call:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         delivery = self._delivery
+        if delivery.kind == "a":
+            args, kwargs = typed(args, kwargs, self._actor.fn)
         try:
             delivery.begin()
             result = self._actor(*args, **kwargs)

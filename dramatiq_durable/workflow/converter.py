@@ -253,11 +253,30 @@ def decode_call(data: bytes, fn: Callable[..., Any] | None = None) -> tuple[list
     call = loads(data)
     args: list[Any] = call["args"]
     kwargs: dict[str, Any] = call["kwargs"]
-    if fn is None:
+    if fn is not None:
+        _type(args, kwargs, fn)
+    return args, kwargs
+
+
+def typed(
+    args: tuple[Any, ...], kwargs: dict[str, Any], fn: Callable[..., Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call that are plain JSON values as the function's annotations say.
+
+    Raises:
+      NotDecodable: an argument does not fit its annotation; the message names it.
+    """
+    if decoders_of(fn).plain:
         return args, kwargs
+    positional, named = list(args), dict(kwargs)
+    _type(positional, named, fn)
+    return tuple(positional), named
+
+
+def _type(args: list[Any], kwargs: dict[str, Any], fn: Callable[..., Any]) -> None:
     known = decoders_of(fn)
     if known.plain:
-        return args, kwargs
+        return
     place = 0
     try:
         for i, value in enumerate(args):
@@ -274,4 +293,3 @@ def decode_call(data: bytes, fn: Callable[..., Any] | None = None) -> tuple[list
     except NotDecodable as e:
         e.what = _places(tuple(args), kwargs, fn)[place][0]
         raise
-    return args, kwargs

@@ -516,13 +516,16 @@ class Workflow(Generic[P, R]):
     ) -> ChildHandle[Any]:
         check_call(self.fn, self.name, args, kwargs)
         payload = encode_call(args, kwargs, self.fn, self.name)
+        options = self.defaults
+        if headers or options.headers:
+            options = replace(options, headers=check_headers(self.name, headers) or None)
         command = StartChild(
             None,
             self.name,
             payload,
             hash_arguments(payload),
             self.queue_name,
-            options=replace(self.defaults, headers=check_headers(self.name, headers) or None).for_child(),
+            options=options.for_child(),
         )
         seq = execution.issue(command)
         workflow_id, command.run_id = execution.child_ids(seq)

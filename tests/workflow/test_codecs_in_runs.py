@@ -374,3 +374,41 @@ def test_schedules_keep_what_they_start_encoded(make_broker: MakeBroker, databas
         wait_until(lambda: bool(runs()))
         assert durable.get_handle(runs()[0][0], broker=broker).result(timeout=30) == [SECRET, {"m": SECRET}]
     assert SECRET not in readable(database_url)
+
+
+def test_runs_that_go_on_for_others(make_broker: MakeBroker, database_url: str) -> None:
+    broker = make_broker(codecs=[Compress(), encrypt()])
+    tries: list[int] = []
+
+    @durable.activity(broker=broker, queue_name="steps")
+    def echo(value: str) -> str:
+        return value
+
+    @durable.workflow(broker=broker, queue_name="runs")
+    async def counting(card: str, left: int) -> list[Any]:
+        if left:
+            durable.continue_as_new(await echo.execute(card), left - 1)
+        seen = await durable.wait_for_signal("go")
+        return [card, seen, durable.info().memo, durable.info().headers]
+
+    @durable.workflow(broker=broker, queue_name="runs")
+    async def flaky(card: str) -> list[Any]:
+        tries.append(1)
+        if durable.info().attempt == 1:
+            raise ValueError(card)
+        return [card, durable.info().memo, durable.info().headers]
+
+    facts: Any = {"memo": {"m": f"{SECRET} memo"}, "headers": {"h": f"{SECRET} header"}}
+    handle = counting.options(workflow_id="c", **facts).start(f"{SECRET} card", 2)
+    retried = flaky.options(retry=durable.RetryPolicy(initial_interval=0.01), **facts).start(f"{SECRET} card")
+    with working(broker):
+        handle.signal("go", f"{SECRET} signal")
+        expected = [f"{SECRET} card", facts["memo"], facts["headers"]]
+        assert retried.result(timeout=30) == expected
+        assert handle.result(timeout=30) == [expected[0], f"{SECRET} signal", *expected[1:]]
+        assert SECRET not in readable(database_url)
+        # What a reset takes over (the signal, too), it takes over as it is stored.
+        again = durable.get_handle("c", broker=broker).reset(1)
+        assert again.result(timeout=30) == [expected[0], f"{SECRET} signal", *expected[1:]]
+    assert len(tries) == 2
+    assert SECRET not in readable(database_url)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, NotReq
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dramatiq_durable as durable
@@ -235,6 +235,7 @@ TYPES: list[tuple[Any, st.SearchStrategy[Any]]] = [
 
 @pytest.mark.parametrize(("annotation", "values"), TYPES, ids=[str(annotation) for annotation, _ in TYPES])
 def test_a_value_comes_back_as_it_was_given(annotation: Any, values: st.SearchStrategy[Any]) -> None:
+    @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
     @given(values)
     def check(value: Any) -> None:
         data = encode(value)
@@ -404,8 +405,8 @@ class TestPydantic:
 
 def test_types_reach_both_sides(broker: durable.DurableBroker, start_worker: Any) -> None:
     @durable.activity(queue_name="steps")
-    def double(box: Any) -> Money:
-        return Money(Decimal(box["item"]["amount"]) * 2)
+    def double(box: Box[Money]) -> Money:
+        return Money(box.item.amount * 2)
 
     @durable.workflow(queue_name="runs")
     async def order(box: Box[Money], mode: Mode) -> dict[date, Point]:

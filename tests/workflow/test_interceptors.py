@@ -13,7 +13,7 @@ from test_engine_support import Run, broker, charge, echo, ship
 import dramatiq_durable as durable
 from dramatiq_durable import CallContext, CallNext, WorkflowInterceptor
 from dramatiq_durable.workflow import events
-from dramatiq_durable.workflow.commands import ScheduleActivity, StartChild
+from dramatiq_durable.workflow.commands import ContinueAsNew, ScheduleActivity, StartChild
 from dramatiq_durable.workflow.converter import encode, loads
 from dramatiq_durable.workflow.definition import activity
 from dramatiq_durable.workflow.interceptors import Interceptors
@@ -189,6 +189,36 @@ def test_headers_travel() -> None:
 
 async def echo_twice() -> None:
     await asyncio.gather(echo.execute(), echo.options(headers={"b": 2}).execute())
+
+
+def test_headers_are_those_of_the_next_run() -> None:
+    async def order(n: int) -> None:
+        durable.continue_as_new(n + 1)
+
+    run = run_of(order, 1, through=[Headers()])
+    (command,) = run.last
+    assert isinstance(command, ContinueAsNew)
+    assert command.facts["headers"] == {"tenant": "acme"}
+    run.replayed()
+
+
+def test_a_child_of_an_interceptor_is_known_once_it_is_started() -> None:
+    class First(WorkflowInterceptor):
+        async def execute_child(self, ctx: CallContext, call_next: CallNext) -> Any:
+            await audit.execute(ctx.workflow_id)
+            return await call_next(ctx)
+
+    async def order() -> Any:
+        child = ship.options(workflow_id="s-1").start("x")
+        await child.started()
+        return child.run_id
+
+    run = run_of(order, through=[First()])
+    run.complete(1)
+    assert run.types == [events.CHILD_STARTED, events.CHILD_START_AWAITED]
+    run.send(events.CHILD_START_CONFIRMED, 3, attributes={"run_id": "r-9"})
+    assert run.result == "r-9"
+    run.replayed()
 
 
 def test_bad_headers_are_refused_at_the_call() -> None:
