@@ -81,7 +81,7 @@ class DurableBroker(Processing, Queues, Broker):
         namespace: str | None = None,
         middleware: list[Middleware] | None = None,
         interceptors: Sequence[WorkflowInterceptor] = (),
-        codecs: Sequence[Codec | decode_only] = (),
+        codecs: Sequence[Codec | decode_only] | Codecs = (),
         reclaim_delay: Any = None,
         reclaim_count: int = 3,
         fail_fast_default: bool = False,
@@ -98,14 +98,14 @@ class DurableBroker(Processing, Queues, Broker):
         )
         self.namespace = namespace or self.settings.namespace
         self.database = Database(self._conninfo, self.namespace, prepared=self.settings.prepared_statements)
+        self.codecs = codecs if isinstance(codecs, Codecs) else Codecs(codecs)
         self.commit = GroupCommit(self.database)
-        self.procedures = Procedures(self.namespace)
+        self.procedures = Procedures(self.namespace, self.codecs)
         self.fail_fast_default = fail_fast_default
         self.failures = {}
         self.watched = []
         self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
-        self.codecs = Codecs(codecs)
         self.interceptors = Interceptors(interceptors)
         self.runner = Runner(self)
         self.settler = Settler(self)

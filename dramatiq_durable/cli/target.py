@@ -61,9 +61,8 @@ class Target:
     def broker(self) -> DurableBroker:
         """A broker on a namespace that is migrated (the embedded server's is, by itself)."""
         url = check_url(self._url, name="--url") if self._url is not None else None
-        broker = DurableBroker(url, namespace=self.namespace, middleware=[], settings=self.settings)
-        broker.codecs = ShownCodecs(self._codecs())
-        return broker
+        codecs = ShownCodecs(self._codecs())
+        return DurableBroker(url, namespace=self.namespace, middleware=[], codecs=codecs, settings=self.settings)
 
     def _codecs(self) -> Sequence[Codec | decode_only]:
         """Those of the application's broker."""

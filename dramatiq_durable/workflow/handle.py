@@ -149,7 +149,7 @@ class WorkflowHandle(Generic[R]):
     def history(self) -> list[HistoryEvent]:
         """Everything that happened to the run, in its one order.  Raises as `describe`."""
         run_id = uuid.UUID(self._resolve()).bytes
-        events = self._events(run_id, 0)
+        events = self._read(lambda conn: self.broker.procedures.get_history(conn, run_id))
         if not events:
             # A run has one from its start.
             raise self._not_found()
@@ -214,7 +214,7 @@ class WorkflowHandle(Generic[R]):
 
     def _outcome(self, run_id: str, status: str, length: int) -> R:
         key = uuid.UUID(run_id).bytes
-        last = self._events(key, length - 1)[0]
+        last: Event = self._read(lambda conn: self.broker.procedures.get_history(conn, key, length - 1))[0]
         ids = {"workflow_id": self._workflow_id or "", "run_id": run_id}
         what = f"the workflow {self._workflow_id or run_id!r}"
         attributes = last.attributes or {}
@@ -354,11 +354,6 @@ class WorkflowHandle(Generic[R]):
             f"there is no workflow {self._workflow_id or self.run_id!r} in the namespace {self.broker.namespace!r}, "
             "or this login may not see it"
         )
-
-    def _events(self, run_id: bytes, after: int) -> list[Event]:
-        """The run's events after one, decoded."""
-        events: list[Event] = self._read(lambda conn: self.broker.procedures.get_history(conn, run_id, after))
-        return [self.broker.codecs.open(event) for event in events]
 
     def _read(self, call: Callable[[Any], Any]) -> Any:
         outside_of_workflows("look at a workflow through a handle")

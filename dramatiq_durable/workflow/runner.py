@@ -232,9 +232,6 @@ class Runner:
                 if token is not self.broker.commit.context.worker:
                     raise DatabaseUnavailable("the worker got a new token meanwhile") from e
                 raise translate(e) from e
-        codecs = self.broker.codecs
-        history = [codecs.open(event) for event in history]
-        inbox = [(inbox_id, codecs.open(event)) for inbox_id, event in inbox]
         if run.execution is None:
             execution = Execution(
                 workflow.fn,
