@@ -104,12 +104,14 @@ def _stop(ident: int, scope: Scope) -> bool:
     # The step sets itself free first and looks at ``overdue`` then; here it is the other way round: whatever the two
     # do at once, either nothing is raised, or the step knows that it has to take it back.
     with _lock:
+        again = scope.overdue is not None
         scope.overdue = text
         if stepping.get(ident) is not scope:
             return True
         scope.loop.stop_soon()
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Overdue))
-    log.error("%s", text)
+    if again:  # it caught what was raised, or is in a call that does not come back
+        log.error("still running: %s", text)
     return True
 
 

@@ -27,6 +27,10 @@ _NETWORK = Rule("does network I/O", _ACTIVITY)
 _DATABASE = Rule("talks to a database", _ACTIVITY)
 _BLOCKS = Rule("waits for other threads", "use its namesake of asyncio: `asyncio.Event`, `asyncio.Queue`, ...")
 _LOOP = Rule("needs another event loop", "use plain asyncio: the workflow runs on a loop of its own")
+_BARE = Rule(
+    "has an order of chance in sets",
+    "use `asyncio.create_task(...)`, or `asyncio.get_running_loop().create_future()`",
+)
 _PROCESS_OWN = Rule("differs in every process", "use something that the arguments determine")
 
 
@@ -77,6 +81,7 @@ ANYWHERE: dict[str, Rule] = {
 #: Where they are called.
 CALLS: dict[str, Rule] = {
     **_all(_PROCESS_OWN, "builtins", "id hash"),
+    **_all(_BARE, "asyncio", "Task Future"),
     **_all(_BLOCKS, "threading", "Event Condition Semaphore BoundedSemaphore Barrier"),
     **_all(_BLOCKS, "queue", "Queue LifoQueue PriorityQueue SimpleQueue"),
     **_all(_THREAD, "threading", "Thread Timer"),

@@ -31,6 +31,9 @@ T = TypeVar("T")
 MAX_HANDLES = 1_000_000
 """How many callbacks one step may run before it is taken for an endless loop."""
 
+FOR_EVER = 1000 * 366 * 86_400
+"""A delay of so many seconds is none that comes to an end."""
+
 MAX_LATE = 1000
 """How often the code of a run that is dropped is told so, before it is left waiting."""
 
@@ -332,6 +335,10 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
+        if not delay < FOR_EVER:
+            if delay != delay:
+                raise ValueError("a delay is a number of seconds, not NaN")
+            return TimerHandle(self, delay, callback, args, context)  # it never fires: nothing is to be recorded
         # Clocks of asyncio's users are floats: what is less than 10 microseconds over a millisecond is rounding noise.
         ms = math.ceil(round(delay * 1000, 2))
         if ms <= 0:

@@ -12,6 +12,7 @@ import contextvars
 import dataclasses
 import random
 from collections.abc import Callable, Coroutine, Iterable
+from ctypes import py_object, pythonapi
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -548,10 +549,6 @@ _HANDLERS: dict[str, Callable[[Execution, Event], None]] = {
     events.WORKFLOW_RESET: Execution._on_reset,
 }
 
-#: Coroutines that refuse to be closed (``except BaseException: pass`` around an endless loop) stay here: their
-#: destruction would only make noise.
-_unclosable: list[Any] = []
-
 
 def _close_coroutine(coro: Any) -> None:
     for _ in range(100):
@@ -563,7 +560,9 @@ def _close_coroutine(coro: Any) -> None:
         except BaseException:  # its cleanup failed, and has no one to tell
             pass
         return
-    _unclosable.append(coro)
+    # It refuses (`except BaseException: pass` around an endless loop).  Its destruction, even at the end of the
+    # process, would only run its code once more, and make noise: it is never destroyed.
+    pythonapi.Py_IncRef(py_object(coro))
 
 
 def _resolve(condition: _Condition) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 from ..errors import ForbiddenInWorkflow
 from .deadlock import stepping
-from .loop import WorkflowLoop, current_host
+from .loop import Future, WorkflowLoop, current_host
 
 T = TypeVar("T")
 
@@ -77,6 +77,67 @@ async def wait_for(awaitable: Awaitable[T], timeout: float | None) -> T:
         return future.result()
     async with asyncio.timeout(timeout):
         return await awaitable
+
+
+class _Gathered(Future[list[Any]]):
+    """Waits for what was gathered; cancelled, it cancels that."""
+
+    __slots__ = ("_children", "asked_to_cancel")
+
+    def __init__(self, loop: WorkflowLoop, children: list[asyncio.Future[Any]]) -> None:
+        super().__init__(loop)
+        self._children = children
+        self.asked_to_cancel = False
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self.done():
+            return False
+        # No shortcut: every one of them is to be asked.
+        asked = [child.cancel(msg) for child in self._children]
+        if any(asked):
+            self.asked_to_cancel = True
+        return any(asked)
+
+
+def gather(*aws: Any, return_exceptions: bool = False) -> asyncio.Future[list[Any]]:
+    """``asyncio.gather`` inside a workflow: as from Python 3.12 on, what is done already is not waited for."""
+    loop = running_loop()
+    futures = {aw: asyncio.ensure_future(aw) for aw in dict.fromkeys(aws)}
+    children = list(futures.values())
+    outer = _Gathered(loop, children)
+    left = len(children)
+
+    def ended(child: asyncio.Future[Any]) -> None:
+        nonlocal left
+        left -= 1
+        failure = _failure_of(child)
+        if outer.done():
+            return
+        if failure is not None and not return_exceptions:
+            outer.set_exception(failure)
+        elif left == 0:
+            if outer.asked_to_cancel:
+                outer.set_exception(asyncio.CancelledError())
+            else:
+                failures = {aw: _failure_of(future) for aw, future in futures.items()}
+                outer.set_result([futures[aw].result() if failures[aw] is None else failures[aw] for aw in aws])
+
+    if not children:
+        outer.set_result([])
+    done = [child for child in children if child.done()]
+    for child in children:
+        if not child.done():
+            child.add_done_callback(ended)
+    for child in done:
+        ended(child)
+    return outer
+
+
+def _failure_of(future: asyncio.Future[Any]) -> BaseException | None:
+    try:
+        return future.exception()
+    except asyncio.CancelledError as e:
+        return e
 
 
 async def wait(
@@ -224,6 +285,7 @@ def replacements() -> dict[Any, Any]:
     return {
         real: _instead(real, ours)
         for real, ours in (
+            (asyncio.gather, gather),
             (asyncio.wait, wait),
             (asyncio.wait_for, wait_for),
             (asyncio.as_completed, as_completed),

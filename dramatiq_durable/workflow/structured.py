@@ -8,6 +8,7 @@ they were created, and the rules are those of the latest versions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextvars import Context
 from types import TracebackType
 from typing import Any
@@ -112,9 +113,16 @@ class Timeout(asyncio.Timeout):  # type: ignore[misc]  # final for type checkers
             self._stage = "exited"
         elif self._stage == "expiring":
             self._stage = "expired"
-            others = self._owner.uncancel() > self._cancels
-            if not others and kind is not None and issubclass(kind, asyncio.CancelledError):
+            is_pending = getattr(self._owner, "_must_cancel", False)
+            if self._owner.uncancel() > self._cancels:
+                return
+            if kind is not None and issubclass(kind, asyncio.CancelledError):
                 raise TimeoutError from exc
+            if is_pending:
+                # A group inside passed our cancel on to the next await, together with its own failures.  It is ours,
+                # and must not be taken for another; before Python 3.13 nothing but an await takes it back.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
 
     def __repr__(self) -> str:
         return f"<Timeout [{self._stage}] when={self._due}>"

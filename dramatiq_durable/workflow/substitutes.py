@@ -87,7 +87,8 @@ def _run_of_caller(frame: FrameType) -> Any:
     host = current_host()
     if host is None or host.loop.evicting:
         return None
-    return None if package_of(frame) in _NOT_THE_WORKFLOW else host
+    # What a module does while it is imported is done once in a process, whichever run comes first.
+    return None if package_of(frame) in _NOT_THE_WORKFLOW or is_trusted(frame) else host
 
 
 def _as_method(function: Callable[..., Any], real: Any) -> Any:

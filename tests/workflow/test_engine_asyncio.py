@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from typing import Any
 
 import pytest
@@ -71,6 +72,24 @@ def test_timeouts_are_exact_in_spite_of_floats(seconds: float) -> None:
         run.send("WorkflowStarted", payload=b'{"args":[],"kwargs":{}}')
         timer = next(c for c in run.last if c.event_type == "TimerStarted")
         assert timer.attributes() == {"ms": round(seconds * 1000)}
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e12])
+def test_a_sleep_for_ever_is_no_timer(seconds: float) -> None:
+    async def wf() -> Any:
+        try:
+            async with asyncio.timeout(5):
+                await asyncio.sleep(seconds)
+        except TimeoutError:
+            with pytest.raises(ValueError):
+                await asyncio.sleep(math.nan)
+            return "woken"
+
+    run = Run(wf)
+    assert [c.attributes() for c in run.last] == [{"ms": 5000}]
+    run.fire(1)
+    assert run.result == "woken"
+    check(run)
 
 
 def test_wait_for_cancels_the_activity_on_timeout() -> None:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
 from random import choice, randint
 from time import monotonic
 from time import time as now_in_seconds
@@ -197,6 +198,24 @@ def test_random_numbers_are_the_runs_own() -> None:
     assert results[0] != results[2]
     assert results[2][0][6] == random.Random(7).random()
     assert uuid.UUID(results[0][0][7]).version == 4
+
+
+def test_what_a_module_draws_while_it_is_imported_is_none_of_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "draws_at_import.py").write_text(
+        "import random, time, uuid, os\nVALUES = [time.time(), random.random(), uuid.uuid4(), os.urandom(3)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    async def wf() -> Any:
+        import draws_at_import  # type: ignore[import-not-found]
+
+        return [random.random(), draws_at_import.VALUES[0] > START + 86_400]
+
+    first = Run(wf).result
+    assert first[1] is True
+    assert Run(wf).result == first
 
 
 def test_a_workflow_does_not_disturb_the_numbers_of_others() -> None:

@@ -207,6 +207,45 @@ def test_nested_timeouts(outer: float, inner: float, who: str) -> None:
     check(run)
 
 
+def test_a_timeout_around_a_group_that_fails_while_it_is_cancelled_leaves_no_cancel_behind() -> None:
+    async def wf() -> Any:
+        try:
+            async with asyncio.timeout(1), asyncio.TaskGroup() as group:
+                group.create_task(echo.execute(1))
+                group.create_task(ship.execute("waits for its outcome"))
+        except ExceptionGroup as e:
+            failed = str(e.exceptions[0])
+        me = asyncio.current_task()
+        assert me is not None
+        return [failed, await echo.execute("goes on"), me.cancelling()]
+
+    run = Run(wf)
+    run.fire(1)
+    assert run.types == ["ActivityCancelled", "ChildCancelRequested"]
+    run.send("ChildFailed", 3, attributes={"failure": {"type": "Oops", "message": "in cleanup"}})
+    run.complete(4, "gone on")
+    assert run.result == ["Oops: in cleanup", "gone on", 0]
+    check(run)
+
+
+def test_gathering_what_is_done_already() -> None:
+    async def wf() -> Any:
+        task = asyncio.create_task(echo.execute("a"))
+        first = await asyncio.gather(task, task)
+        gathered = asyncio.gather(task, return_exceptions=True)
+        assert gathered.done()
+        assert not gathered.cancel()
+        failing = asyncio.create_task(echo.execute("b"))
+        await asyncio.wait([failing])
+        return [first, await gathered, await asyncio.gather(), str(asyncio.gather(failing).exception())]
+
+    run = Run(wf)
+    run.complete(1, "a")
+    run.fail(2)
+    assert run.result == [["a", "a"], ["a"], [], "ValueError: boom"]
+    check(run)
+
+
 def test_rescheduling_a_timeout() -> None:
     async def wf() -> Any:
         loop = asyncio.get_running_loop()

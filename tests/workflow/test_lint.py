@@ -62,6 +62,7 @@ FOUND: dict[str, tuple[str, str]] = {
     "input()": ("input", "wait_for_signal"),
     "threading.Thread(target=x).start()": ("Thread", "create_task"),
     "threading.Event()": ("Event", "asyncio.Event"),
+    "asyncio.Future()": ("asyncio.Future", "create_future"),
     "hash('x')": ("hash", "arguments"),
     "await asyncio.to_thread(x)": ("to_thread", "activity"),
     "await asyncio.open_connection('h', 1)": ("open_connection", "activity"),
