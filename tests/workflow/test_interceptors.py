@@ -13,7 +13,7 @@ from test_engine_support import Run, broker, charge, echo, ship
 import dramatiq_durable as durable
 from dramatiq_durable import CallContext, CallNext, WorkflowInterceptor
 from dramatiq_durable.workflow import events
-from dramatiq_durable.workflow.commands import ContinueAsNew, ScheduleActivity, StartChild
+from dramatiq_durable.workflow.commands import ContinueAsNew, ScheduleActivity, StartChild, StartTimer
 from dramatiq_durable.workflow.converter import encode, loads
 from dramatiq_durable.workflow.definition import activity
 from dramatiq_durable.workflow.interceptors import Interceptors
@@ -382,6 +382,53 @@ def test_calls_fit_wherever_calls_fit() -> None:
     run = run_of(order, through=[Trace("a", []), Pass()]).finish()
     assert run.result == list(range(11))
     run.replayed()
+
+
+async def _a_child_is_cancelled() -> Any:
+    child = ship.start("x")
+    await asyncio.sleep(1)
+    cancelled = await child.cancel()
+    try:
+        await child
+    except asyncio.CancelledError:
+        return [cancelled, asyncio.current_task().cancelling()]  # type: ignore[union-attr]
+
+
+async def _a_group_fails_after_a_timeout() -> Any:
+    try:
+        async with asyncio.timeout(3):
+            await echo.execute(1)
+    except TimeoutError:
+        pass
+    seen: list[Any] = [asyncio.current_task().cancelling()]  # type: ignore[union-attr]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for call in (echo.execute("fails"), echo.execute(3), ship.execute("a")):
+                group.create_task(call)
+    except* durable.ActivityFailed as e:
+        seen.append(str(e.exceptions[0]))
+    return seen
+
+
+@pytest.mark.parametrize("fn", [_a_child_is_cancelled, _a_group_fails_after_a_timeout])
+def test_interceptors_that_change_nothing_leave_the_same_history(fn: Any) -> None:
+    def events_of(through: list[WorkflowInterceptor]) -> list[Any]:
+        run = run_of(fn, through=through)
+        while not run.execution.closed:
+            asked = [c.seq for c in run.last if c.event_type == events.CHILD_CANCEL_REQUESTED]
+            timers = [c.seq for c in run.open_commands() if isinstance(c, StartTimer)]
+            fails = [c.seq for c in run.last if isinstance(c, ScheduleActivity) and c.args == ("fails",)]
+            if asked:
+                run.send(events.CHILD_CANCELLED, asked[0])
+            elif fails:
+                run.fail(fails[0] or 0)
+            else:
+                run.fire(timers[0] or 0)
+        assert isinstance(run.result, list)
+        run.replayed()
+        return [(e.type, e.seq, e.name, e.payload) for e in run.history]
+
+    assert events_of([Pass(), Pass()]) == events_of([])
 
 
 def test_an_interceptor_that_waits_before_it_calls_on() -> None:
