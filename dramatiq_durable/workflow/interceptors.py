@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..errors import DurableError
-from .commands import Answer, Call, Command, CommandFuture
+from .commands.base import Answer, Call, Command, CommandFuture
 from .eager import begin
 from .info import Info
 
