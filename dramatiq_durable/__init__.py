@@ -17,11 +17,16 @@ from .attempt import (
 from .broker import (
     DurableBroker,
 )
+from .codecs import (
+    Codec,
+    decode_only,
+)
 from .errors import (
     Abort,
     ActivityCancelled,
     ActivityFailed,
     ChildWorkflowFailed,
+    CodecFailed,
     DatabaseUnavailable,
     DurableError,
     EscalationCancelled,
@@ -38,6 +43,7 @@ from .errors import (
     MessageExists,
     Nondeterminism,
     NotConfigured,
+    NotDecodable,
     NotEncodable,
     NotInWorkflow,
     NotPermitted,
@@ -112,6 +118,11 @@ from .workflow.handle import (
 from .workflow.info import (
     Info,
 )
+from .workflow.interceptors import (
+    CallContext,
+    CallNext,
+    WorkflowInterceptor,
+)
 from .workflow.listing import (
     WorkflowList,
     WorkflowSummary,
@@ -175,7 +186,11 @@ __all__ = [
     "ActivityFailed",
     "ActivityInfo",
     "ActivityStub",
+    "CallContext",
+    "CallNext",
     "ChildWorkflowFailed",
+    "Codec",
+    "CodecFailed",
     "DatabaseUnavailable",
     "Description",
     "DurableBroker",
@@ -198,6 +213,7 @@ __all__ = [
     "MessageExists",
     "Nondeterminism",
     "NotConfigured",
+    "NotDecodable",
     "NotEncodable",
     "NotInWorkflow",
     "NotPermitted",
@@ -222,6 +238,7 @@ __all__ = [
     "WorkflowClosed",
     "WorkflowFailed",
     "WorkflowHandle",
+    "WorkflowInterceptor",
     "WorkflowList",
     "WorkflowNotFound",
     "WorkflowSummary",
@@ -252,6 +269,7 @@ __all__ = [
     "complete_later",
     "continue_as_new",
     "count_workflows",
+    "decode_only",
     "deprecate_patch",
     "emit",
     "entity",

@@ -21,11 +21,12 @@ from dramatiq.errors import QueueNotFound
 
 from . import topics
 from .claimer import Claimer
+from .codecs import Codec, Codecs, decode_only
 from .consumer import DurableConsumer
 from .database import Database, translate
 from .delivery import ALARM, DEADLINE, LIMITS, NOTE, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, NotPermitted
+from .errors import CodecFailed, DatabaseUnavailable, NotPermitted
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -38,6 +39,7 @@ from .settings import Settings, check_url
 from .settling import Settler
 from .wakeup import Listener
 from .workflow.carrying import TASK_PRIORITY
+from .workflow.interceptors import Interceptors, WorkflowInterceptor
 from .workflow.options import check_name
 from .workflow.runner import Runner
 
@@ -62,6 +64,9 @@ class DurableBroker(Processing, Queues, Broker):
         ``DRAMATIQ_DURABLE_URL``; without that, the embedded Postgres.
       namespace(str | None): the schema that holds everything; ``DRAMATIQ_DURABLE_NAMESPACE`` or "durable".
       middleware(list | None): as Dramatiq's own brokers take it.
+      interceptors: `WorkflowInterceptor` objects, around every workflow and what it calls; the first one is outermost.
+      codecs: what every value of a workflow goes through on its way to the database and back; the first one encodes
+        first.  Plain messages have Dramatiq's encoder.
       reclaim_delay: how long a silent worker is given before its messages are handed to others: seconds, a timedelta
         or a text like "30s".
       reclaim_count(int): a message under which so many workers died is poison, and is dead-lettered.
@@ -78,6 +83,8 @@ class DurableBroker(Processing, Queues, Broker):
         *,
         namespace: str | None = None,
         middleware: list[Middleware] | None = None,
+        interceptors: Sequence[WorkflowInterceptor] = (),
+        codecs: Sequence[Codec | decode_only] | Codecs = (),
         reclaim_delay: Any = None,
         reclaim_count: int = 3,
         fail_fast_default: bool = False,
@@ -94,8 +101,9 @@ class DurableBroker(Processing, Queues, Broker):
         )
         self.namespace = namespace or self.settings.namespace
         self.database = Database(self._conninfo, self.namespace, prepared=self.settings.prepared_statements)
+        self.codecs = codecs if isinstance(codecs, Codecs) else Codecs(codecs)
         self.commit = GroupCommit(self.database)
-        self.procedures = Procedures(self.namespace)
+        self.procedures = Procedures(self.namespace, self.codecs)
         self.fail_fast_default = fail_fast_default
         self.failures = {}
         self.watched = []
@@ -104,6 +112,7 @@ class DurableBroker(Processing, Queues, Broker):
         #: Which actors subscribe to which topics: (topic, queue, actor, priority), and which are stored already.
         self._subscriptions: list[tuple[str, str, str, int]] = []
         self._subscribed: set[tuple[str, str, str, int]] = set()
+        self.interceptors = Interceptors(interceptors)
         self.runner = Runner(self)
         self.settler = Settler(self)
         self._embedded: Any = None
@@ -438,6 +447,8 @@ class DurableBroker(Processing, Queues, Broker):
             elif payload.startswith(topics.MARK):
                 message = topics.message_of(queue_name, actor, key, payload)
             else:
+                if kind == "a":
+                    payload = self.codecs.decode(payload, f"the message for {actor!r}")
                 # What SQL wrote is JSON, whatever encoder is set here.
                 message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
@@ -446,6 +457,10 @@ class DurableBroker(Processing, Queues, Broker):
                     raise TypeError(f"the actor's name is a {type(message.actor_name).__name__}")
                 if message.queue_name != queue_name:
                     message = message.copy(queue_name=queue_name)
+        except CodecFailed as e:
+            logger.error("message %s on %r goes back: %s", UUID(bytes=key), queue_name, e)
+            self.commit.post(self.settler.not_for_here(key, lease, attempt, e))
+            return None
         except Exception as e:
             # Whatever an encoder raises: its neighbours are handed out.
             logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)

@@ -47,6 +47,33 @@ class NotEncodable(DurableError, TypeError):
     """A value cannot be carried by the encoder; the message names the value's place."""
 
 
+class NotDecodable(DurableError, ValueError):
+    """A value does not fit the annotation by which it is decoded; the message names the value's place and the type.
+
+    Attributes:
+      what(str): names the value, e.g. ``argument 1 ('order')``.
+      path(str): where in the value it is, e.g. ``.items[2].price``; empty for the value itself.
+      why(str): what does not fit.
+    """
+
+    def __init__(self, why: str, path: str = "") -> None:
+        super().__init__(why)
+        self.what = ""
+        self.path = path
+        self.why = why
+
+    def __str__(self) -> str:
+        place = ", ".join(part for part in (self.what, self.path and f"at {self.path}") if part)
+        return f"{place}: {self.why}" if place else self.why
+
+
+class CodecFailed(DurableError):
+    """A value cannot be encoded or decoded here: a codec is not known to this broker, or failed; the message names it.
+
+    What waits for it (a workflow's task, an activity) is tried again, here or by another worker.
+    """
+
+
 class InvalidName(DurableError, ValueError):
     """A stream, actor or workflow name, or an id, is empty, too long or has characters that Postgres refuses."""
 

@@ -10,20 +10,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from .arrays import Ints, Longs, Texts, Uuid, Uuids
+from .codecs import Codecs
 from .database import Connection
 from .workflow.events import Event
 
 Rows = list[tuple[Any, ...]]
+
+_NO_CODECS = Codecs()
 
 #: A result's key, and the queue of its message; None where it was kept outside of any delivery.
 Wanted = tuple[str, str | None]
 
 
 class Procedures:
-    """The calls that are made by themselves, each a function of a connection."""
+    """The calls that are made by themselves, each a function of a connection.
 
-    def __init__(self, namespace: str) -> None:
+    Events are given as they are, whatever they went through on their way to the database.  Raises CodecFailed for one
+    that cannot be decoded.
+    """
+
+    def __init__(self, namespace: str, codecs: Codecs = _NO_CODECS) -> None:
         self.schema = f'"{namespace}"'
+        self.codecs = codecs
 
     def _call(self, conn: Connection, name: str, *arguments: Any) -> Rows:
         marks = ", ".join(["%s"] * len(arguments))
@@ -110,7 +118,7 @@ class Procedures:
         rows = self._call(conn, "history_of_lease", Uuid(worker), Uuid(message_id), Uuid(lease), after)
         history, inbox = [], []
         for event_id, inbox_id, type_, at, seq, name, payload, attributes in rows:
-            event = Event(event_id or 0, type_, at, seq, name, payload, from_json(attributes))
+            event = self.codecs.open(Event(event_id or 0, type_, at, seq, name, payload, from_json(attributes)))
             if inbox_id is None:
                 history.append(event)
             else:
@@ -130,7 +138,7 @@ class Procedures:
         """A run's events after one, oldest first."""
         rows = self._call(conn, "get_history", Uuid(run_id), after)
         return [
-            Event(id_, type_, at, seq, name, payload, from_json(facts))
+            self.codecs.open(Event(id_, type_, at, seq, name, payload, from_json(facts)))
             for id_, type_, at, seq, name, payload, facts in rows
         ]
 

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from .delivery import TASK_KINDS, Delivery, encode_message
-from .errors import DatabaseUnavailable, DurableError, LeaseLost, NotEncodable, NotPermitted, PayloadTooLarge
+from .errors import (
+    CodecFailed,
+    DatabaseUnavailable,
+    DurableError,
+    LeaseLost,
+    NotEncodable,
+    NotPermitted,
+    PayloadTooLarge,
+)
 from .operations import (
     Ack,
     Beat,
@@ -73,6 +81,8 @@ class Settler:
         if delivery.unsaid and isinstance(outcome, (Reschedule, Release, FailSettling)):
             # The next attempt is given what this one said last.
             self.broker.commit.post(Beat(delivery.key, delivery.lease, delivery.details))
+        if delivery.kind == "a" and self.broker.codecs:
+            outcome = self._encoded(delivery, outcome)
         if delivery.broken is not None:
             # It will be run again, and has its effect then; what its hooks sent is sent then, too.
             delivery.left = None
@@ -128,12 +138,39 @@ class Settler:
         failure["attempt"] = delivery.attempt
         return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
 
+    def _encoded(self, delivery: Delivery, outcome: Operation) -> Operation:
+        """What is stored of an activity's outcome."""
+        codecs = self.broker.codecs
+        try:
+            if isinstance(outcome, CompleteActivity):
+                outcome.payload = codecs.encode(outcome.payload, f"the result of {delivery.actor_name!r}")
+                outcome.attributes = codecs.seal_facts(outcome.attributes)
+            elif isinstance(outcome, Reschedule):
+                outcome.payload = codecs.encode(outcome.payload, f"the message for {delivery.actor_name!r}")
+                outcome.failure = codecs.encode_text(outcome.failure)
+        except PayloadTooLarge as e:
+            failure = {**failure_to_json(e, retryable=False), "attempt": delivery.attempt}
+            failed = CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+            return self._encoded(delivery, failed)
+        except CodecFailed as e:
+            # What it did cannot be recorded now: it is done again.
+            logger.error("%s cannot be settled, and is run again: %s", delivery, e)
+            delivery.broken = e
+            return Reschedule(delivery.key, delivery.lease, 30_000, None, text_of(e))
+        return outcome
+
+    def not_for_here(self, key: bytes, lease: bytes, attempt: int, error: CodecFailed) -> Operation:
+        """What becomes of an activity whose message no codec here can decode: another worker may."""
+        delay = min(TASK_BACKOFF[1], TASK_BACKOFF[0] * 2 ** min(attempt, 20))
+        return Reschedule(key, lease, delay, None, text_of(error))
+
     def undecodable(self, key: bytes, lease: bytes, kind: str, attempt: int, error: Exception) -> Operation:
         """What becomes of a message that cannot be decoded: a dead letter; an activity fails in its run."""
         if kind == "a":
             failure = failure_to_json(error, retryable=False)
             failure["attempt"] = attempt
-            return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+            facts = self.broker.codecs.seal_facts({"failure": failure})
+            return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, facts)
         why = f"it cannot be decoded: {text_of(error)}"
         return FinishEvent(key, lease, True, None, why) if kind == "p" else Bury(key, lease, None, why)
 

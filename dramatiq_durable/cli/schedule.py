@@ -71,7 +71,7 @@ def create(
     else:
         assert workflow is not None
         check_queue_name(queue_name)
-        input = encode_call(tuple(args), kwargs, None, workflow)
+        input = broker.codecs.encode(encode_call(tuple(args), kwargs, None, workflow))
         fires = schedules.Fires("s", queue_name, check_name(workflow, "a workflow's name"), 0, input)
     schedules.save(broker, name, fires, cron, timezone, catch_up, overlap, paused, if_exists)
     click.echo(f"the schedule {name} is there")

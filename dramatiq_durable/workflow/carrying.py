@@ -134,9 +134,10 @@ class Carrier:
         options = dict(command.options)
         options["delay"] = options.pop("delay_ms", 0)
         stream_id = self.broker.stream_id(command.queue_name)
-        advance.children.append(
-            Child(command.seq, stream_id, command.name, command.workflow_id, command.payload, options)
-        )
+        codecs = self.broker.codecs
+        payload = codecs.encode(command.payload, f"the input of {command.name!r}")
+        options = codecs.seal_facts(options) or {}
+        advance.children.append(Child(command.seq, stream_id, command.name, command.workflow_id, payload, options))
 
     def _cancel_child(self, command: CancelChild, advance: Advance, execution: Execution) -> None:
         assert command.seq is not None
@@ -161,7 +162,7 @@ class Carrier:
         if priority is None:
             actor = self.broker.actors.get(command.name)
             priority = actor.priority if actor is not None else 0
-        payload = encode_message(message)
+        payload = self.broker.codecs.encode(encode_message(message), f"the message for {command.name!r}")
         claimer = self.broker.claimer
         # Last: a place that is taken is given back by way of the Send.
         eager = not command.delay_ms and claimer is not None and claimer.reserve(stream_id, swap=swap)

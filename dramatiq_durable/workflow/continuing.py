@@ -50,8 +50,7 @@ def continue_as_new(*args: Any, **options: Any) -> NoReturn:
     check_call(execution.fn, info.name, args, {})
     payload = encode_call(args, {}, execution.fn, info.name)
     facts = {name: value for name, value in execution.facts.items() if name not in (*_OWN, *STATE_FACTS)}
-    if info.memo:
-        facts["memo"] = info.memo
+    facts.update({name: value for name in ("memo", "headers") if (value := getattr(info, name))})
     facts.update(json.loads(checked.facts() or "{}"))
     facts.update(dict.fromkeys((name for name, value in options.items() if value is None), None))
     # Its state is handed on as it is once the coroutine has ended.

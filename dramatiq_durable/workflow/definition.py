@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
@@ -20,8 +21,19 @@ from ..delivery import LIMITS
 from ..durations import Duration
 from ..errors import ForbiddenInWorkflow, InvalidDefinition, NotConfigured, NotInWorkflow
 from . import guard
-from .commands import ActivityCall, ActivityHandle, Cancellation, ChildCall, ChildHandle, ScheduleActivity, StartChild
-from .converter import Decoder, decoders_of, encode_call, hash_arguments
+from .commands import (
+    ActivityCall,
+    ActivityHandle,
+    Cancellation,
+    ChildCall,
+    ChildHandle,
+    CommandFuture,
+    ScheduleActivity,
+    StartChild,
+)
+from .converter import decoders_of, encode_call, hash_arguments
+from .decoders import Decoder
+from .interceptors import CallContext, intercept
 from .local import run_locally
 from .options import (
     ActivityOptions,
@@ -29,6 +41,7 @@ from .options import (
     WorkflowOptions,
     WorkflowOptionsGiven,
     check_call,
+    check_headers,
     check_name,
     check_queue_name,
     check_retries,
@@ -100,10 +113,37 @@ class _Schedulable(Generic[P, R]):
                 f"{self.actor_name}.send(...), or call it from the body of a @durable.workflow."
             )
         check_call(self._function(), self.actor_name, args, kwargs)
-        payload = encode_call(args, kwargs, self._function(), self.actor_name)
+        methods = execution.interceptors.activity
+        if not methods:
+            return self._issue(execution, kind, args, kwargs, execution.headers)
+        headers = {**execution.headers, **self._dispatch.message.get("headers", {})}
+        return intercept(
+            execution,
+            methods,
+            CallContext(self.actor_name, args, kwargs, headers, execution.info),
+            kind,
+            lambda ctx: self._issue(execution, kind, ctx.args, ctx.kwargs, ctx.headers, intercepted=True),
+        )
+
+    def _issue(
+        self,
+        execution: Execution,
+        kind: type[ActivityHandle[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        headers: dict[str, Any],
+        intercepted: bool = False,
+    ) -> ActivityHandle[Any]:
         dispatch = self._dispatch
+        options = self._message_options()
+        if intercepted:
+            check_call(self._function(), self.actor_name, args, kwargs)
+            options = {**options, "headers": check_headers(self.actor_name, headers)}
+        elif headers:
+            options = {**options, "headers": {**headers, **options.get("headers", {})}}
+        payload = encode_call(args, kwargs, self._function(), self.actor_name)
         if dispatch.local:
-            return run_locally(self, dispatch, kind is ActivityHandle, payload)
+            return cast("ActivityHandle[Any]", run_locally(self, dispatch, kind is ActivityHandle, payload))
         command = ScheduleActivity(
             None,
             self.actor_name,
@@ -112,7 +152,7 @@ class _Schedulable(Generic[P, R]):
             dispatch.queue_name,
             args,
             kwargs,
-            self._message_options(),
+            options,
             dispatch.priority,
             dispatch.delay_ms,
         )
@@ -501,16 +541,40 @@ class Workflow(Generic[P, R]):
 
     def _start_child(
         self, execution: Execution, kind: type[ChildHandle[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> CommandFuture[Any]:
+        headers = {**execution.headers, **(self.defaults.headers or {})}
+        methods = execution.interceptors.child
+        if not methods:
+            return self._issue_child(execution, kind, args, kwargs, headers)
+        check_call(self.fn, self.name, args, kwargs)
+        return intercept(
+            execution,
+            methods,
+            CallContext(self.name, args, kwargs, headers, execution.info, self.defaults.workflow_id),
+            kind,
+            lambda ctx: self._issue_child(execution, kind, ctx.args, ctx.kwargs, ctx.headers),
+        )
+
+    def _issue_child(
+        self,
+        execution: Execution,
+        kind: type[ChildHandle[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        headers: dict[str, Any],
     ) -> ChildHandle[Any]:
         check_call(self.fn, self.name, args, kwargs)
         payload = encode_call(args, kwargs, self.fn, self.name)
+        options = self.defaults
+        if headers or options.headers:
+            options = replace(options, headers=check_headers(self.name, headers) or None)
         command = StartChild(
             None,
             self.name,
             payload,
             hash_arguments(payload),
             self.queue_name,
-            options=self.defaults.for_child(),
+            options=options.for_child(),
         )
         seq = execution.issue(command)
         workflow_id, command.run_id = execution.child_ids(seq)

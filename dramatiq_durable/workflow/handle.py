@@ -6,7 +6,6 @@ Every blocking call has a twin with an ``a`` in front that is awaited instead; i
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import uuid
@@ -33,7 +32,7 @@ from ..operations import Post, ResetRun, Terminate
 from ..using import sending
 from .asking import Asking
 from .attributes import search_values
-from .converter import decoders_of, encode, loads
+from .converter import decoders_of, encode, fit, loads
 from .events import Event, described_failure
 from .export import export_history
 from .failures import failure_from_json
@@ -190,11 +189,11 @@ class WorkflowHandle(Asking, Generic[R]):
             started_at=started_at.astimezone(UTC),
             closed_at=None if closed_at is None else closed_at.astimezone(UTC),
             parent=None if parent is None else Parent(row[11] or "", str(uuid.UUID(bytes=parent))),
-            memo=json.loads(memo) if memo else {},
+            memo=self.broker.codecs.open_memo(memo),
             search=search_values(search),
             entity=entity,
             history_length=length,
-            task_failure=failure,
+            task_failure=self.broker.codecs.decode_text(failure),
             input=_value(first),
             result=_value(last) if status == "completed" else None,
             failure=described_failure(last) if status == "failed" else None,
@@ -204,9 +203,9 @@ class WorkflowHandle(Asking, Generic[R]):
                     called,
                     seq,
                     attempt,
-                    why,
+                    self.broker.codecs.decode_text(why),
                     None if due is None else due.astimezone(UTC),
-                    None if details is None else loads(details),
+                    None if details is None else loads(self.broker.codecs.decode(details, "the heartbeat details")),
                 )
                 for seq, kind, called, attempt, why, due, details in waiting
             ],
@@ -313,7 +312,7 @@ class WorkflowHandle(Asking, Generic[R]):
         if status == "completed":
             value = None if last.payload is None else loads(last.payload)
             decode = decoders_of(self._workflow.fn).result if self._workflow is not None else None
-            return cast(R, value if decode is None else decode(value))
+            return cast(R, fit(value, decode, f"the result of {what}"))
         if status == "failed":
             raise failure_from_json(described_failure(last), WorkflowFailed, **ids)
         if status == "cancelled":
@@ -363,7 +362,8 @@ class WorkflowHandle(Asking, Generic[R]):
         check_name(name, "a signal's name")
         if id is not None:
             check_name(id, "a signal's id")
-        data = None if payload is None else encode(payload, f"the payload of the signal {name!r}")
+        what = f"the payload of the signal {name!r}"
+        data = None if payload is None else self.broker.codecs.encode(encode(payload, what), what)
         self._post("SignalReceived", name, data, id)
 
     def cancel(self) -> None:

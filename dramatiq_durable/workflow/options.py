@@ -15,7 +15,7 @@ from ..durations import Duration, parse_duration
 from ..errors import InvalidName, NotEncodable
 from .attributes import check_search
 from .commands import Cancellation
-from .converter import encode
+from .converter import encode, loads
 from .names import check_call as check_call
 from .names import check_name as check_name
 from .retry import LONGEST, OPTION, RetryPolicy
@@ -80,6 +80,19 @@ def check_options(what: str, options: Mapping[str, Any], allowed: tuple[str, ...
             raise TypeError(f"{what} has no option {name!r}; its options are {', '.join(allowed)}.")
 
 
+def check_headers(name: str, headers: Any) -> dict[str, Any]:
+    """Return a copy of headers, as plain JSON.
+
+    Raises:
+      ValueError: they are no dict with keys of text.
+      NotEncodable: a value cannot be carried.
+    """
+    if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
+        raise ValueError(f"headers is a dict whose keys are text, not {headers!r}.")
+    copy: dict[str, Any] = loads(encode(headers, f"the headers of {name!r}"))
+    return copy
+
+
 class ActivityOptions(TypedDict, total=False):
     """Options of one use of an activity.
 
@@ -112,6 +125,7 @@ class ActivityOptions(TypedDict, total=False):
     schedule_to_close: Duration | None
     heartbeat: Duration | None
     local: bool
+    headers: dict[str, Any]
 
 
 _ACTIVITY_OPTIONS = tuple(ActivityOptions.__annotations__)
@@ -192,6 +206,8 @@ class Dispatch:
                 changes["priority"] = value
             elif option == "cancellation":
                 changes["policy"] = _one_of(option, value, _CANCELLATIONS)
+            elif option == "headers":
+                message[option] = check_headers(name, value)
             elif option == "max_retries":
                 message[option] = None if value is None else _integer(option, value)
             else:
@@ -228,6 +244,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
     id_reuse: IdReuse
     memo: dict[str, Any] | None
     search: dict[str, Any] | None
+    headers: dict[str, Any] | None
     delay: int | timedelta
     parent_close: ParentClose
     run_timeout: Duration | None
@@ -242,7 +259,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
 
 #: Those that the run itself knows.
-_FACTS = ("memo", "search", "run_timeout", "execution_timeout", "retry")
+_FACTS = ("memo", "search", "headers", "run_timeout", "execution_timeout", "retry")
 
 
 @dataclass(slots=True, frozen=True)
@@ -255,6 +272,7 @@ class WorkflowOptions:
       id_reuse(str): what to do when only closed runs have it.
       memo(dict | None): JSON that the run carries for people.
       search(dict | None): search attributes that it begins with, as JSON has them.
+      headers(dict | None): JSON that the run carries for its interceptors, and passes on to what it calls.
       delay_ms(int): milliseconds to wait before the first step.
       parent_close(str): what becomes of it when its parent ends first.
       run_timeout, execution_timeout(int | None): milliseconds from its first step until it ends; the latter counts for
@@ -271,6 +289,7 @@ class WorkflowOptions:
     id_reuse: IdReuse = "allow"
     memo: dict[str, Any] | None = None
     search: dict[str, Any] | None = None
+    headers: dict[str, Any] | None = None
     delay_ms: int = 0
     parent_close: ParentClose = "terminate"
     run_timeout: int | None = None
@@ -308,6 +327,8 @@ class WorkflowOptions:
         changes.update(self._told(changes))
         if changes.get("search") is not None:
             changes["search"] = {k: v for k, v in check_search(changes["search"]).items() if v is not None}
+        if changes.get("headers") is not None:
+            changes["headers"] = check_headers(name, changes["headers"])
         if "delay" in changes:
             changes["delay_ms"] = milliseconds("delay", changes.pop("delay"))
         return replace(self, **changes)

@@ -63,11 +63,11 @@ def command(
         workflow_id,
         target.broker.stream_id(queue_name),
         name,
-        encode_call(tuple(args), kwargs, None, name),
+        target.broker.codecs.encode(encode_call(tuple(args), kwargs, None, name)),
         id_conflict,
         id_reuse,
         delay_ms,
-        WorkflowOptions(memo=carried).facts(),
+        target.broker.codecs.seal_json(WorkflowOptions(memo=carried).facts()),
     )
     status, found = target.broker.commit.submit(operation)
     run_id = str(uuid.UUID(bytes=found))
