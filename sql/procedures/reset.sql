@@ -178,18 +178,6 @@ BEGIN
         FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > 1 AND e.event_id < v_cut;
         PERFORM {schema}.rebuild_state(p_new);
     END IF;
-    -- What others see of the run, and what people are asked, its events say.
-    FOR v_first IN
-        SELECT e.* FROM {schema}.event e
-        WHERE e.run_id = v_run.run_id AND e.event_id < v_cut
-          AND (e.type IN ('SearchUpserted', 'EntityChanged') OR e.type = 'EscalationOpened' AND NOT EXISTS (
-              SELECT 1 FROM {schema}.event a WHERE a.run_id = v_run.run_id AND a.event_id <= v_cut AND a.seq = e.seq
-              AND a.type = ANY (p_inputs)))
-        ORDER BY e.event_id
-    LOOP
-        PERFORM {schema}.carry_out(
-            p_new, v_first.event_id, v_first.type, v_first.seq, v_first.name, v_first.payload, v_first.attributes);
-    END LOOP;
     PERFORM {schema}.wake(ARRAY[v_run.stream_id]);
     reset_run.status := 'ok';
 END
