@@ -176,7 +176,6 @@ BEGIN
         INSERT INTO {schema}.event (run_id, event_id, type, at, seq, name, payload, attributes)
         SELECT p_new, e.event_id, e.type, e.at, e.seq, e.name, e.payload, e.attributes
         FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > 1 AND e.event_id < v_cut;
-        PERFORM {schema}.rebuild_state(p_new);
     END IF;
     PERFORM {schema}.wake(ARRAY[v_run.stream_id]);
     reset_run.status := 'ok';
