@@ -177,6 +177,15 @@ BEGIN
         SELECT p_new, e.event_id, e.type, e.at, e.seq, e.name, e.payload, e.attributes
         FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > 1 AND e.event_id < v_cut;
     END IF;
+    -- What others see of the run, its events say.
+    FOR v_first IN
+        SELECT e.* FROM {schema}.event e
+        WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.type IN ('SearchUpserted', 'EntityChanged')
+        ORDER BY e.event_id
+    LOOP
+        PERFORM {schema}.carry_out(
+            p_new, v_first.event_id, v_first.type, v_first.seq, v_first.name, v_first.payload, v_first.attributes);
+    END LOOP;
     PERFORM {schema}.wake(ARRAY[v_run.stream_id]);
     reset_run.status := 'ok';
 END
