@@ -445,10 +445,10 @@ class DurableBroker(Processing, Queues, Broker):
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
             elif payload.startswith(topics.MARK):
-                message = topics.message_of(queue_name, actor, key, payload)
+                message = topics.message_of(queue_name, actor, key, payload, self.codecs)
             else:
-                if kind == "a":
-                    payload = self.codecs.decode(payload, f"the message for {actor!r}")
+                # An activity's, or one with an event that was given before, which may have become a dead letter.
+                payload = self.codecs.decode(payload, f"the message for {actor!r}")
                 # What SQL wrote is JSON, whatever encoder is set here.
                 message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.

@@ -8,6 +8,7 @@ from typing import Any
 
 from dramatiq import JSONEncoder, Message
 
+from .. import topics
 from ..codecs import Codecs, is_encoded
 from .output import plain
 
@@ -17,14 +18,18 @@ SHOWN = 160
 
 def decode(payload: bytes, kind: str, codecs: Codecs) -> dict[str, Any]:
     """``args``, ``kwargs`` and ``options`` (as this process's encoder reads them), or ``bytes``.  What SQL wrote (kind
-    ``j``) is JSON, whatever the encoder.  An activity's message that no codec here can decode is named."""
-    if kind == "a" and is_encoded(payload):
+    ``j``, and events) is JSON, whatever the encoder.  A workflow's value that no codec here can decode is named."""
+    if is_encoded(payload):
         decoded = codecs.decode(payload)
         if decoded.startswith(b'"'):
             return {"bytes": json.loads(decoded)}
         payload = decoded
+    message: Message[Any]
     try:
-        message: Message[Any] = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
+        if payload.startswith(topics.MARK):
+            message = topics.message_of("", "", b"\0" * 16, payload, codecs)
+        else:
+            message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
         return {"args": list(message.args), "kwargs": message.kwargs, "options": message.options}
     except Exception:  # whatever an encoder raises
         return {"bytes": payload.decode("utf-8", "backslashreplace")}
