@@ -93,7 +93,7 @@ class ActivityInfo:
             workflow_id, details, deadline = row
             self._known = (
                 workflow_id,
-                None if details is None else loads(details),
+                None if details is None else loads(broker.codecs.decode(details, "the heartbeat's details")),
                 None if deadline is None else datetime.fromtimestamp(deadline / 1000, UTC),
             )
         return self._known
@@ -132,7 +132,7 @@ def heartbeat(details: Any = None) -> None:
 
     Raises:
       ActivityCancelled: the activity was cancelled, or its run has closed.
-      NotEncodable, PayloadTooLarge: the details cannot be carried.
+      NotEncodable, PayloadTooLarge, CodecFailed: the details cannot be carried.
       DurableError: outside an activity of a workflow.
     """
     delivery = _running("heartbeat()")
@@ -143,7 +143,8 @@ def heartbeat(details: Any = None) -> None:
             # What the attempt before this one said is kept for this one before it is replaced.
             with suppress(DurableError):
                 info._look_up()
-        delivery.details = encode(details, f"the heartbeat of {delivery.actor_name!r}")
+        what = f"the heartbeat of {delivery.actor_name!r}"
+        delivery.details = delivery.broker.codecs.encode(encode(details, what), what)
     delivery.unsaid = True
     now = time.monotonic()
     limit = (delivery.options.get(LIMITS) or {}).get("heartbeat")

@@ -447,8 +447,8 @@ class DurableBroker(Processing, Queues, Broker):
             elif payload.startswith(topics.MARK):
                 message = topics.message_of(queue_name, actor, key, payload, self.codecs)
             else:
-                if kind in ("a", "p"):
-                    payload = self.codecs.decode(payload, f"the message for {actor!r}")
+                # An activity's, or one with an event that was given before, which may have become a dead letter.
+                payload = self.codecs.decode(payload, f"the message for {actor!r}")
                 # What SQL wrote is JSON, whatever encoder is set here.
                 message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.

@@ -173,14 +173,16 @@ class Codecs:
 
     def decode_text(self, text: str | None) -> str | None:
         """The text behind what is stored; one that cannot be decoded here is named instead."""
-        encoded = None if text is None else _TEXT.fullmatch(text)
-        if encoded is None:
+        encoded = None if text is None else _TEXT.match(text)
+        if text is None or encoded is None:
             return text
         body = _unpacked(encoded[2])
         try:
-            return Codecs._back(self, encoded[1], body, "a failure").decode("utf-8", "surrogatepass")
+            opened = Codecs._back(self, encoded[1], body, "a failure").decode("utf-8", "surrogatepass")
         except CodecFailed:
-            return placeholder(encoded[1], len(body))
+            opened = placeholder(encoded[1], len(body))
+        # The database counts behind it.
+        return opened + text[encoded.end() :]
 
     def _as_text(self, data: bytes, what: str) -> str:
         return f"<encoded by {self._names}> {b64encode(self._through(data, what)).decode()}"

@@ -30,6 +30,9 @@ ALARM = "d"
 #: The option that carries the limits of an activity.
 LIMITS = "durable_limits"
 
+#: The option that tells which run's event an actor is given; a dead letter that is brought back has it, too.
+EVENT = "durable_event"
+
 #: The kind of a note to look again whether a run's next event can be sent to a subscriber.
 NOTE = "n"
 #: The kind of the message by which the database ends a run whose time is over.

@@ -23,6 +23,7 @@ import dramatiq
 import psycopg
 
 from .broker import DurableBroker
+from .codecs import Codecs
 from .database import Connection, translate
 from .durations import Duration, parse_duration
 from .errors import DurableError, EscalationNotFound
@@ -128,7 +129,8 @@ def list(
     run = None if run_id is None else uuid.UUID(run_id).bytes
     wanted = _metadata(metadata)
     found = _read(broker, lambda p, conn: p.list_escalations(conn, role, status, subject, type, run, wanted, limit))
-    return [_shown(text) for text in found]
+    codecs = _broker(broker).codecs
+    return [_shown(text, codecs) for text in found]
 
 
 def get(id: str, *, broker: dramatiq.Broker | None = None) -> Escalation:
@@ -141,7 +143,7 @@ def get(id: str, *, broker: dramatiq.Broker | None = None) -> Escalation:
     found = _read(broker, lambda p, conn: p.get_escalation(conn, key))
     if found is None:
         raise EscalationNotFound(f"there is no escalation {id}, or this login may not see it")
-    return _shown(found)
+    return _shown(found, _broker(broker).codecs)
 
 
 def stats(role: str | None = None, *, broker: dramatiq.Broker | None = None) -> Stats:
@@ -199,7 +201,7 @@ def claim_next(
     check_name(by, "who claims an escalation")
     operation = ClaimEscalation(role, _metadata(metadata), by, _claim_ms(timeout))
     found = _submit(broker, operation)
-    return None if found is None else _shown(found)
+    return None if found is None else _shown(found, _broker(broker).codecs)
 
 
 def release(id: str, *, by: str, broker: dramatiq.Broker | None = None) -> Escalation:
@@ -225,11 +227,12 @@ def resolve(
     Raises:
       EscalationConflict: somebody else has claimed it, or it is closed: resolved, cancelled, timed out.
       EscalationNotFound: there is none of this id, or this login may not see it.
-      NotEncodable, PayloadTooLarge: the payload cannot be carried.
+      NotEncodable, PayloadTooLarge, CodecFailed: the payload cannot be carried.
     """
     if by is not None:
         check_name(by, "who resolves an escalation")
-    data = None if payload is None else encode(payload, "the payload of a resolved escalation")
+    what = "the payload of a resolved escalation"
+    data = None if payload is None else _broker(broker).codecs.encode(encode(payload, what), what)
     return _change(broker, ChangeEscalation("resolve", _key(id), by, payload=data))
 
 
@@ -294,7 +297,7 @@ def _read(broker: dramatiq.Broker | None, call: Callable[[Procedures, Connection
 
 
 def _change(broker: dramatiq.Broker | None, operation: ChangeEscalation) -> Escalation:
-    return _shown(_submit(broker, operation))
+    return _shown(_submit(broker, operation), _broker(broker).codecs)
 
 
 def _submit(broker: dramatiq.Broker | None, operation: ChangeEscalation | ClaimEscalation) -> Any:
@@ -307,10 +310,11 @@ def _submit(broker: dramatiq.Broker | None, operation: ChangeEscalation | ClaimE
     return chosen.commit.submit(operation)
 
 
-def _shown(text: str) -> Escalation:
+def _shown(text: str, codecs: Codecs) -> Escalation:
     facts = json.loads(text)
     for name in ("payload", "result"):
-        facts[name] = None if facts[name] is None else loads(bytes.fromhex(facts[name]))
+        if facts[name] is not None:
+            facts[name] = loads(codecs.decode(bytes.fromhex(facts[name]), f"the {name} of an escalation"))
     for name in ("opened_at", "times_out_at", "claimed_until", "closed_at"):
         facts[name] = None if facts[name] is None else datetime.fromtimestamp(facts[name] / 1000, UTC)
     facts["metadata"] = facts["metadata"] or {}

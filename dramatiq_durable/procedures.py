@@ -25,8 +25,8 @@ Wanted = tuple[str, str | None]
 class Procedures:
     """The calls that are made by themselves, each a function of a connection.
 
-    Events are given as they are, whatever they went through on their way to the database.  Raises CodecFailed for one
-    that cannot be decoded.
+    Events and what queries ask are given as they are, whatever they went through on their way to the database.  Raises
+    CodecFailed for what cannot be decoded.
     """
 
     def __init__(self, namespace: str, codecs: Codecs = _NO_CODECS) -> None:
@@ -171,7 +171,7 @@ class Procedures:
         return self._call(conn, "ask_run", key, workflow_id, name, payload, Uuid(channel), wait, heard)[0]
 
     def take_answers(self, conn: Connection, queries: Sequence[bytes]) -> dict[bytes, tuple[Any, ...]]:
-        """Those of the answers to queries that are there, each once: (payload, failure)."""
+        """Those of the answers to queries that are there, each once: (payload, failure), as stored."""
         rows = self._call(conn, "take_answers", Uuids(queries))
         return {query: (payload, from_json(failure)) for query, payload, failure in rows}
 
@@ -184,8 +184,11 @@ class Procedures:
     ) -> tuple[str, bytes, bool, bool] | None:
         """What a leased query asks: (name, arguments, whether its run has something in its inbox, whether it
         has begun); None where nobody waits for the answer."""
-        rows = self._call(conn, "query_of_lease", Uuid(worker), Uuid(message_id), Uuid(lease))
-        return rows[0] if rows else None
+        for name, payload, pending, begun in self._call(
+            conn, "query_of_lease", Uuid(worker), Uuid(message_id), Uuid(lease)
+        ):
+            return name, self.codecs.decode(payload, f"the arguments of {name!r}"), pending, begun
+        return None
 
     def get_updates(
         self,
@@ -194,7 +197,7 @@ class Procedures:
         channel: bytes | None = None,
         wait: int = 0,
     ) -> list[tuple[Any, ...]]:
-        """How updates, each (run id, workflow id, update id), stand: (status, payload, failure) each.
+        """How updates, each (run id, workflow id, update id), stand: (status, payload, failure) each, as stored.
 
         A channel is notified of changes for ``wait`` milliseconds.
         """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from .delivery import TASK_KINDS, Delivery, encode_message
+from .delivery import EVENT, TASK_KINDS, Delivery, encode_message
 from .errors import (
     CodecFailed,
     DatabaseUnavailable,
@@ -81,8 +81,7 @@ class Settler:
         if delivery.unsaid and isinstance(outcome, (Reschedule, Release, FailSettling)):
             # The next attempt is given what this one said last.
             self.broker.commit.post(Beat(delivery.key, delivery.lease, delivery.details))
-        if delivery.kind in ("a", "p") and self.broker.codecs:
-            outcome = self._encoded(delivery, outcome)
+        outcome = self._encoded(delivery, outcome)
         if delivery.broken is not None:
             # It will be run again, and has its effect then; what its hooks sent is sent then, too.
             delivery.left = None
@@ -139,18 +138,24 @@ class Settler:
         return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
 
     def _encoded(self, delivery: Delivery, outcome: Operation) -> Operation:
-        """What is stored of the outcome of an activity, or of a topic's event."""
+        """What is stored of the outcome of an activity, or of who was given an event: its values are a workflow's."""
         codecs = self.broker.codecs
+        if not codecs or (delivery.kind != "a" and EVENT not in delivery.options):
+            return outcome
         try:
             if isinstance(outcome, CompleteActivity):
                 outcome.payload = codecs.encode(outcome.payload, f"the result of {delivery.actor_name!r}")
                 outcome.attributes = codecs.seal_facts(outcome.attributes)
-            elif isinstance(outcome, (Reschedule, FinishEvent)):
+            elif isinstance(outcome, FailSettling):
+                outcome.failure = codecs.encode_text(outcome.failure) or ""
+            elif isinstance(outcome, (Reschedule, FinishEvent, Bury)):
                 outcome.payload = codecs.encode(outcome.payload, f"the message for {delivery.actor_name!r}")
                 outcome.failure = codecs.encode_text(outcome.failure)
         except PayloadTooLarge as e:
-            if delivery.kind == "p":
-                return FinishEvent(delivery.key, delivery.lease, True, None, text_of(e))
+            if delivery.kind != "a":
+                # A dead letter, as it came.
+                key, lease, why = delivery.key, delivery.lease, text_of(e)
+                return FinishEvent(key, lease, True, None, why) if delivery.kind == "p" else Bury(key, lease, None, why)
             failure = {**failure_to_json(e, retryable=False), "attempt": delivery.attempt}
             failed = CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
             return self._encoded(delivery, failed)
@@ -162,7 +167,7 @@ class Settler:
         return outcome
 
     def not_for_here(self, key: bytes, lease: bytes, attempt: int, error: CodecFailed) -> Operation:
-        """What becomes of an activity or an event whose message no codec here can decode: another worker may."""
+        """What becomes of a message that no codec here can decode: another worker's may."""
         delay = min(TASK_BACKOFF[1], TASK_BACKOFF[0] * 2 ** min(attempt, 20))
         return Reschedule(key, lease, delay, None, text_of(error))
 
@@ -207,10 +212,10 @@ class Settler:
                     logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
                 elif isinstance(operation, Together):
                     logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
-                    self.post_instead(delivery, unsettled(delivery, "what follows it", operation.error))
+                    self.post_instead(delivery, self._unsettled(delivery, "what follows it", operation.error))
                 elif not isinstance(operation, (FailSettling, Release)):
                     logger.error("%s was not settled and goes back: %s", delivery, operation.error)
-                    self.post_instead(delivery, unsettled(delivery, "its end", operation.error))
+                    self.post_instead(delivery, self._unsettled(delivery, "its end", operation.error))
                 elif isinstance(operation, FailSettling):
                     logger.error("%s was not settled and goes back: %s", delivery, operation.error)
                     self.post_instead(delivery, Release(delivery.key, delivery.lease))
@@ -225,6 +230,11 @@ class Settler:
                 )
 
         return then
+
+    def _unsettled(self, delivery: Delivery, what: str, error: BaseException) -> Operation:
+        """What becomes of a delivery when something of its end is refused."""
+        why = f"{what} could not be stored: {text_of(error)}"
+        return self._encoded(delivery, FailSettling(delivery.key, delivery.lease, why))
 
     def post_instead(self, delivery: Delivery, operation: Operation) -> None:
         """Settle a delivery with another operation than the one that was refused."""
@@ -245,10 +255,10 @@ class Settler:
         except Exception as e:
             logger.error("the transaction of %s was not committed, it will be run again: %s", delivery, e)
             delivery.left = None
-            again: Operation = unsettled(delivery, "its transaction", e)
+            again = self._unsettled(delivery, "its transaction", e)
             if isinstance(e, (DatabaseUnavailable, psycopg.OperationalError)):
                 # Nothing is wrong with it: a connection was lost, or another transaction was in its way.
-                again = Reschedule(delivery.key, delivery.lease, 1000, None, text_of(e))
+                again = self._encoded(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, text_of(e)))
             self.commit_outcome(delivery, again)
             return
         if not recorded:
@@ -279,11 +289,6 @@ def payload_of(delivery: Delivery) -> bytes | None:
         return encode_message(replace(delivery._message, options=options))
     except (NotEncodable, PayloadTooLarge):
         return None
-
-
-def unsettled(delivery: Delivery, what: str, error: BaseException) -> FailSettling:
-    """What becomes of a delivery when something of its end is refused."""
-    return FailSettling(delivery.key, delivery.lease, f"{what} could not be stored: {text_of(error)}")
 
 
 def text_of(exception: BaseException | None) -> str | None:

@@ -43,7 +43,11 @@ def _finish(
 ) -> None:
     outside_of_workflows("end an activity")
     ours = durable_broker(broker or global_broker())
-    ours.commit.submit(FinishActivity(*_parsed(token), type, payload, attributes))
+    codecs = ours.codecs
+    facts = codecs.seal_facts(attributes)
+    ours.commit.submit(
+        FinishActivity(*_parsed(token), type, codecs.encode(payload, "the result of an activity"), facts)
+    )
 
 
 def complete_activity(token: str, value: Any = None, *, broker: dramatiq.Broker | None = None) -> None:
@@ -56,7 +60,7 @@ def complete_activity(token: str, value: Any = None, *, broker: dramatiq.Broker 
 
     Raises:
       UnknownToken: nobody waits for it (any more).
-      NotEncodable, PayloadTooLarge: the value cannot be carried.
+      NotEncodable, PayloadTooLarge, CodecFailed: the value cannot be carried.
       ForbiddenInWorkflow: called inside a workflow.
       DatabaseUnavailable: the database cannot be reached; nothing was done.
       OutcomeUnknown: the connection broke, and whether it was ended is not known.
@@ -93,7 +97,8 @@ def heartbeat_activity(token: str, details: Any = None, *, broker: dramatiq.Brok
     outside_of_workflows("send heartbeats")
     ours = durable_broker(broker or global_broker())
     run_id, seq, digest = _parsed(token)
-    data = None if details is None else encode(details, "the heartbeat of an activity")
+    what = "the heartbeat of an activity"
+    data = None if details is None else ours.codecs.encode(encode(details, what), what)
     try:
         with ours.database.connection() as conn:
             answer = ours.procedures.beat_by_token(conn, run_id, seq, digest, data)

@@ -17,8 +17,9 @@ from uuid import UUID
 import psycopg
 from dramatiq import Actor, Message
 
+from .codecs import Codecs
 from .database import translate
-from .delivery import current_delivery
+from .delivery import EVENT, current_delivery
 from .errors import NotPermitted
 from .workflow.client import durable_broker
 from .workflow.converter import loads
@@ -34,9 +35,6 @@ A = TypeVar("A", bound="Actor[Any, Any]")
 #: How the payload of an event begins as SQL writes it; behind it a line of JSON, and the value.  What an actor's retry
 #: writes is a message in Dramatiq's encoding.
 MARK = b"event\n"
-
-#: The message's option that tells where its event comes from; a dead letter that is brought back has it, too.
-_OPTION = "durable_event"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class EventInfo:
 def event_info() -> EventInfo | None:
     """What event the running actor was given; None where it was given none."""
     delivery = current_delivery.get()
-    facts = None if delivery is None else delivery.options.get(_OPTION)
+    facts = None if delivery is None else delivery.options.get(EVENT)
     if delivery is None or not isinstance(facts, dict):
         return None
     at = datetime.fromtimestamp(facts["at"] / 1000, UTC)
@@ -158,9 +156,9 @@ def message_of(queue_name: str, actor: str, key: bytes, payload: bytes, codecs: 
     """The message of an event that no actor has been given yet.
 
     Raises:
-      CodecFailed: no codec here can decode what was emitted.
+      CodecFailed: what was emitted cannot be decoded here.
     """
     facts, _, value = payload.removeprefix(MARK).partition(b"\n")
     described = json.loads(facts)
-    value = codecs.decode(value, f"what was emitted to {described['topic']!r}")
-    return Message(queue_name, actor, (loads(value),), {}, {_OPTION: described}, str(UUID(bytes=key)), described["at"])
+    emitted = loads(codecs.decode(value, f"what was emitted to {described['topic']!r}"))
+    return Message(queue_name, actor, (emitted,), {}, {EVENT: described}, str(UUID(bytes=key)), described["at"])

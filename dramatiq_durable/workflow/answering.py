@@ -9,7 +9,7 @@ import psycopg
 
 from ..database import is_connection_lost, translate
 from ..delivery import Delivery
-from ..errors import DatabaseUnavailable, LeaseLost, Nondeterminism
+from ..errors import CodecFailed, DatabaseUnavailable, LeaseLost, Nondeterminism, PayloadTooLarge
 from ..operations import Ack, AnswerQuery, Operation, Release, Reschedule
 from ..settling import backoff
 from .events import Event
@@ -54,7 +54,7 @@ class Answerer:
                 logger.warning("a query of the run %s goes back: %s", delivery.run_id, e)
                 outcome = Release(delivery.key, delivery.lease)
             except Exception as e:
-                outcome = AnswerQuery(delivery.key, delivery.lease, None, failure_to_json(e, retryable=False))
+                outcome = self._answer(delivery, None, failure_to_json(e, retryable=False))
         self._broker.settler.commit_outcome(delivery, outcome)
 
     def _ask(self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun) -> Operation:
@@ -85,7 +85,18 @@ class Answerer:
                 self._runner.cache.forget(str(delivery.run_id))
         elif execution.tainted:
             run.drop()
-        return AnswerQuery(delivery.key, delivery.lease, answer, failure)
+        return self._answer(delivery, answer, failure)
+
+    def _answer(self, delivery: Delivery, value: bytes | None, failure: dict[str, Any] | None) -> Operation:
+        codecs = self._broker.codecs
+        try:
+            value = codecs.encode(value, "the answer to a query")
+            if failure is not None:
+                failure = (codecs.seal_facts({"failure": failure}) or {})["failure"]
+        except (CodecFailed, PayloadTooLarge) as e:
+            # It tells nothing of the values.
+            value, failure = None, failure_to_json(e, retryable=False)
+        return AnswerQuery(delivery.key, delivery.lease, value, failure)
 
     def _later(self, delivery: Delivery) -> Operation:
         return Reschedule(delivery.key, delivery.lease, backoff(delivery, LOOK_AGAIN))
@@ -99,7 +110,11 @@ class Answerer:
         if history and history[-1].type in _ENDED_FROM_OUTSIDE:
             history.pop()
         execution = Execution(
-            workflow.fn, info_of(row), deadlock_timeout=self._broker.settings.deadlock_timeout, keep=not live
+            workflow.fn,
+            info_of(row),
+            interceptors=self._broker.interceptors,
+            deadlock_timeout=self._broker.settings.deadlock_timeout,
+            keep=not live,
         )
         try:
             if len(history) == 1:

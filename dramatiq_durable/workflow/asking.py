@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from ..durations import Duration, parse_duration
 from ..errors import (
+    CodecFailed,
     DurableError,
     QueryFailed,
     QueryTimedOut,
@@ -80,6 +81,7 @@ class UpdateHandle(Generic[R]):
           WorkflowClosed: the run ended before its handler did.
           Timeout: it did not come to an end in time; it goes on.
           WorkflowNotFound: there is no such update, or this login may not see its workflow.
+          CodecFailed: its answer cannot be decoded here.
           DatabaseUnavailable: the time is over, and the database was away at the end.
         """
         return cast(R, self._outcome(self._wait("completed", timeout)))
@@ -111,6 +113,7 @@ class UpdateHandle(Generic[R]):
 
     def _outcome(self, row: tuple[Any, ...]) -> Any:
         status, payload, failure = row
+        failure = _opened(self.broker, failure)
         if status == "missing":
             raise WorkflowNotFound(
                 f"there is no update {self.update_id!r} of a workflow {self.workflow_id or self.run_id!r}, or this "
@@ -125,7 +128,7 @@ class UpdateHandle(Generic[R]):
             raise failure_from_json(failure or {}, UpdateRejected, update_id=self.update_id)
         if failure is not None:
             raise failure_from_json(failure, UpdateFailed, update_id=self.update_id)
-        return None if payload is None else loads(payload)
+        return _value(self.broker, payload, f"the result of {self._described()}")
 
     def _described(self) -> str:
         return f"the update {self._name!r} ({self.update_id})" if self._name else f"the update {self.update_id!r}"
@@ -157,7 +160,7 @@ class Asking:
           QueryTimedOut: no worker answered in time.
           QueryFailed: the handler raised, or there is none of this name; the message lists those that there are.
           WorkflowNotFound: there is no such run, or this login may not see it.
-          NotEncodable, PayloadTooLarge, InvalidName: the query cannot be carried.
+          NotEncodable, PayloadTooLarge, CodecFailed, InvalidName: the query cannot be carried.
           DatabaseUnavailable: the database cannot be reached.
         """
         ask = _Query(self, name, args, timeout)
@@ -217,7 +220,7 @@ class Asking:
           WorkflowClosed: the run has ended, or ended before the handler did.
           WorkflowNotFound: there is no such run, or this login may not see it.
           Timeout: it was not accepted (or completed) in time; it goes on.
-          NotEncodable, PayloadTooLarge, InvalidName: the update cannot be carried.
+          NotEncodable, PayloadTooLarge, CodecFailed, InvalidName: the update cannot be carried.
           DatabaseUnavailable: the database cannot be reached; asking again with the same id is safe.
         """
         began = time.monotonic()
@@ -260,7 +263,7 @@ class Asking:
         check_name(name, "an update's name")
         update_id = str(uuid.uuid4()) if update_id is None else check_name(update_id, "an update's id")
         _not_here(f"ask for the update {name!r}")
-        payload = encode_call(args, {}, None, name)
+        payload = self.broker.codecs.encode(encode_call(args, {}, None, name), f"the arguments of {name!r}")
         request = RequestUpdate(_key(self.run_id), self._workflow_id, update_id, name, payload)
         _, run_id = self.broker.commit.submit(request)
         return UpdateHandle(self.broker, self._workflow_id, str(uuid.UUID(bytes=run_id)), update_id, name)
@@ -276,7 +279,11 @@ class Asking:
         row = Watch.of(self.broker, find_answers).wait(ask.query_id, ask.seconds)
         if row is None:
             self._read(ask.withdraw)
-        return None if row is None or row[0] is None else cast(str, loads(row[0]))
+            return None
+        try:
+            return cast("str | None", _value(self.broker, row[0], "where the code waits"))
+        except CodecFailed:
+            return None
 
     def _read(self, call: Callable[[Any], Any]) -> Any:
         raise NotImplementedError
@@ -294,6 +301,8 @@ class _Query:
         self.handle = handle
         self.name = check_name(name, "a query's name")
         self.payload = encode_call(args, {}, None, name)
+        if args:  # without, there is nothing to hide: `describe` works where no codec does
+            self.payload = handle.broker.codecs.encode(self.payload, f"the arguments of {name!r}")
         self.seconds = _seconds(timeout)
         self.heard = heard
         self.query_id: bytes | None = None
@@ -332,9 +341,18 @@ class _Query:
                 f"{self.queue_name!r}; {why}"
             )
         payload, failure = row
+        broker = self.handle.broker
         if failure is not None:
-            raise failure_from_json(failure, QueryFailed)
-        return None if payload is None else loads(payload)
+            raise failure_from_json(_opened(broker, failure) or {}, QueryFailed)
+        return _value(broker, payload, f"the answer to the query {self.name!r}")
+
+
+def _value(broker: DurableBroker, payload: bytes | None, what: str) -> Any:
+    return None if payload is None else loads(broker.codecs.decode(payload, what))
+
+
+def _opened(broker: DurableBroker, failure: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if failure is None else broker.codecs.open_facts({"failure": failure})["failure"]
 
 
 def find_answers(

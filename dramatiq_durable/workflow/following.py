@@ -153,7 +153,8 @@ class _Follower:
         elif not self._registered:
             self._registered = True
             return self.look()
-        return [(place, None if payload is None else loads(payload)) for place, payload in rows]
+        decode = handle.broker.codecs.decode
+        return [(place, None if payload is None else loads(decode(payload, "an output"))) for place, payload in rows]
 
     def pause(self) -> float:
         """For how many seconds to wait, at the most, before the next look."""

@@ -72,7 +72,7 @@ class WorkflowInterceptor:
         return await call_next(ctx)
 
     async def signal(self, ctx: CallContext, call_next: CallNext) -> Any:
-        """Around a signal to another run; ``ctx.args`` has its payload."""
+        """Around a signal to another run; ``ctx.args`` has its payload, and no headers go with it."""
         return await call_next(ctx)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, overload
 import dramatiq
 import psycopg
 
+from ..codecs import Codecs
 from ..database import translate
 from ..errors import InvalidFilter, WorkflowClosed, WorkflowNotFound
 from ..operations import Operation, Post, Terminate

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import dramatiq
 import pytest
 
 import dramatiq_durable as durable
+from tests.workflow.encoded import MakeBroker
 
 
 @pytest.fixture
@@ -35,3 +37,18 @@ def start_worker(broker: durable.DurableBroker) -> Iterator[Callable[[], dramati
     yield start
     for worker in workers:
         worker.stop(timeout=5000)
+
+
+@pytest.fixture
+def make_broker(database_url: str) -> Iterator[MakeBroker]:
+    """Makes brokers on one database, each as another process would."""
+    brokers: list[durable.DurableBroker] = []
+
+    def make(**options: Any) -> durable.DurableBroker:
+        broker = durable.DurableBroker(database_url, reclaim_delay=2, **options)
+        brokers.append(broker)
+        return broker
+
+    yield make
+    for broker in brokers:
+        broker.close()

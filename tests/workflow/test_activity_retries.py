@@ -313,7 +313,7 @@ def test_arguments_are_what_the_annotations_say(broker: durable.DurableBroker, s
 
     start_worker()
     order = Order("o-1", datetime(2026, 1, 2), Color.RED)
-    assert run.start(order).result(timeout=15) == ["2026RED1", "TypeError", 1, False]
+    assert run.start(order).result(timeout=15) == ["2026RED1", "NotDecodable", 1, False]
     # A plain message stays as it is.
     seen: list[Any] = []
 

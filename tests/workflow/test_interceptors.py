@@ -13,7 +13,7 @@ from test_engine_support import Run, broker, charge, echo, ship
 import dramatiq_durable as durable
 from dramatiq_durable import CallContext, CallNext, WorkflowInterceptor
 from dramatiq_durable.workflow import events
-from dramatiq_durable.workflow.commands import ContinueAsNew, ScheduleActivity, StartChild, StartTimer
+from dramatiq_durable.workflow.commands import ContinueAsNew, ScheduleActivity, SendSignal, StartChild, StartTimer
 from dramatiq_durable.workflow.converter import encode, loads
 from dramatiq_durable.workflow.definition import activity
 from dramatiq_durable.workflow.interceptors import Interceptors
@@ -514,6 +514,61 @@ def test_the_workflows_failure_passes_its_interceptors() -> None:
 
     wrong = run_of(picky, 1, 2, through=[Catch()])
     assert wrong.failure["type"] == "TypeError"
+
+
+class Stamp(WorkflowInterceptor):
+    """Audits every signal, and changes what it says."""
+
+    def __init__(self, audited: bool = True) -> None:
+        self.audited = audited
+
+    async def signal(self, ctx: CallContext, call_next: CallNext) -> Any:
+        if self.audited:
+            await audit.execute(f"{ctx.name} to {ctx.workflow_id}")
+        ctx.args = ([ctx.args[0], ctx.headers],)
+        try:
+            return await call_next(ctx)
+        except durable.WorkflowClosed:
+            return "too late"
+
+
+async def _signals() -> Any:
+    child = ship.options(workflow_id="s-1", parent_close="abandon").start("x")
+    return [await durable.signal_workflow("w-2", "go", 1), await child.signal("on")]
+
+
+@pytest.mark.parametrize("audited", [True, False])
+def test_signals_to_other_runs_pass_interceptors(audited: bool) -> None:
+    run = run_of(_signals, through=[Headers(), Stamp(audited)])
+    sent: list[SendSignal] = []
+    for outcome in (events.MESSAGE_DELIVERED, events.MESSAGE_FAILED):
+        if audited:
+            (asked,) = [c for c in run.last if isinstance(c, ScheduleActivity)]
+            assert asked.args == (("go to w-2",) if not sent else ("on to s-1",))
+            run.complete(asked.seq or 0)
+        (signal,) = [c for c in run.last if isinstance(c, SendSignal)]
+        sent.append(signal)
+        run.send(outcome, signal.seq, attributes={"reason": "closed"})
+    assert [(s.workflow_id, s.name, s.child and s.child > 0) for s in sent] == [
+        ("w-2", "go", None),
+        ("s-1", "on", True),
+    ]
+    assert [loads(s.payload or b"") for s in sent] == [[1, {"tenant": "acme"}], [None, {"tenant": "acme"}]]
+    assert run.result == [None, "too late"]
+    run.replayed()
+
+
+def test_a_signal_is_sent_at_the_call_and_its_name_checked() -> None:
+    async def order() -> str:
+        with pytest.raises(durable.InvalidName):
+            durable.signal_workflow("w-2", "")
+        durable.signal_workflow("w-2", "go")
+        return "done"
+
+    run = run_of(order, through=[Stamp(audited=False)])
+    assert run.result == "done"
+    assert [c.event_type for c in run.last] == [events.SIGNAL_SENT, events.WORKFLOW_COMPLETED]
+    run.replayed()
 
 
 def test_kinds_that_nobody_intercepts_cost_nothing() -> None:

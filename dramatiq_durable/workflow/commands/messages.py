@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ... import errors
 from .. import events
 from ..converter import encode, hash_arguments
 from ..names import check_name
 from .base import Call, Command, CommandHost
+
+if TYPE_CHECKING:
+    from ..replay import Execution
 
 
 @dataclass(slots=True, eq=False)
@@ -85,12 +88,29 @@ class SendCall(Call[None]):
 def send_signal(
     host: CommandHost, workflow_id: str, child: int | None, name: str, payload: Any
 ) -> Coroutine[Any, Any, None]:
-    """Issue the command that sends a signal.
+    """Issue the command that sends a signal, through the run's interceptors.
 
     Raises:
-      NotEncodable, PayloadTooLarge, InvalidName: the signal cannot be carried.
+      InvalidName: the name is empty, too long or no text.
+      NotEncodable, PayloadTooLarge: the payload cannot be carried; where interceptors are, when awaited.
     """
     check_name(name, "a signal's name")
+    execution = cast("Execution", host)
+    methods = execution.interceptors.signal
+    if not methods:
+        return _send_signal(execution, workflow_id, child, name, payload)
+    # They are calls themselves, made of what is here.
+    from ..interceptors import CallContext, intercept
+
+    ctx = CallContext(name, (payload,), {}, dict(execution.headers), execution.info, workflow_id)
+    call = intercept(
+        execution, methods, ctx, SendCall, lambda ctx: _send_signal(execution, workflow_id, child, name, *ctx.args)
+    )
+    assert isinstance(call, Call)
+    return call
+
+
+def _send_signal(host: CommandHost, workflow_id: str, child: int | None, name: str, payload: Any = None) -> SendCall:
     data = None if payload is None else encode(payload, f"the payload of the signal {name!r}")
     digest = hash_arguments(b"\0".join((workflow_id.encode(), data or b"")))
     return _sent(host, SendSignal(None, name, data, digest, workflow_id, child))
