@@ -7,7 +7,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from dramatiq import Actor
 from dramatiq.middleware import Shutdown
 
+from ..codecs import Codec, Codecs, decode_only
 from ..durations import Duration, parse_duration
 from ..errors import DurableError, WorkflowAlreadyStarted
+from ..workflow.client import _brought
 from ..workflow.converter import encode_call
 from ..workflow.definition import ActivityStub, Workflow
-from ..workflow.events import Event
-from ..workflow.options import check_call
+from ..workflow.events import UPDATE_REQUESTED, Event
+from ..workflow.interceptors import Interceptors, WorkflowInterceptor
+from ..workflow.options import WorkflowOptions, check_call
 from . import turns
+from .asking import Update, post_update
 from .handle import EnvironmentHandle
 from .people import Escalations
 from .runs import Run, time_of
@@ -60,6 +64,8 @@ class Environment:
     Parameters:
       mocks: what is called instead of activities and child workflows, by the activity, actor, stub, workflow or its
         name.  A mock is a function, plain or ``async def``, and takes the same arguments.  What is not mocked runs.
+      interceptors: in place of those of the workflows' brokers, around every workflow and what it calls.
+      codecs: in place of those of the workflows' brokers; everything that history records goes through them and back.
       replay(bool): replay each run from its beginning when it has ended, and the others at the environment's end, so
         that code that is not deterministic is found here and not in production.
 
@@ -68,9 +74,18 @@ class Environment:
       calls(list): every call of an activity or a mock: (name, args, kwargs), in order, retries included.
     """
 
-    def __init__(self, mocks: Mapping[Any, Callable[..., Any]] | None = None, *, replay: bool = True) -> None:
+    def __init__(
+        self,
+        mocks: Mapping[Any, Callable[..., Any]] | None = None,
+        *,
+        interceptors: Sequence[WorkflowInterceptor] | None = None,
+        codecs: Sequence[Codec | decode_only] | None = None,
+        replay: bool = True,
+    ) -> None:
         self._mocks = {_name_of(what): _checked(what, mock) for what, mock in (mocks or {}).items()}
         self._replay = replay
+        self.interceptors = None if interceptors is None else Interceptors(interceptors)
+        self.codecs = None if codecs is None else Codecs(codecs)
         self._agenda: list[Entry] = []
         self._order = 0
         self._driving = False
@@ -132,6 +147,7 @@ class Environment:
         check_call(workflow.fn, workflow.name, args, kwargs)
         options = workflow.defaults
         payload = encode_call(args, kwargs, workflow.fn, workflow.name)
+        told = _told(options)
         run = None
         if options.workflow_id is not None:
             run = self.place(options.workflow_id, options.id_conflict, options.id_reuse)
@@ -146,9 +162,19 @@ class Environment:
                 payload,
                 {} if facts is None else json.loads(facts),
                 delay_ms=options.delay_ms,
+                early=[] if told is None else [told],
             )
+            if told is not None and told.type == UPDATE_REQUESTED:
+                run.updates[(told.attributes or {})["update_id"]] = Update(run)
+        elif told is not None and told.type == UPDATE_REQUESTED:
+            post_update(self, run, told)
+        elif told is not None:
+            self.post(run, told)
         self.settle()
-        return EnvironmentHandle(self, run.workflow_id, run.run_id, workflow)
+        handle = EnvironmentHandle(self, run.workflow_id, run.run_id, workflow)
+        if told is not None:
+            handle._update_id = (told.attributes or {}).get("update_id")
+        return handle
 
     def run(self, workflow: Workflow[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Start a run and return its result, skipping time whenever everything waits.
@@ -274,6 +300,16 @@ class Environment:
         """A run has ended by its own code."""
         if self._replay:
             run.replayed()
+
+
+def _told(options: WorkflowOptions) -> Event | None:
+    """What a run is told with its start."""
+    brought = _brought(options)
+    if brought is None:
+        return None
+    type, key = brought["with_type"], brought["with_key"]
+    facts = {"update_id": key} if type == UPDATE_REQUESTED else None
+    return Event(0, type, 0, None, brought["with_name"], brought["with_payload"], facts)
 
 
 def _name_of(what: Any) -> str:

@@ -99,7 +99,11 @@ class Answerer:
         if history and history[-1].type in _ENDED_FROM_OUTSIDE:
             history.pop()
         execution = Execution(
-            workflow.fn, info_of(row), deadlock_timeout=self._broker.settings.deadlock_timeout, keep=not live
+            workflow.fn,
+            info_of(row),
+            deadlock_timeout=self._broker.settings.deadlock_timeout,
+            interceptors=self._broker.interceptors,
+            keep=not live,
         )
         try:
             if len(history) == 1:
