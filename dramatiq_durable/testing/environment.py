@@ -18,17 +18,21 @@ from dramatiq.middleware import Shutdown
 from ..codecs import Codec, Codecs, decode_only
 from ..durations import Duration, parse_duration
 from ..errors import DurableError, WorkflowAlreadyStarted
+from ..operations.activities import unknown_token
+from ..tokens import _parsed
 from ..workflow.client import _brought
-from ..workflow.converter import encode_call
+from ..workflow.converter import encode, encode_call
 from ..workflow.definition import ActivityStub, Workflow
-from ..workflow.events import UPDATE_REQUESTED, Event
+from ..workflow.events import ACTIVITY_COMPLETED, ACTIVITY_FAILED, UPDATE_REQUESTED, Event
+from ..workflow.failures import failure_to_json
 from ..workflow.interceptors import Interceptors, WorkflowInterceptor
 from ..workflow.options import WorkflowOptions, check_call
 from . import turns
 from .asking import Update, post_update
 from .handle import EnvironmentHandle
+from .looking import time_of
 from .people import Escalations
-from .runs import Run, time_of
+from .runs import Run
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -91,6 +95,7 @@ class Environment:
         self._driving = False
         self._random = random.Random(0)
         self._runs: dict[str, Run] = {}
+        self._turns: list[turns.Turns] = []
         self.now_ms = int(time.time() * 1000)
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.escalations = Escalations(self)
@@ -118,10 +123,10 @@ class Environment:
                         run.replayed()
         finally:
             self._agenda.clear()
+            for one in self._turns:
+                if one.sleeps:
+                    one.interrupt(Shutdown)
             for run in runs:
-                for activity in run.activities.values():
-                    if activity.turns is not None and not activity.turns.ended:
-                        activity.turns.interrupt(Shutdown)
                 run.execution.evict()
 
     # --- what tests do --------------------------------------------------------------------------------------
@@ -203,6 +208,34 @@ class Environment:
             raise ValueError("get_handle needs a workflow id or a run id")
         return EnvironmentHandle(self, workflow_id, run_id)
 
+    def complete_activity(self, token: str, value: Any = None) -> None:
+        """End an activity that waits for this token: what `durable.complete_activity` does elsewhere.
+
+        Raises:
+          UnknownToken: nobody waits for it (any more).
+          NotEncodable, PayloadTooLarge: the value cannot be carried.
+        """
+        self._finish(token, ACTIVITY_COMPLETED, encode(value, "the result of an activity"), None)
+
+    def fail_activity(self, token: str, exc: BaseException) -> None:
+        """Let an activity that waits for this token fail for good: as `durable.fail_activity`.
+
+        Raises:
+          TypeError: it is no exception.
+          UnknownToken: nobody waits for it (any more).
+        """
+        if not isinstance(exc, BaseException):
+            raise TypeError(f"fail_activity takes an exception, like ValueError('declined'), not {exc!r:.60}")
+        self._finish(token, ACTIVITY_FAILED, None, failure_to_json(exc, retryable=False))
+
+    def _finish(self, token: str, type: str, payload: bytes | None, failure: dict[str, Any] | None) -> None:
+        run_id, seq, digest = _parsed(token)
+        run = self._runs.get(str(uuid.UUID(bytes=run_id)))
+        activity = None if run is None else run.activities.get(seq)
+        if activity is None or not activity.finish(digest, type, payload, failure):
+            raise unknown_token()
+        self.settle()
+
     # --- what runs and handles do ----------------------------------------------------------------------------
 
     def at(self, ms: int, act: Callable[[], None]) -> Entry:
@@ -215,6 +248,12 @@ class Environment:
     def post(self, run: Run, event: Event) -> None:
         """Have a run given an event."""
         self.at(self.now_ms, lambda: run.take(event))
+
+    def turns_of(self, call: Callable[[], Any]) -> turns.Turns:
+        """The turns of a call that may sleep."""
+        made = turns.Turns(lambda: self.now_ms, call)
+        self._turns = [*(one for one in self._turns if not one.ended), made]
+        return made
 
     def settle(self) -> None:
         """Let everything happen that is due now; not while it is happening."""

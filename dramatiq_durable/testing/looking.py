@@ -63,7 +63,15 @@ def pending_of(run: Run) -> list[Pending]:
     """What the run waits for, in the order in which its code asked."""
     now = run.environment.now_ms
     found = [
-        Pending("activity", a.name, a.seq, max(1, a.attempt), a.last_failure, _after(now, a.entry.at), None)
+        Pending(
+            "activity",
+            a.name,
+            a.seq,
+            a.attempt if a.now is not None else a.attempt + 1,
+            a.last_failure,
+            _after(now, a.entry.at),
+            None if a.details is None else loads(a.details),
+        )
         for a in run.activities.values()
     ]
     found += [Pending("timer", None, seq, None, None, _after(now, e.at), None) for seq, e in run.timers.items()]
@@ -109,4 +117,9 @@ def follow(run: Run, offset: int) -> Iterator[tuple[int, Any]]:
 
 
 def _after(now: int, ms: int) -> datetime | None:
-    return datetime.fromtimestamp(ms / 1000, UTC) if ms > now else None
+    return time_of(ms) if ms > now else None
+
+
+def time_of(ms: int) -> datetime:
+    """A time of the environment's clock, in UTC."""
+    return datetime.fromtimestamp(ms / 1000, UTC)

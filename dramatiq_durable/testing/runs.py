@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DurableError, WorkflowAlreadyStarted
@@ -36,13 +36,14 @@ from ..workflow.ordering import in_order
 from ..workflow.replay import Execution, Step
 from ..workflow.retry import delay_after, is_last
 from .activities import ScheduledActivity
+from .local import LocalCall
 from .replayer import interceptors_of, replay
-from .turns import Turns
 
 if TYPE_CHECKING:
     from ..workflow.definition import Workflow
     from .asking import Update
     from .environment import Entry, Environment
+    from .turns import Turns
 
 #: What a run's end means for its parent.
 _ENDS = {
@@ -83,7 +84,7 @@ class Run:
       next(Run | None): the run that goes on where this one ended.
       updates(dict): what it, and the runs that it goes on for, were asked for, by their ids.
       begun(bool): it has taken its first step; ``stepping(bool)``: its code is running.
-      activities, timers, children: what it waits for, by the number of the command.
+      activities, timers, children, computing: what it waits for, by the number of the command.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Run:
         self.timers: dict[int, Entry] = {}
         self.children: dict[int, Run] = {}
         self.mocks: dict[int, Turns] = {}
+        self.computing: dict[int, LocalCall] = {}
         self.execution = self.fresh()
         begins = environment.now_ms + delay_ms
         self.history = [Event(1, events.WORKFLOW_STARTED, begins, None, workflow.name, payload, facts or None)]
@@ -190,7 +192,11 @@ class Run:
                 self.carry_out(command)
             if execution.closed:
                 return
-            news += [computed(asked)._replace(at=self.environment.now_ms) for asked in execution.computations()]
+            for asked in execution.computations():
+                if not asked.slow:
+                    news.append(computed(asked))
+                elif asked.seq not in self.computing:
+                    self.computing[asked.seq or 0] = LocalCall(self, asked)
         self.environment.stepped(self)
 
     def _admit(self, event: Event, more: bool) -> Step:
@@ -261,7 +267,7 @@ class Run:
             if entry is not None:
                 entry.dropped = True
         for activity in list(self.activities.values()):
-            activity.cancel()
+            activity.drop()
         for child in self.children.values():
             child = child.latest()
             if child.status == "running" and child.parent is self:
@@ -432,7 +438,7 @@ class Run:
         assert seq is not None
         args, kwargs = decode_call(payload, mock if workflow is None else workflow.fn)
         environment.calls.append((command.name or "", tuple(args), kwargs))
-        turns = self.mocks[seq] = Turns(lambda: environment.now_ms, lambda: mock(*args, **kwargs))
+        turns = self.mocks[seq] = environment.turns_of(lambda: mock(*args, **kwargs))
 
         def take_turn() -> None:
             if seq not in self.mocks:
@@ -508,10 +514,6 @@ _CARRIERS: dict[type[Command], Callable[[Run, Any], None]] = {
     SendSignal: Run._send,
     SendCancel: Run._send,
 }
-
-
-def time_of(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def value_of(payload: bytes | None) -> Any:
