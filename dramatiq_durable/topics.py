@@ -35,7 +35,7 @@ A = TypeVar("A", bound="Actor[Any, Any]")
 MARK = b"event\n"
 
 #: The message's option that tells where its event comes from; a dead letter that is brought back has it, too.
-_OPTION = "durable_event"
+EVENT = "durable_event"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class EventInfo:
 def event_info() -> EventInfo | None:
     """What event the running actor was given; None where it was given none."""
     delivery = current_delivery.get()
-    facts = None if delivery is None else delivery.options.get(_OPTION)
+    facts = None if delivery is None else delivery.options.get(EVENT)
     if delivery is None or not isinstance(facts, dict):
         return None
     at = datetime.fromtimestamp(facts["at"] / 1000, UTC)
@@ -157,4 +157,4 @@ def message_of(queue_name: str, actor: str, key: bytes, payload: bytes) -> Messa
     """The message of an event that no actor has been given yet."""
     facts, _, value = payload.removeprefix(MARK).partition(b"\n")
     described = json.loads(facts)
-    return Message(queue_name, actor, (loads(value),), {}, {_OPTION: described}, str(UUID(bytes=key)), described["at"])
+    return Message(queue_name, actor, (loads(value),), {}, {EVENT: described}, str(UUID(bytes=key)), described["at"])

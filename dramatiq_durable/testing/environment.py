@@ -33,6 +33,7 @@ from .handle import EnvironmentHandle
 from .looking import time_of
 from .people import Escalations
 from .runs import Run
+from .subscribers import Subscribers
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,7 +76,7 @@ class Environment:
 
     Attributes:
       escalations: what workflows ask people (``durable.escalate``): ``list``, ``resolve`` and ``cancel`` them.
-      calls(list): every call of an activity or a mock: (name, args, kwargs), in order, retries included.
+      calls(list): every call of an activity, a subscriber or a mock: (name, args, kwargs), in order, retries included.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Environment:
         self.now_ms = int(time.time() * 1000)
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.escalations = Escalations(self)
+        self.subscribers = Subscribers(self)
         turns.install()
 
     def __enter__(self) -> Environment:

@@ -17,6 +17,7 @@ from ..workflow.commands import (
     Command,
     CompleteWorkflow,
     ContinueAsNew,
+    EmitTopic,
     FailWorkflow,
     OpenEscalation,
     RequestActivityCancel,
@@ -341,7 +342,9 @@ class Run:
         delay = delay_after(policy, attempt) if asked is None else asked
         if self.deadline is not None and self.environment.now_ms + delay >= self.deadline:
             return None
-        return {**self.facts, "attempt": attempt + 1}, delay
+        # Whoever follows the output goes on with the next attempt's.
+        outputs = self.facts.get("outputs", 0) + sum(e.type == events.OUTPUT_WRITTEN for e in self.history)
+        return {**self.facts, "attempt": attempt + 1, "outputs": outputs}, delay
 
     def replayed(self) -> None:
         """Replay the history from its beginning.
@@ -467,6 +470,9 @@ class Run:
         elif self.mocks.pop(command.seq, None) is not None:
             self.environment.post(self, Event(0, events.CHILD_CANCELLED, 0, command.seq, command.name))
 
+    def _emit(self, command: EmitTopic) -> None:
+        self.environment.subscribers.emit(self, command)
+
     def _send(self, command: SendSignal) -> None:
         """Say something to another run: the live one that has the id, or a child of this one."""
         environment = self.environment
@@ -511,6 +517,7 @@ _CARRIERS: dict[type[Command], Callable[[Run, Any], None]] = {
     AwaitChildStart: Run._await_child,
     OpenEscalation: Run._escalate,
     WithdrawEscalation: Run._withdraw,
+    EmitTopic: Run._emit,
     SendSignal: Run._send,
     SendCancel: Run._send,
 }
