@@ -110,7 +110,7 @@ class DurableBroker(Processing, Queues, Broker):
         self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
         #: Which actors subscribe to which topics: (topic, queue, actor, priority), and which are stored already.
-        self._subscriptions: list[tuple[str, str, str, int]] = []
+        self.subscriptions: list[tuple[str, str, str, int]] = []
         self._subscribed: set[tuple[str, str, str, int]] = set()
         self.interceptors = Interceptors(interceptors)
         self.runner = Runner(self)
@@ -172,7 +172,7 @@ class DurableBroker(Processing, Queues, Broker):
 
     def declare_subscription(self, topic: str, actor: Actor[Any, Any]) -> None:
         """Have an actor given a topic's events: stored once this process consumes the actor's queue."""
-        self._subscriptions.append((topic, actor.queue_name, actor.actor_name, actor.priority))
+        self.subscriptions.append((topic, actor.queue_name, actor.actor_name, actor.priority))
         if self._claimer is not None:
             self._subscribe(lambda queue_name: queue_name in self._consumed())
 
@@ -182,7 +182,7 @@ class DurableBroker(Processing, Queues, Broker):
 
     def _subscribe(self, consumes: Callable[[str], bool]) -> None:
         """Store the subscriptions of actors whose queues this process consumes."""
-        new = [s for s in self._subscriptions if s not in self._subscribed and consumes(s[1])]
+        new = [s for s in self.subscriptions if s not in self._subscribed and consumes(s[1])]
         if new:
             topics.register(self, new)
             self._subscribed.update(new)

@@ -1,192 +1,202 @@
-"""Activities of an environment: called in this process, with the arguments, retries and failures of production."""
+"""Activities of an environment: called in this process, with the retries, limits and failures of production."""
 
 from __future__ import annotations
 
-import inspect
-import random
 import uuid
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
-from dramatiq.middleware import Interrupt, Retries
+from dramatiq.middleware import TimeLimitExceeded
 
-from ..delivery import Delivery, current_delivery
-from ..errors import ActivityCancelled, DurableError, NotEncodable, PayloadTooLarge
-from ..workflow import events
+from ..attempt import ActivityInfo
+from ..delivery import LIMITS, Delivery
+from ..errors import ActivityCancelled, DurableError
+from ..workflow import events, retry
 from ..workflow.commands import ScheduleActivity
 from ..workflow.converter import decode_call, encode, loads
 from ..workflow.events import Event
 from ..workflow.failures import failure_to_json
-from .turns import Turns
+from .attempts import Attempt, Performing, function_of
+from .looking import time_of
 
 if TYPE_CHECKING:
     from .environment import Entry, Environment
     from .runs import Run
 
 
-class ScheduledActivity:
+class ScheduledActivity(Performing):
     """An activity that a run has asked for and not been told the end of."""
 
     def __init__(self, environment: Environment, run: Run, command: ScheduleActivity) -> None:
         assert command.seq is not None
         assert command.name is not None
-        self.environment = environment
+        actor = run.workflow.broker.actors.get(command.name)
+        call = environment.mocked(command.name)
+        if call is None:
+            if actor is None:
+                raise DurableError(
+                    f"the workflow {run.workflow.name!r} calls the activity {command.name!r}, and its code is not "
+                    f"here: mock it, Environment(mocks={{{command.name!r}: function}})."
+                )
+            call = function_of(actor)
         self.run = run
         self.seq: int = command.seq
-        self.name: str = command.name
-        self.attempt = 0
-        self.last_failure: str | None = None
-        self.actor = run.workflow.broker.actors.get(self.name)
-        self.call = environment.mocked(self.name)
-        if self.call is None:
-            if self.actor is None:
-                raise DurableError(
-                    f"the workflow {run.workflow.name!r} calls the activity {self.name!r}, and its code is not here: "
-                    f"mock it, Environment(mocks={{{self.name!r}: function}})."
-                )
-            self.call = function_of(self.actor)
         self.payload = command.payload or b"{}"
-        self.turns: Turns | None = None
         plain = loads(self.payload)
         message: Message[Any] = Message(
             command.queue_name,
-            self.name,
+            command.name,
             tuple(plain["args"]),
             plain["kwargs"],
             dict(command.options),
             str(uuid.UUID(bytes=events.command_id(run.run_id, self.seq))),
             environment.now_ms,
         )
-        self.stage = Stage(self)
-        self.delivery = Delivery(
-            message, self.stage, stream_id=0, key=b"", lease=b"", kind="a", run_id=run.run_id, seq=self.seq
-        )
-        self.entry: Entry = environment.at(environment.now_ms + command.delay_ms, self._begin)
+        super().__init__(environment, actor, call, message)
+        self.details: bytes | None = None
+        self.token: bytes | None = None
+        self.cancelled = False
+        self.limits: dict[str, Any] = command.options.get(LIMITS) or {}
+        self._alarms: dict[str, Entry] = {}
+        self.entry = environment.at(environment.now_ms + command.delay_ms, self._begin)
+        self._scheduled_at = self.entry.at
+        self._arm("schedule_to_close", self._scheduled_at)
 
     def cancel(self) -> None:
         """Tell it that it is cancelled: one that runs gets the exception where it sleeps, one that waits has ended."""
-        self.entry.dropped = True
-        if self.turns is None or self.turns.ended:
+        self.cancelled = True
+        now = self.now
+        if now is not None and now.waits:
+            return  # for whoever has its token
+        if now is None or now.turns.ended:
+            self.entry.dropped = True
             failure = failure_to_json(ActivityCancelled("it was cancelled before it began"), retryable=False)
             self._answer(events.ACTIVITY_FAILED, None, {**failure, "attempt": max(1, self.attempt)})
         else:
-            self.delivery.interruption = ActivityCancelled
-            self.turns.interrupt(ActivityCancelled)
-            self._after_turn()
+            now.interrupt(ActivityCancelled)
+
+    def drop(self) -> None:
+        """Its run has closed: nobody waits for its end any more."""
+        self.cancel()
+        self._disarm()
+        self.run.activities.pop(self.seq, None)
+
+    def beat(self, details: bytes | None) -> None:
+        """It has sent a heartbeat."""
+        self.details = details if details is not None else self.details
+        self._arm("heartbeat", self.environment.now_ms)
+
+    def finish(self, digest: bytes, type: str, payload: bytes | None, failure: dict[str, Any] | None) -> bool:
+        """End it from elsewhere; False if that is not its token."""
+        if digest != self.token or self.run.activities.get(self.seq) is not self:
+            return False
+        self._answer(type, payload, None if failure is None else {**failure, "attempt": self.attempt})
+        return True
 
     # --- inside -------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        self.attempt += 1
-        self.delivery.attempt = self.attempt
-        self.turns = Turns(lambda: self.environment.now_ms, self._run)
-        self._take_turn()
-
-    def _run(self) -> Any:
-        """Call the function, on the thread of its turns."""
-        assert self.call is not None
-        current_delivery.set(self.delivery)
+    def _call(self) -> Any:
         typed_by = self.call if self.actor is None else function_of(self.actor)
         args, kwargs = decode_call(self.payload, typed_by)
         self.environment.calls.append((self.name, tuple(args), kwargs))
         return self.call(*args, **kwargs)
 
-    def _take_turn(self) -> None:
-        assert self.turns is not None
-        self.turns.take()
-        self._after_turn()
+    def _deliver(self) -> Delivery:
+        options = self.message.options
+        if self.limits and self.attempt > 1 and retry.OPTION not in options:
+            # Attempts that a limit ended are none that Dramatiq has counted.
+            options["retries"] = max(options.get("retries", 0), self.attempt - 1)
+        delivery = Delivery(
+            self.message,
+            self.stage,
+            stream_id=0,
+            key=b"",
+            lease=b"",
+            kind="a",
+            run_id=self.run.run_id,
+            seq=self.seq,
+            attempt=self.attempt,
+        )
+        self.token = None
+        now = self.environment.now_ms
+        self._arm("start_to_close", now)
+        self._arm("heartbeat", now)
+        dues = [e.at for name, e in self._alarms.items() if name != "heartbeat"]
+        info = delivery.info = ActivityInfo(delivery)
+        details = None if self.details is None else loads(self.details)
+        info._known = (self.run.workflow_id, details, time_of(min(dues)) if dues else None)
+        return delivery
 
-    def _after_turn(self) -> None:
-        turns = self.turns
-        assert turns is not None
-        if not turns.ended:
-            self.entry = self.environment.at(turns.wakes_at, self._take_turn)
-            return
-        error = turns.error
-        if error is None:
-            try:
-                payload = encode(turns.value, f"the result of {self.name!r}")
-                self._answer(events.ACTIVITY_COMPLETED, payload)
-                return
-            except (NotEncodable, PayloadTooLarge) as e:
-                error = e
-        if not isinstance(error, (Exception, Interrupt)):
-            raise error  # the test's own: it has failed, or was skipped or interrupted
-        self.last_failure = f"{type(error).__name__}: {error}"
-        delay, hopeless = self._judge(error)
-        if delay is None:
-            failure = failure_to_json(error, retryable=not hopeless)
-            self._answer(events.ACTIVITY_FAILED, None, {**failure, "attempt": self.attempt})
+    def _arm(self, limit: str, since: int) -> None:
+        alarm = self._alarms.pop(limit, None)
+        if alarm is not None:
+            alarm.dropped = True
+        if limit in self.limits:
+            self._alarms[limit] = self.environment.at(since + self.limits[limit], lambda: self._expire(limit))
+
+    def _disarm(self, *limits: str) -> None:
+        for limit in limits or tuple(self._alarms):
+            alarm = self._alarms.pop(limit, None)
+            if alarm is not None:
+                alarm.dropped = True
+
+    def _expire(self, limit: str) -> None:
+        seconds = f"{self.limits[limit] / 1000:g} s"
+        text = (
+            f"{limit}: "
+            + {
+                "schedule_to_close": f"it did not end within {seconds} of being scheduled",
+                "start_to_close": f"an attempt did not end within {seconds}",
+                "heartbeat": f"it sent no heartbeat for {seconds}",
+            }[limit]
+        )
+        again = limit in ("start_to_close", "heartbeat")
+        policy = self.limits["retry"]
+        cause, attempt = self.last_failure, self.attempt
+        ended, self.now, self.token = self.now, None, None
+        self.entry.dropped = True
+        if again and not retry.is_last(policy, attempt) and not self.cancelled:
+            self._disarm("start_to_close", "heartbeat")
+            self.last_failure = f"Timeout: {text}"
+            self.try_again(retry.delay_after(policy, attempt))
         else:
-            self.entry = self.environment.at(self.environment.now_ms + delay, self._begin)
+            failure = {
+                "type": "Timeout",
+                "message": text,
+                "retryable": again,
+                "attempt": max(1, attempt),
+                "timeout": limit,
+            }
+            if cause is not None:
+                type, _, message = cause.partition(": ")
+                failure["cause"] = {"type": type, "message": message}
+            self._answer(events.ACTIVITY_TIMED_OUT, None, failure)
+        if ended is not None and not ended.turns.ended:
+            ended.interrupt(TimeLimitExceeded)
 
-    def _judge(self, error: BaseException) -> tuple[int | None, bool]:
-        """In how many milliseconds it is tried again, if at all; and whether it has failed for good."""
-        delivery = self.delivery
-        if delivery.interruption is not None:
-            return None, True
-        delivery.retry = None
-        delivery.failed = False
-        chance = random.getstate()
-        random.seed(f"{self.run.run_id}:{self.seq}:{self.attempt}")  # Dramatiq's backoff is random: not in a test
-        try:
-            for each in self.stage.middleware:
-                if isinstance(each, Retries):
-                    try:
-                        raise error  # the middleware formats the exception that is being handled
-                    except BaseException:
-                        each.after_process_message(self.stage, delivery, exception=error)
-        finally:
-            random.setstate(chance)
-        return delivery.retry, delivery.failed
+    def _ended(self, attempt: Attempt) -> None:
+        if attempt.delivery.deferred and attempt.turns.error is None:
+            attempt.waits = True
+            return
+        self.token = None
+        self._disarm("start_to_close", "heartbeat")
+        super()._ended(attempt)
+
+    def _completed(self, value: Any) -> None:
+        self._answer(events.ACTIVITY_COMPLETED, encode(value, f"the result of {self.name!r}"))
+
+    def _failed(self, error: BaseException, hopeless: bool) -> None:
+        failure = failure_to_json(error, retryable=not hopeless)
+        self._answer(events.ACTIVITY_FAILED, None, {**failure, "attempt": self.attempt})
 
     def _answer(self, type: str, payload: bytes | None, failure: dict[str, Any] | None = None) -> None:
+        self._disarm()
+        self.now = None
         self.run.activities.pop(self.seq, None)
         facts = None if failure is None else {"failure": failure}
         self.environment.post(self.run, Event(0, type, 0, self.seq, self.name, payload, facts))
 
-
-class Stage:
-    """What a delivery of an environment has for a broker: enough to decide on retries."""
-
-    claimer = None
-
-    def __init__(self, activity: ScheduledActivity) -> None:
-        self._activity = activity
-        actor = activity.actor
-        self.middleware = [Retries()] if actor is None else actor.broker.middleware
-
-    @property
-    def actors(self) -> dict[str, Any]:
-        return {self._activity.name: self._activity.actor}
-
-    def get_actor(self, name: str) -> Any:
-        actor = self._activity.actor
-        return actor if name == self._activity.name and actor is not None else _Elsewhere()
-
-    def enqueue(self, delivery: Any, *, delay: int | None = None) -> Any:
-        delivery.retry = delay or 0
-        return delivery
-
-    def __getattr__(self, name: str) -> Any:
-        raise DurableError(
-            "a test's Environment has no database: mock the activity that needs one, or test it with the fixtures "
-            f"durable_broker and durable_worker (it asked for {name!r})."
-        )
-
-
-class _Elsewhere:
-    """An actor whose code is not here, or that is only told of a failure."""
-
-    options: dict[str, Any] = {}  # noqa: RUF012
-
-    def send(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
-def function_of(actor: Any) -> Callable[..., Any]:
-    """The function behind an actor: the ``async def`` itself, where Dramatiq has put one into a plain function."""
-    fn: Callable[..., Any] = actor.fn
-    inner = getattr(fn, "__wrapped__", None)
-    return inner if inner is not None and inspect.iscoroutinefunction(inner) else fn
+    def deferred(self, digest: bytes) -> bool:
+        """It is to be ended by whoever has the token of this digest."""
+        self.token = digest
+        return True

@@ -7,7 +7,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -15,16 +15,25 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from dramatiq import Actor
 from dramatiq.middleware import Shutdown
 
+from ..codecs import Codec, Codecs, decode_only
 from ..durations import Duration, parse_duration
 from ..errors import DurableError, WorkflowAlreadyStarted
-from ..workflow.converter import encode_call
+from ..operations.activities import unknown_token
+from ..tokens import _parsed
+from ..workflow.client import _brought
+from ..workflow.converter import encode, encode_call
 from ..workflow.definition import ActivityStub, Workflow
-from ..workflow.events import Event
-from ..workflow.options import check_call
+from ..workflow.events import ACTIVITY_COMPLETED, ACTIVITY_FAILED, UPDATE_REQUESTED, Event
+from ..workflow.failures import failure_to_json
+from ..workflow.interceptors import Interceptors, WorkflowInterceptor
+from ..workflow.options import WorkflowOptions, check_call
 from . import turns
+from .asking import Update, post_update
 from .handle import EnvironmentHandle
+from .looking import time_of
 from .people import Escalations
-from .runs import Run, time_of
+from .runs import Run
+from .subscribers import Subscribers
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -60,25 +69,38 @@ class Environment:
     Parameters:
       mocks: what is called instead of activities and child workflows, by the activity, actor, stub, workflow or its
         name.  A mock is a function, plain or ``async def``, and takes the same arguments.  What is not mocked runs.
+      interceptors: in place of those of the workflows' brokers, around every workflow and what it calls.
+      codecs: in place of those of the workflows' brokers; everything that history records goes through them and back.
       replay(bool): replay each run from its beginning when it has ended, and the others at the environment's end, so
         that code that is not deterministic is found here and not in production.
 
     Attributes:
       escalations: what workflows ask people (``durable.escalate``): ``list``, ``resolve`` and ``cancel`` them.
-      calls(list): every call of an activity or a mock: (name, args, kwargs), in order, retries included.
+      calls(list): every call of an activity, a subscriber or a mock: (name, args, kwargs), in order, retries included.
     """
 
-    def __init__(self, mocks: Mapping[Any, Callable[..., Any]] | None = None, *, replay: bool = True) -> None:
+    def __init__(
+        self,
+        mocks: Mapping[Any, Callable[..., Any]] | None = None,
+        *,
+        interceptors: Sequence[WorkflowInterceptor] | None = None,
+        codecs: Sequence[Codec | decode_only] | None = None,
+        replay: bool = True,
+    ) -> None:
         self._mocks = {_name_of(what): _checked(what, mock) for what, mock in (mocks or {}).items()}
         self._replay = replay
+        self.interceptors = None if interceptors is None else Interceptors(interceptors)
+        self.codecs = None if codecs is None else Codecs(codecs)
         self._agenda: list[Entry] = []
         self._order = 0
         self._driving = False
         self._random = random.Random(0)
         self._runs: dict[str, Run] = {}
+        self._turns: list[turns.Turns] = []
         self.now_ms = int(time.time() * 1000)
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.escalations = Escalations(self)
+        self.subscribers = Subscribers(self)
         turns.install()
 
     def __enter__(self) -> Environment:
@@ -103,10 +125,10 @@ class Environment:
                         run.replayed()
         finally:
             self._agenda.clear()
+            for one in self._turns:
+                if one.sleeps:
+                    one.interrupt(Shutdown)
             for run in runs:
-                for activity in run.activities.values():
-                    if activity.turns is not None and not activity.turns.ended:
-                        activity.turns.interrupt(Shutdown)
                 run.execution.evict()
 
     # --- what tests do --------------------------------------------------------------------------------------
@@ -132,6 +154,7 @@ class Environment:
         check_call(workflow.fn, workflow.name, args, kwargs)
         options = workflow.defaults
         payload = encode_call(args, kwargs, workflow.fn, workflow.name)
+        told = _told(options)
         run = None
         if options.workflow_id is not None:
             run = self.place(options.workflow_id, options.id_conflict, options.id_reuse)
@@ -146,9 +169,19 @@ class Environment:
                 payload,
                 {} if facts is None else json.loads(facts),
                 delay_ms=options.delay_ms,
+                early=[] if told is None else [told],
             )
+            if told is not None and told.type == UPDATE_REQUESTED:
+                run.updates[(told.attributes or {})["update_id"]] = Update(run)
+        elif told is not None and told.type == UPDATE_REQUESTED:
+            post_update(self, run, told)
+        elif told is not None:
+            self.post(run, told)
         self.settle()
-        return EnvironmentHandle(self, run.workflow_id, run.run_id, workflow)
+        handle = EnvironmentHandle(self, run.workflow_id, run.run_id, workflow)
+        if told is not None:
+            handle._update_id = (told.attributes or {}).get("update_id")
+        return handle
 
     def run(self, workflow: Workflow[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Start a run and return its result, skipping time whenever everything waits.
@@ -177,6 +210,34 @@ class Environment:
             raise ValueError("get_handle needs a workflow id or a run id")
         return EnvironmentHandle(self, workflow_id, run_id)
 
+    def complete_activity(self, token: str, value: Any = None) -> None:
+        """End an activity that waits for this token: what `durable.complete_activity` does elsewhere.
+
+        Raises:
+          UnknownToken: nobody waits for it (any more).
+          NotEncodable, PayloadTooLarge: the value cannot be carried.
+        """
+        self._finish(token, ACTIVITY_COMPLETED, encode(value, "the result of an activity"), None)
+
+    def fail_activity(self, token: str, exc: BaseException) -> None:
+        """Let an activity that waits for this token fail for good: as `durable.fail_activity`.
+
+        Raises:
+          TypeError: it is no exception.
+          UnknownToken: nobody waits for it (any more).
+        """
+        if not isinstance(exc, BaseException):
+            raise TypeError(f"fail_activity takes an exception, like ValueError('declined'), not {exc!r:.60}")
+        self._finish(token, ACTIVITY_FAILED, None, failure_to_json(exc, retryable=False))
+
+    def _finish(self, token: str, type: str, payload: bytes | None, failure: dict[str, Any] | None) -> None:
+        run_id, seq, digest = _parsed(token)
+        run = self._runs.get(str(uuid.UUID(bytes=run_id)))
+        activity = None if run is None else run.activities.get(seq)
+        if activity is None or not activity.finish(digest, type, payload, failure):
+            raise unknown_token()
+        self.settle()
+
     # --- what runs and handles do ----------------------------------------------------------------------------
 
     def at(self, ms: int, act: Callable[[], None]) -> Entry:
@@ -189,6 +250,12 @@ class Environment:
     def post(self, run: Run, event: Event) -> None:
         """Have a run given an event."""
         self.at(self.now_ms, lambda: run.take(event))
+
+    def turns_of(self, call: Callable[[], Any]) -> turns.Turns:
+        """The turns of a call that may sleep."""
+        made = turns.Turns(lambda: self.now_ms, call)
+        self._turns = [*(one for one in self._turns if not one.ended), made]
+        return made
 
     def settle(self) -> None:
         """Let everything happen that is due now; not while it is happening."""
@@ -274,6 +341,16 @@ class Environment:
         """A run has ended by its own code."""
         if self._replay:
             run.replayed()
+
+
+def _told(options: WorkflowOptions) -> Event | None:
+    """What a run is told with its start."""
+    brought = _brought(options)
+    if brought is None:
+        return None
+    type, key = brought["with_type"], brought["with_key"]
+    facts = {"update_id": key} if type == UPDATE_REQUESTED else None
+    return Event(0, type, 0, None, brought["with_name"], brought["with_payload"], facts)
 
 
 def _name_of(what: Any) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from ..durations import Duration
 from ..errors import (
     DurableError,
     Timeout,
@@ -22,6 +25,8 @@ from ..workflow.export import export_history
 from ..workflow.failures import failure_from_json
 from ..workflow.handle import Description, HistoryEvent, WorkflowHandle, _public, outside_of_workflows
 from ..workflow.options import check_name
+from .asking import EnvironmentUpdate, ask, request_update
+from .looking import follow, pending_of, stack_of, state_of
 from .runs import Run, value_of
 
 if TYPE_CHECKING:
@@ -49,6 +54,7 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
     def describe(self) -> Description:
         run = self._run()
         last = run.history[-1]
+        search, entity = state_of(run)
         known: dict[str, Any] = {
             "workflow_id": run.workflow_id,
             "run_id": run.run_id,
@@ -59,10 +65,14 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
             "closed_at": run.closed_at,
             "parent": run.info().parent,
             "memo": dict(run.facts.get("memo") or {}),
+            "search": search,
+            "entity": entity,
             "history_length": len(run.history),
             "input": value_of(run.history[0].payload),
             "result": value_of(last.payload) if run.status == "completed" else None,
             "failure": described_failure(last) if run.status == "failed" else None,
+            "pending": pending_of(run) if run.status == "running" else [],
+            "stack": stack_of(run),
         }
         told: dict[str, Any] = {f.name: known.get(f.name) for f in dataclasses.fields(Description)}
         return Description(**told)
@@ -118,6 +128,23 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
             raise WorkflowTimedOut(f"{what} ran out of its time ({reason})")
         raise WorkflowTerminated(f"{what} was terminated: {reason or 'no reason given'}")
 
+    def follow(self, offset: int = 0) -> Iterator[tuple[int, Any]]:
+        return follow(self._run(), offset)
+
+    async def afollow(self, offset: int = 0) -> AsyncIterator[tuple[int, Any]]:
+        for found in self.follow(offset):
+            yield found
+
+    def query(self, name: str, *args: Any, timeout: Duration | None = 10) -> Any:
+        return ask(self._run(), name, args)
+
+    async def aquery(self, name: str, *args: Any, timeout: Duration | None = 10) -> Any:
+        return self.query(name, *args)
+
+    def get_update(self, update_id: str | None = None) -> EnvironmentUpdate:
+        known = super().get_update(update_id)
+        return EnvironmentUpdate(self.environment, known.workflow_id, known.run_id, known.update_id, None)
+
     # --- acting -------------------------------------------------------------------------------------------
 
     def signal(self, name: str, payload: Any = None, *, id: str | None = None) -> None:
@@ -144,6 +171,13 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         raise DurableError("an Environment resets no runs: test that with the fixture durable_broker.")
 
     # --- inside -------------------------------------------------------------------------------------------
+
+    def _request(self, name: str, args: tuple[Any, ...], update_id: str | None, wait: str) -> EnvironmentUpdate:
+        return request_update(self.environment, self._run(), name, args, update_id, wait)
+
+    def _found(self) -> tuple[Any, ...]:
+        run = self._run()
+        return uuid.UUID(run.run_id).bytes, run.workflow_id, run.workflow.name, run.workflow.queue_name, run.status
 
     def _run(self) -> Run:
         run = self.environment.find(self._workflow_id, self.run_id)

@@ -12,6 +12,7 @@ from ..workflow.definition import Workflow
 from ..workflow.events import Event
 from ..workflow.export import load_history
 from ..workflow.info import Info
+from ..workflow.interceptors import Interceptors
 from ..workflow.replay import Execution
 
 #: Ends that came from outside: the code knows nothing of them.
@@ -79,18 +80,37 @@ class Replayer:
             raise
 
 
-def replay(workflow: Workflow[Any, Any], info: Info, history: list[Event]) -> None:
-    """Replay a history from its beginning.
+def replay(
+    workflow: Workflow[Any, Any], info: Info, history: list[Event], interceptors: Interceptors | None = None
+) -> None:
+    """Replay a history from its beginning, with the interceptors of the workflow's broker if none are given.
+
+    Raises:
+      Nondeterminism: the code does something else.
+    """
+    execution = Execution(workflow.fn, info, interceptors=interceptors or interceptors_of(workflow))
+    try:
+        bring_back(execution, history)
+    finally:
+        execution.evict()
+
+
+def bring_back(execution: Execution, history: list[Event]) -> None:
+    """Have a fresh execution do what history says.
 
     Raises:
       Nondeterminism: the code does something else.
     """
     if history and history[-1].type in _FROM_OUTSIDE:
         history = history[:-1]
-    if len(history) <= 1:
-        return  # no step was made yet
-    execution = Execution(workflow.fn, info)
-    try:
+    if len(history) > 1:  # else no step was made yet, or nothing was asked for
         execution.replay(history)
-    finally:
-        execution.evict()
+    elif history:
+        execution.is_replaying = True
+        execution.apply(history[0])
+
+
+def interceptors_of(workflow: Workflow[Any, Any]) -> Interceptors:
+    """Those of the workflow's broker."""
+    found: Interceptors | None = getattr(workflow.broker, "interceptors", None)
+    return found or Interceptors()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DurableError, WorkflowAlreadyStarted
@@ -17,10 +17,13 @@ from ..workflow.commands import (
     Command,
     CompleteWorkflow,
     ContinueAsNew,
+    EmitTopic,
     FailWorkflow,
     OpenEscalation,
     RequestActivityCancel,
     ScheduleActivity,
+    SendCancel,
+    SendSignal,
     StartChild,
     StartTimer,
     WithdrawEscalation,
@@ -31,15 +34,17 @@ from ..workflow.events import Event
 from ..workflow.failures import failure_to_json
 from ..workflow.info import Info, Parent
 from ..workflow.ordering import in_order
-from ..workflow.replay import Execution
+from ..workflow.replay import Execution, Step
 from ..workflow.retry import delay_after, is_last
 from .activities import ScheduledActivity
-from .replayer import replay
-from .turns import Turns
+from .local import LocalCall
+from .replayer import interceptors_of, replay
 
 if TYPE_CHECKING:
     from ..workflow.definition import Workflow
+    from .asking import Update
     from .environment import Entry, Environment
+    from .turns import Turns
 
 #: What a run's end means for its parent.
 _ENDS = {
@@ -57,6 +62,16 @@ _CLOSING = {
     ContinueAsNew: "continued_as_new",
 }
 
+#: What a run that goes on for another gets, if that one was not given it any more.
+_HANDED_ON = (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED, events.UPDATE_REQUESTED)
+
+#: What an event says of an update.
+_UPDATES = {
+    events.UPDATE_ACCEPTED: "accepted",
+    events.UPDATE_COMPLETED: "completed",
+    events.UPDATE_REJECTED: "rejected",
+}
+
 
 class Run:
     """One run.
@@ -68,7 +83,9 @@ class Run:
       history(list[Event]): what was recorded.
       status(str): as `WorkflowHandle.status` says it.
       next(Run | None): the run that goes on where this one ended.
-      activities, timers, children: what it waits for, by the number of the command.
+      updates(dict): what it, and the runs that it goes on for, were asked for, by their ids.
+      begun(bool): it has taken its first step; ``stepping(bool)``: its code is running.
+      activities, timers, children, computing: what it waits for, by the number of the command.
     """
 
     def __init__(
@@ -86,6 +103,7 @@ class Run:
         delay_ms: int = 0,
         deadline: int | None = None,
         early: list[Event] | None = None,
+        updates: dict[str, Update] | None = None,
     ) -> None:
         self.environment = environment
         self.workflow = workflow
@@ -100,16 +118,19 @@ class Run:
         self.closed_at: datetime | None = None
         self.next: Run | None = None
         self.keys: set[str] = set()
+        self.updates: dict[str, Update] = {} if updates is None else updates
+        self.stepping = False
         self.activities: dict[int, ScheduledActivity] = {}
         self.timers: dict[int, Entry] = {}
         self.children: dict[int, Run] = {}
         self.mocks: dict[int, Turns] = {}
+        self.computing: dict[int, LocalCall] = {}
         self.execution = self.fresh()
         begins = environment.now_ms + delay_ms
         self.history = [Event(1, events.WORKFLOW_STARTED, begins, None, workflow.name, payload, facts or None)]
         self._early: list[Event] = early or []
         self._unseen: list[Event] = self._early
-        self._begun = False
+        self.begun = False
         self._begin_at = environment.at(begins, self._begin)
         if facts.get("execution_timeout") and deadline is None:
             deadline = begins + facts["execution_timeout"]
@@ -119,9 +140,10 @@ class Run:
         self._limit = environment.at(min(limits), self._expire) if limits else None
         environment.add(self)
 
-    def fresh(self) -> Execution:
+    def fresh(self, keep: bool = False) -> Execution:
         """A new execution of this run, which knows nothing of its history."""
-        return Execution(self.workflow.fn, self.info())
+        interceptors = self.environment.interceptors or interceptors_of(self.workflow)
+        return Execution(self.workflow.fn, self.info(), interceptors=interceptors, keep=keep)
 
     def info(self) -> Info:
         """What the run is told of itself at its beginning."""
@@ -132,9 +154,9 @@ class Run:
     def take(self, event: Event) -> None:
         """Give the run an event, and do what comes of it; the run that goes on for it, where it has ended."""
         if self.status != "running":
-            if self.next is not None and event.type in (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED):
+            if self.next is not None and event.type in _HANDED_ON:
                 self.next.take(event)
-        elif self._begun:
+        elif self.begun:
             self._step([event])
         else:
             self._early.append(event)
@@ -143,26 +165,66 @@ class Run:
 
     def _begin(self) -> None:
         """Take the first step."""
-        if self.status != "running" or self._begun:
+        if self.status != "running" or self.begun:
             return
-        self._begun = True
+        self.begun = True
         self._begin_at.dropped = True
         self._step([event for _, event in in_order([(0, self.history[0]), *((0, event) for event in self._early)])])
 
     def _step(self, news: list[Event]) -> None:
         execution = self.execution
         while news:
-            event = news.pop(0)
+            event = news.pop(0)._replace(at=self.environment.now_ms)
+            more = bool(news) and news[0].type in events.MESSAGE_TYPES
             first = event.type == events.WORKFLOW_STARTED
-            step = execution.step(event._replace(at=self.environment.now_ms))
-            self.history[len(self.history) - first :] = step.events
+            self.stepping = True
+            try:
+                if event.type == events.UPDATE_REQUESTED:
+                    step = self._admit(event, more)
+                else:
+                    step = execution.step(event, more)
+            finally:
+                self.stepping = False
+            self.history[len(self.history) - first :] = map(self._stored, step.events)
+            for made in step.events:
+                self._note(made)
             for command in step.commands:
                 self._unseen = news
                 self.carry_out(command)
             if execution.closed:
                 return
-            news += [computed(asked)._replace(at=self.environment.now_ms) for asked in execution.computations()]
+            for asked in execution.computations():
+                if not asked.slow:
+                    news.append(computed(asked))
+                elif asked.seq not in self.computing:
+                    self.computing[asked.seq or 0] = LocalCall(self, asked)
         self.environment.stepped(self)
+
+    def _admit(self, event: Event, more: bool) -> Step:
+        """Give the code an update, or reject it: then there is no event."""
+        failure = self.execution.handlers.refusal(event)
+        if failure is None:
+            return self.execution.step(event._replace(type=events.UPDATE_ACCEPTED), more)
+        self._note(
+            event._replace(type=events.UPDATE_REJECTED, attributes={**(event.attributes or {}), "failure": failure})
+        )
+        return Step([], []) if more else self.execution.close_late()
+
+    def _note(self, event: Event) -> None:
+        """Say of an update what an event says of it."""
+        status = _UPDATES.get(event.type)
+        if status is not None:
+            facts = event.attributes or {}
+            update = self.updates[facts["update_id"]]
+            update.status = status
+            if status != "accepted":
+                update.payload = event.payload if status == "completed" else None
+                update.failure = facts.get("failure")
+
+    def _stored(self, event: Event) -> Event:
+        """An event, as it is when it was stored and read again."""
+        codecs = self.environment.codecs or getattr(self.workflow.broker, "codecs", None)
+        return codecs.open(codecs.seal(event)) if codecs else event
 
     def reload(self) -> None:
         """Drop the run from memory, and make it again from its history, as another worker would.
@@ -206,7 +268,7 @@ class Run:
             if entry is not None:
                 entry.dropped = True
         for activity in list(self.activities.values()):
-            activity.cancel()
+            activity.drop()
         for child in self.children.values():
             child = child.latest()
             if child.status == "running" and child.parent is self:
@@ -244,7 +306,7 @@ class Run:
             payload = self.history[0].payload
         facts = {**facts, "previous": self.run_id}
         unread = [self.history[event_id - 1] for event_id in closing.get("unread", ())]
-        never_given = [e for e in self._unseen if e.type in (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED)]
+        never_given = [e for e in self._unseen if e.type in _HANDED_ON]
         self.next = Run(
             self.environment,
             self.workflow,
@@ -258,7 +320,11 @@ class Run:
             delay_ms=delay,
             deadline=self.deadline,
             early=[event._replace(seq=None) for event in (*unread, *never_given)],
+            updates=self.updates,
         )
+        for update in self.updates.values():
+            if update.run is self and update.status == "requested":
+                update.run = self.next
 
     def _next_attempt(self, closing: dict[str, Any]) -> tuple[dict[str, Any], int] | None:
         """The facts of the attempt that follows, and in how many milliseconds."""
@@ -276,7 +342,9 @@ class Run:
         delay = delay_after(policy, attempt) if asked is None else asked
         if self.deadline is not None and self.environment.now_ms + delay >= self.deadline:
             return None
-        return {**self.facts, "attempt": attempt + 1}, delay
+        # Whoever follows the output goes on with the next attempt's.
+        outputs = self.facts.get("outputs", 0) + sum(e.type == events.OUTPUT_WRITTEN for e in self.history)
+        return {**self.facts, "attempt": attempt + 1, "outputs": outputs}, delay
 
     def replayed(self) -> None:
         """Replay the history from its beginning.
@@ -284,7 +352,7 @@ class Run:
         Raises:
           Nondeterminism: the code does not do what it did.
         """
-        replay(self.workflow, self.info(), self.history)
+        replay(self.workflow, self.info(), self.history, self.environment.interceptors)
 
     # --- what commands mean -------------------------------------------------------------------------------
 
@@ -373,7 +441,7 @@ class Run:
         assert seq is not None
         args, kwargs = decode_call(payload, mock if workflow is None else workflow.fn)
         environment.calls.append((command.name or "", tuple(args), kwargs))
-        turns = self.mocks[seq] = Turns(lambda: environment.now_ms, lambda: mock(*args, **kwargs))
+        turns = self.mocks[seq] = environment.turns_of(lambda: mock(*args, **kwargs))
 
         def take_turn() -> None:
             if seq not in self.mocks:
@@ -402,6 +470,32 @@ class Run:
         elif self.mocks.pop(command.seq, None) is not None:
             self.environment.post(self, Event(0, events.CHILD_CANCELLED, 0, command.seq, command.name))
 
+    def _emit(self, command: EmitTopic) -> None:
+        self.environment.subscribers.emit(self, command)
+
+    def _send(self, command: SendSignal) -> None:
+        """Say something to another run: the live one that has the id, or a child of this one."""
+        environment = self.environment
+        if command.child in self.mocks:
+            self._sent(command, None)  # what is mocked takes everything
+            return
+        child = None if command.child is None else self.children.get(command.child)
+        found = environment.find(command.workflow_id, None) if command.child is None else child
+        target = None if found is None else found.latest()
+        if target is None:
+            self._sent(command, "missing")
+        elif target.status != "running":
+            self._sent(command, "closed")
+        else:
+            type = events.CANCEL_REQUESTED if isinstance(command, SendCancel) else events.SIGNAL_RECEIVED
+            environment.post(target, Event(0, type, 0, None, command.name, command.payload))
+            self._sent(command, None)
+
+    def _sent(self, command: SendSignal, reason: str | None) -> None:
+        type = events.MESSAGE_DELIVERED if reason is None else events.MESSAGE_FAILED
+        facts = None if reason is None else {"reason": reason}
+        self.environment.post(self, Event(0, type, 0, command.seq, command.name, None, facts))
+
     # --- for people ---------------------------------------------------------------------------------------
 
     def waits_for(self) -> str:
@@ -423,11 +517,10 @@ _CARRIERS: dict[type[Command], Callable[[Run, Any], None]] = {
     AwaitChildStart: Run._await_child,
     OpenEscalation: Run._escalate,
     WithdrawEscalation: Run._withdraw,
+    EmitTopic: Run._emit,
+    SendSignal: Run._send,
+    SendCancel: Run._send,
 }
-
-
-def time_of(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def value_of(payload: bytes | None) -> Any:

@@ -77,6 +77,11 @@ class Turns:
         if interruption is not None:
             raise interruption
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether it has begun, and waits for its next turn."""
+        return self._thread.ident is not None and not self.ended
+
     def is_here(self) -> bool:
         """Whether the current thread is the one that takes these turns."""
         return threading.current_thread() is self._thread

@@ -37,7 +37,7 @@ def computed(command: Compute) -> Event:
             payload = encode(value, f"the result of {command.name!r}")
     except (NotEncodable, PayloadTooLarge) as e:
         facts["failure"] = failure_to_json(e, retryable=False)
-    except _OutOfTime as e:
+    except OutOfTime as e:
         assert command.limit is not None
         ms, name = command.limit
         facts["failure"] = {
@@ -56,7 +56,9 @@ def computed(command: Compute) -> Event:
     return Event(0, command.answer, int(time.time() * 1000), command.seq, command.name, payload, facts or None)
 
 
-class _OutOfTime(Exception):
+class OutOfTime(Exception):
+    """The call was ended because its time was over."""
+
     def __init__(self, traceback: str) -> None:
         super().__init__()
         self.traceback = traceback
@@ -79,7 +81,7 @@ def _call(command: Compute) -> Any:
     except TimeLimitExceeded:
         if attempt.interruption is None:
             raise
-        raise _OutOfTime(traceback.format_exc(limit=-30)) from None
+        raise OutOfTime(traceback.format_exc(limit=-30)) from None
 
 
 def _run(command: Compute) -> Any:

@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 
 def record(broker: durable.DurableBroker, name: str, feature: Feature) -> str:
     """Run a feature's workflow, and return the exported history of the run that it is about."""
+    feature.surround()
     handle = feature.workflow.options(workflow_id=f"histories-{name}").start()
     handle = feature.talk(handle) or handle
     handle = durable.get_handle(run_id=handle.run_id or handle.describe().run_id, broker=broker)

@@ -23,6 +23,7 @@ def features() -> dict[str, Feature]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_history_is_replayed(path: Path, features: dict[str, Feature]) -> None:
+    features[path.stem].surround()
     Replayer([features[path.stem].workflow]).replay(path)
 
 
@@ -41,5 +42,6 @@ def test_a_difference_would_be_found(path: Path, features: dict[str, Feature]) -
             r'"ActivityScheduled"|"TimerStarted"|"Workflow(Completed|Failed)"', '"ChildStarted"', text, count=1
         )
     assert json.loads(other) != json.loads(text)
+    features[path.stem].surround()
     with pytest.raises(durable.Nondeterminism):
         Replayer([features[path.stem].workflow]).replay(other)

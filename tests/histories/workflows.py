@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import dramatiq_durable as durable
+from dramatiq_durable.workflow.interceptors import Interceptors
 
 Talk = Callable[[Any], Any]
 
@@ -38,11 +39,40 @@ class Feature:
       workflow: what is started, without arguments.
       talk: is given the handle; the run that it answers, or else the handle's, is the one that is kept.
       fails(bool): the run does not complete.
+      interceptors: what is around it.
     """
 
     workflow: Any
     talk: Talk = lambda handle: None
     fails: bool = False
+    interceptors: tuple[durable.WorkflowInterceptor, ...] = ()
+
+    def surround(self) -> None:
+        """Have its broker use the interceptors of this feature."""
+        self.workflow.broker.interceptors = Interceptors(self.interceptors)
+
+
+class Around(durable.WorkflowInterceptor):
+    """Passes everything on, not always at once, and leaves its traces."""
+
+    def __init__(self, echo: Any) -> None:
+        self.echo = echo
+
+    async def execute_workflow(self, ctx: durable.CallContext, call_next: durable.CallNext) -> Any:
+        await self.echo.execute(f"before {ctx.name}")
+        return ["around", await call_next(ctx)]
+
+    async def execute_activity(self, ctx: durable.CallContext, call_next: durable.CallNext) -> Any:
+        ctx.headers["tenant"] = "t-1"
+        await durable.sleep(0.01)
+        return await call_next(ctx)
+
+    async def execute_child(self, ctx: durable.CallContext, call_next: durable.CallNext) -> Any:
+        return [await call_next(ctx), await self.echo.execute("child")]
+
+    async def signal(self, ctx: durable.CallContext, call_next: durable.CallNext) -> Any:
+        ctx.args = ("changed",)
+        return await call_next(ctx)
 
 
 def wait_for_event(handle: Any, type: str, count: int = 1) -> None:
@@ -95,10 +125,12 @@ def declare(broker: durable.DurableBroker) -> dict[str, Feature]:
 
     features: dict[str, Feature] = {}
 
-    def feature(*talks: Talk, fails: bool = False, **options: Any) -> Callable[[Any], Any]:
+    def feature(
+        *talks: Talk, fails: bool = False, interceptors: tuple[Any, ...] = (), **options: Any
+    ) -> Callable[[Any], Any]:
         def add(fn: Any) -> Any:
             made = durable.workflow(broker=broker, queue_name="runs", **options)(fn)
-            features[fn.__name__] = Feature(made, *talks, fails=fails)
+            features[fn.__name__] = Feature(made, *talks, fails=fails, interceptors=interceptors)
             return made
 
         return add
@@ -345,5 +377,183 @@ def declare(broker: durable.DurableBroker) -> dict[str, Feature]:
         withdrawn.cancel()
         await asyncio.wait([withdrawn])
         return [o if isinstance(o, dict) else type(o).__name__ for o in outcomes]
+
+    # --- messages, limits, state ------------------------------------------------------------------------------
+
+    def ask_updates(handle: Any) -> None:
+        handle.update("add", 2, update_id="first")
+        for wrong in (-1, 13):
+            try:
+                handle.update("add", wrong)
+            except (durable.UpdateRejected, durable.UpdateFailed):
+                pass
+            else:
+                raise AssertionError("it was neither rejected nor did it fail")
+        handle.query("total")
+        handle.signal("note", "a")
+        handle.signal("note", "b")
+        handle.signal("close")
+
+    @feature(ask_updates)
+    async def updates() -> Any:
+        seen: list[Any] = []
+
+        def check(n: int) -> None:
+            if n < 0:
+                raise ValueError("negative")
+
+        @durable.on_update("add", validator=check)
+        async def add(n: int) -> int:
+            if await echo.execute(n) == 13:
+                raise LookupError("no luck")
+            seen.append(n)
+            return len(seen)
+
+        @durable.on_query("total")
+        def total() -> int:
+            return sum(seen)
+
+        @durable.on_signal("note")
+        async def note(text: str) -> None:
+            await durable.sleep(0.01)
+            seen.append(text)
+
+        closed = False
+
+        @durable.on_signal("close")
+        def close() -> None:
+            nonlocal closed
+            closed = True
+
+        await durable.wait_condition(lambda: closed)
+        await durable.wait_condition(durable.all_handlers_finished)
+        return seen
+
+    @feature()
+    async def activity_timeouts() -> Any:
+        seen = []
+        policy = durable.RetryPolicy(initial_interval=0.01, maximum_attempts=2, non_retryable=("KeyError",))
+        for limit in ({"start_to_close": 0.1}, {"heartbeat": 0.1}, {"schedule_to_close": 0.15}):
+            try:
+                await slow.options(retry=policy, **limit).execute(0.8)
+            except durable.ActivityFailed as e:
+                seen.append([e.type, e.timeout, e.attempt])
+        try:
+            await nobody.options(schedule_to_start=0.1).execute()
+        except durable.ActivityFailed as e:
+            seen.append([e.type, e.timeout, e.attempt])
+        return seen
+
+    nobody = durable.activity_stub("nobody", queue_name="nobodys")
+
+    @activity
+    def beats(n: int) -> Any:
+        for row in range(n):
+            durable.heartbeat({"row": row})
+        info = durable.activity_info()
+        assert info is not None
+        if info.attempt == 1:
+            raise ConnectionError("busy")
+        return info.heartbeat_details
+
+    @feature()
+    async def heartbeats() -> Any:
+        policy = durable.RetryPolicy(initial_interval=0.01, maximum_attempts=2)
+        return await beats.options(heartbeat=30, retry=policy).execute(3)
+
+    @feature()
+    async def local_activities() -> Any:
+        seen = [await echo.options(local=True).execute({"a": 1})]
+        try:
+            policy = durable.RetryPolicy(initial_interval=0.01, maximum_attempts=2)
+            await fail.options(local=True, retry=policy).execute("here")
+        except durable.ActivityFailed as e:
+            seen.append([e.type, e.attempt])
+        return seen
+
+    @feature()
+    async def entity() -> Any:
+        document = durable.entity()
+        await document.set("customer.name", "Kim")
+        await document.merge("customer", {"city": "Ulm"})
+        await document.append("lines", {"sku": "pen"})
+        await document.prepend("lines", "first")
+        await document.remove("lines", 0)
+        await document.delete("customer.city")
+        return [await document.increment("total", 3), await document.toggle("open"), await document.get("lines")]
+
+    @feature(search={"kind": "recorded"})
+    async def search() -> Any:
+        await durable.upsert_search({"customer": "Kim", "cents": 500, "when": datetime(2026, 1, 1, tzinfo=UTC)})
+        await durable.upsert_search({"kind": None, "tags": ["a", "b"]})
+        return sorted(durable.info().search)
+
+    @feature()
+    async def topics() -> Any:
+        await durable.emit("histories", {"n": 1})
+        await durable.emit("histories")
+        return await echo.execute("emitted")
+
+    @feature()
+    async def output() -> Any:
+        offsets = [await durable.output({"part": 1}), await durable.output(None)]
+        await durable.sleep(0.01)
+        return [*offsets, await durable.output("last")]
+
+    @feature(lambda handle: handle.signal("go"), interceptors=(Around(echo),))
+    async def intercepted() -> Any:
+        seen = [await echo.execute(1), await child.execute(2)]
+        waiting = child.options(workflow_id="histories-told").start(0, True)
+        await waiting.signal("never", "now")
+        seen.append(await waiting)
+        await durable.wait_for_signal("go")
+        return seen
+
+    @feature()
+    async def messages_between_runs() -> Any:
+        seen = []
+        listener = child.options(workflow_id="histories-listener").start(0, True)
+        await listener.started()
+        await durable.signal_workflow("histories-listener", "other", {"n": 1})
+        await durable.cancel_workflow("histories-listener")
+        try:
+            await listener
+        except durable.DurableError as e:
+            seen.append(type(e).__name__)
+        for send in (
+            durable.signal_workflow("histories-listener", "other"),
+            durable.cancel_workflow("nobody-has-this"),
+        ):
+            try:
+                await send
+            except durable.DurableError as e:
+                seen.append(type(e).__name__)
+        return seen
+
+    def leave_unread(handle: Any) -> Any:
+        run = durable.get_handle(run_id=handle.run_id, broker=broker)
+        for n in range(3):
+            handle.signal("item", n)
+        handle.signal("go")
+        handle.result(timeout=20)
+        return run
+
+    @feature(leave_unread)
+    async def unread_signals(again: bool = False) -> Any:
+        if not again:
+            await durable.wait_for_signal("go")
+            durable.continue_as_new(True)
+        return [await durable.wait_for_signal("item") for _ in range(3)]
+
+    def cancel_soon(handle: Any) -> None:
+        wait_for_event(handle, "ActivityScheduled")
+        handle.cancel()
+
+    @feature(cancel_soon, fails=True)
+    async def uncancellable() -> Any:
+        async with durable.uncancellable():
+            await slow.execute(0.3)
+            await echo.execute("cleaned up")
+        await durable.sleep(60)
 
     return features

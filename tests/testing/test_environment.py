@@ -161,7 +161,7 @@ def test_an_activity_that_fails_for_good(env: Environment) -> None:
             return [e.activity, e.attempt, e.type, e.message, e.retryable, type_of(e.__cause__)]
         return []
 
-    assert env.run(careful) == ["charge", 2, "ValueError", "declined", False, "KeyError"]
+    assert env.run(careful) == ["charge", 2, "ValueError", "declined", True, "KeyError"]
     with pytest.raises(durable.WorkflowFailed) as failed:
         env.run(order)
     assert failed.value.type == "ActivityFailed"

@@ -642,6 +642,33 @@ def test_interceptors_and_headers_in_real_runs(
     ]
 
 
+def test_a_run_that_is_brought_back_for_a_query_has_its_interceptors(
+    broker: durable.DurableBroker, start_worker: Callable[[], dramatiq.Worker]
+) -> None:
+    @durable.activity(queue_name="steps")
+    def note() -> None: ...
+
+    class Notes(WorkflowInterceptor):
+        async def execute_workflow(self, ctx: CallContext, call_next: CallNext) -> Any:
+            await note.execute()
+            return await call_next(ctx)
+
+    broker.interceptors = Interceptors([Notes()])
+
+    @durable.workflow(queue_name="runs")
+    async def asked() -> int:
+        @durable.on_query("state")
+        def state() -> str:
+            return "here"
+
+        return 1
+
+    start_worker()
+    handle = asked.start()
+    assert handle.result(timeout=30) == 1
+    assert handle.query("state") == "here"
+
+
 def test_schedules_give_their_runs_headers(
     broker: durable.DurableBroker, start_worker: Callable[[], dramatiq.Worker]
 ) -> None:
