@@ -66,7 +66,7 @@ AS $$
 DECLARE
     v_run {schema}.run;
     v_chain uuid;
-    v_update {schema}.run_update;
+    v_update record;
     i int;
 BEGIN
     PERFORM {schema}.caller();
