@@ -73,19 +73,23 @@ BEGIN
     FOR i IN 1 .. least(cardinality(p_ids), 10000) LOOP
         v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i]);
         v_chain := coalesce(v_run.first_run_id, v_run.run_id);
-        SELECT u.* INTO v_update FROM {schema}.run_update u WHERE u.chain_id = v_chain AND u.update_id = p_ids[i];
-        IF v_update.status IN ('requested', 'accepted') AND p_channel IS NOT NULL THEN
+        IF p_channel IS NOT NULL AND EXISTS (
+            SELECT 1 FROM {schema}.run_update u
+            WHERE u.chain_id = v_chain AND u.update_id = p_ids[i] AND u.status IN ('requested', 'accepted')) THEN
             INSERT INTO {schema}.update_waiter (chain_id, update_id, channel, until)
             VALUES (v_chain, p_ids[i], p_channel,
                     clock_timestamp() + least(greatest(p_wait, 0), 3600000) * interval '1 millisecond')
             ON CONFLICT (chain_id, update_id, channel) DO UPDATE SET until = excluded.until;
         END IF;
+        -- One look at both: the run may close between two, and another have the update.
+        SELECT u.*, r.status AS of_run INTO v_update
+        FROM {schema}.run_update u LEFT JOIN {schema}.run r ON r.run_id = u.run_id
+        WHERE u.chain_id = v_chain AND u.update_id = p_ids[i];
         n := i;
         payload := NULL;
         failure := v_update.failure::text;
         status := CASE WHEN v_update.chain_id IS NULL THEN 'missing'
-                  WHEN v_update.status IN ('requested', 'accepted') AND NOT EXISTS (
-                      SELECT 1 FROM {schema}.run r WHERE r.run_id = v_update.run_id AND r.status = 'running') THEN 'closed'
+                  WHEN v_update.status IN ('requested', 'accepted') AND v_update.of_run IS DISTINCT FROM 'running' THEN 'closed'
                   ELSE v_update.status END;
         IF v_update.status = 'completed' THEN
             SELECT e.payload, (e.attributes -> 'failure')::text INTO payload, failure
