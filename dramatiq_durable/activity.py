@@ -1,10 +1,9 @@
-"""What an actor's code may ask for while it runs: what it is part of, and a transaction that its ack rides in."""
+"""A transaction that the ack of an actor's message rides in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,29 +17,6 @@ from .operations import Context, LeaseOperation, Operation, by_kind, statement
 
 if TYPE_CHECKING:
     from .broker import DurableBroker
-
-
-@dataclass(frozen=True, slots=True)
-class ActivityInfo:
-    """What a running activity is part of.
-
-    Attributes:
-      run_id(str): the run that scheduled it.
-      activity(str): its name.
-      attempt(int): counted from 1.
-    """
-
-    run_id: str
-    activity: str
-    attempt: int
-
-
-def activity_info() -> ActivityInfo | None:
-    """What the running activity is part of; None outside a workflow's activity."""
-    delivery = current_delivery.get()
-    if delivery is None or delivery.kind != "a" or delivery.run_id is None:
-        return None
-    return ActivityInfo(delivery.run_id, delivery.actor_name, delivery.attempt)
 
 
 class transaction:  # noqa: N801 - used like a function

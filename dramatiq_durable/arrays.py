@@ -157,6 +157,8 @@ def literal(argument: Any) -> tuple[str, str]:
         return "{" + ",".join(items) + "}", argument.sql
     if isinstance(argument, Uuid):
         return argument.hex(), "uuid"
+    if isinstance(argument, bytes):
+        return "\\x" + argument.hex(), "bytea"
     return str(argument), "bigint" if isinstance(argument, int) else "text"
 
 

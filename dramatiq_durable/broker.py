@@ -19,16 +19,18 @@ from dramatiq.common import current_millis
 from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import QueueNotFound
 
+from . import topics
 from .claimer import Claimer
+from .codecs import Codec, Codecs, decode_only
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import DEADLINE, TASK_KINDS, TICK, Delivery, current_delivery
+from .delivery import ALARM, DEADLINE, LIMITS, NOTE, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import DatabaseUnavailable
+from .errors import CodecFailed, DatabaseUnavailable, NotPermitted
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
-from .operations import ExpireRun
+from .operations import Expire, ExpireRun, LookAgain
 from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .processing import Processing
@@ -37,10 +39,13 @@ from .settings import Settings, check_url
 from .settling import Settler
 from .wakeup import Listener
 from .workflow.carrying import TASK_PRIORITY
+from .workflow.interceptors import Interceptors, WorkflowInterceptor
 from .workflow.options import check_name
 from .workflow.runner import Runner
 
 if TYPE_CHECKING:
+    from dramatiq import Worker
+
     from .workflow.definition import Workflow
     from .workflow.waiting import Waiters
 
@@ -59,6 +64,9 @@ class DurableBroker(Processing, Queues, Broker):
         ``DRAMATIQ_DURABLE_URL``; without that, the embedded Postgres.
       namespace(str | None): the schema that holds everything; ``DRAMATIQ_DURABLE_NAMESPACE`` or "durable".
       middleware(list | None): as Dramatiq's own brokers take it.
+      interceptors: `WorkflowInterceptor` objects, around every workflow and what it calls; the first one is outermost.
+      codecs: what every value of a workflow goes through on its way to the database and back; the first one encodes
+        first.  Plain messages have Dramatiq's encoder.
       reclaim_delay: how long a silent worker is given before its messages are handed to others: seconds, a timedelta
         or a text like "30s".
       reclaim_count(int): a message under which so many workers died is poison, and is dead-lettered.
@@ -75,6 +83,8 @@ class DurableBroker(Processing, Queues, Broker):
         *,
         namespace: str | None = None,
         middleware: list[Middleware] | None = None,
+        interceptors: Sequence[WorkflowInterceptor] = (),
+        codecs: Sequence[Codec | decode_only] | Codecs = (),
         reclaim_delay: Any = None,
         reclaim_count: int = 3,
         fail_fast_default: bool = False,
@@ -91,13 +101,18 @@ class DurableBroker(Processing, Queues, Broker):
         )
         self.namespace = namespace or self.settings.namespace
         self.database = Database(self._conninfo, self.namespace, prepared=self.settings.prepared_statements)
+        self.codecs = codecs if isinstance(codecs, Codecs) else Codecs(codecs)
         self.commit = GroupCommit(self.database)
-        self.procedures = Procedures(self.namespace)
+        self.procedures = Procedures(self.namespace, self.codecs)
         self.fail_fast_default = fail_fast_default
         self.failures = {}
         self.watched = []
         self.queues = {}
         self.workflows: dict[str, Workflow[Any, Any]] = {}
+        #: Which actors subscribe to which topics: (topic, queue, actor, priority), and which are stored already.
+        self._subscriptions: list[tuple[str, str, str, int]] = []
+        self._subscribed: set[tuple[str, str, str, int]] = set()
+        self.interceptors = Interceptors(interceptors)
         self.runner = Runner(self)
         self.settler = Settler(self)
         self._embedded: Any = None
@@ -154,6 +169,23 @@ class DurableBroker(Processing, Queues, Broker):
             priority=TASK_PRIORITY,
             options=options,
         )
+
+    def declare_subscription(self, topic: str, actor: Actor[Any, Any]) -> None:
+        """Have an actor given a topic's events: stored once this process consumes the actor's queue."""
+        self._subscriptions.append((topic, actor.queue_name, actor.actor_name, actor.priority))
+        if self._claimer is not None:
+            self._subscribe(lambda queue_name: queue_name in self._consumed())
+
+    def _consumed(self) -> list[str]:
+        consumers = [] if self._claimer is None else list(self._claimer.consumers)
+        return [self._stream_names[stream_id] for stream_id in consumers]
+
+    def _subscribe(self, consumes: Callable[[str], bool]) -> None:
+        """Store the subscriptions of actors whose queues this process consumes."""
+        new = [s for s in self._subscriptions if s not in self._subscribed and consumes(s[1])]
+        if new:
+            topics.register(self, new)
+            self._subscribed.update(new)
 
     def stream_id(self, queue_name: str) -> int:
         """The id of a stream.
@@ -321,6 +353,7 @@ class DurableBroker(Processing, Queues, Broker):
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
         stream_id = self.stream_id(queue_name)
+        self._subscribe(queue_name.__eq__)
         with self._lock:
             claimer = self._ensure_claimer()
             consumer = DurableConsumer(self, claimer, queue_name, stream_id, max(1, prefetch), timeout)
@@ -388,11 +421,20 @@ class DurableBroker(Processing, Queues, Broker):
         return self._claimer
 
     def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
-        """A claimed row as a delivery.  None for a schedule's tick, which is dealt with without an actor, and for what
-        cannot be decoded, which goes to the dead letters."""
+        """A claimed row as a delivery.  None for ticks of schedules and alarms of activities, which are dealt with
+        without an actor, and for what cannot be decoded, which goes to the dead letters."""
         key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
         if kind == TICK:
             take_tick(self.commit, key, lease)
+            return None
+        if kind == ALARM:
+            self.commit.post(Expire(key, lease))
+            if self._claimer is not None:
+                # It may go off again soon.
+                self._claimer.expect(stream_id)
+            return None
+        if kind == NOTE:
+            self.commit.post(LookAgain(key, lease))
             return None
         if kind == DEADLINE:
             self.commit.post(ExpireRun(key, lease))
@@ -402,7 +444,11 @@ class DurableBroker(Processing, Queues, Broker):
         try:
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
+            elif payload.startswith(topics.MARK):
+                message = topics.message_of(queue_name, actor, key, payload)
             else:
+                if kind == "a":
+                    payload = self.codecs.decode(payload, f"the message for {actor!r}")
                 # What SQL wrote is JSON, whatever encoder is set here.
                 message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
                 # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
@@ -411,6 +457,10 @@ class DurableBroker(Processing, Queues, Broker):
                     raise TypeError(f"the actor's name is a {type(message.actor_name).__name__}")
                 if message.queue_name != queue_name:
                     message = message.copy(queue_name=queue_name)
+        except CodecFailed as e:
+            logger.error("message %s on %r goes back: %s", UUID(bytes=key), queue_name, e)
+            self.commit.post(self.settler.not_for_here(key, lease, attempt, e))
+            return None
         except Exception as e:
             # Whatever an encoder raises: its neighbours are handed out.
             logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)
@@ -439,11 +489,13 @@ class DurableBroker(Processing, Queues, Broker):
                 if delivery.kind not in TASK_KINDS:
                     if delivery.reclaimed:
                         self._record_start(delivery)
+                    if delivery.kind == "a" and LIMITS in delivery.options:
+                        self._begin_limited(delivery)
                     super().emit_before(signal, *args, **kwargs)
                     delivery.calling = True
                     return
         elif signal == "worker_boot":
-            self._check_database()
+            self._check_database(args[0])
             with self._lock:
                 self._ensure_claimer().serve(args[0])
         elif signal == "worker_shutdown" and self._claimer is not None:
@@ -461,13 +513,17 @@ class DurableBroker(Processing, Queues, Broker):
         if signal == "worker_shutdown":
             self._stop_claimer()
 
-    def _check_database(self) -> None:
-        """A worker that can never work says so at once; one that is early waits for its database."""
+    def _check_database(self, worker: Worker) -> None:
+        """A worker that can never work says so at once; one that is early waits for its database.  Subscriptions are
+        stored before the first message is claimed, whose run may emit."""
         try:
             with self.database.connection():
                 pass
+            self._subscribe(lambda queue_name: queue_name in (worker.consumer_whitelist or self.queues))
         except DatabaseUnavailable as e:
             logger.warning("the database is away, waiting for it: %s", e)
+        except NotPermitted as e:
+            logger.error("subscriptions to topics are not stored: %s", e)
 
     # --- the end ----------------------------------------------------------------------------------------
 

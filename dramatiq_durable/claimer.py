@@ -18,8 +18,9 @@ import psycopg
 from dramatiq.common import iter_queue
 
 from .arrays import Uuid
+from .attempt import send_heartbeat
 from .database import Connection
-from .delivery import TASK_KINDS, TICK, Delivery
+from .delivery import ALARM, DEADLINE, TASK_KINDS, TICK, Delivery
 from .errors import Abort, DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -345,7 +346,7 @@ class Claimer(threading.Thread):
             self.pace.claimed()
         for row in rows:
             # A tick takes nobody's place.
-            counts[row[2]] += row[3] != TICK
+            counts[row[2]] += row[3] not in (TICK, ALARM, DEADLINE)
             delivery = self.deliver(row)
             if delivery is not None:
                 self.take(delivery)
@@ -387,15 +388,26 @@ class Claimer(threading.Thread):
         now = time.monotonic()
         told, self._told = self._told, False
         self._next_report = now + self.poll_interval
-        running = [(d.key, now - d.begun) for d in list(self.held.values()) if d.begun is not None]
-        long_ones = [(key, int(age * 1000)) for key, age in running if age >= self.poll_interval]
+        held = list(self.held.values())
+        running = [(d, now - d.begun) for d in held if d.begun is not None]
+        long_ones = [(d.key, int(age * 1000)) for d, age in running if age >= self.poll_interval]
         if self.membership.token is None or not self.held or not (told or long_ones):
             return
+        # What has not begun may be cancelled, too: then it does not begin.
+        looked_at = held if told else [d for d, age in running if age >= self.poll_interval]
+        activities = [d for d in looked_at if d.kind == "a"]
+        for activity in activities:
+            if activity.unsaid and not activity.settled:
+                send_heartbeat(activity)
         keys, ages = [key for key, _ in long_ones], [age for _, age in long_ones]
+        procedures = self.membership.procedures
         try:
-            leases = self._as_worker(
-                lambda conn, token: self.membership.procedures.report_running(conn, token, keys, ages)
-            )
+            leases = self._as_worker(lambda conn, token: procedures.report_running(conn, token, keys, ages))
+            if activities:
+                named = [d.key for d in activities], [d.lease for d in activities]
+                doomed = self._as_worker(lambda conn, token: procedures.doomed_activities(conn, token, *named))
+                for n, reason in doomed:
+                    activities[n - 1].doom(reason)
         except LeaseLost:
             self._declared_dead()
             return

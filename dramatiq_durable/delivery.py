@@ -10,8 +10,9 @@ from typing import Any
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
 from dramatiq.message import get_encoder
+from dramatiq.middleware import TimeLimitExceeded
 
-from .errors import NotEncodable, PayloadTooLarge
+from .errors import ActivityCancelled, NotEncodable, PayloadTooLarge
 from .interrupts import Interruptible
 from .operations import Leave
 
@@ -21,9 +22,16 @@ MAX_PAYLOAD = 16 * 1024 * 1024
 #: Kinds of messages that carry a run forward, or ask it something; they have no payload of their own.
 TASK_KINDS = ("s", "t", "w", "q")
 
-#: The kind of a schedule's tick: no message for an actor, it says that something is due.
+#: Kinds that are no messages for an actor, and take nobody's place: they say that something is due, of a schedule or of
+#: an activity's limits.
 TICK = "c"
+ALARM = "d"
 
+#: The option that carries the limits of an activity.
+LIMITS = "durable_limits"
+
+#: The kind of a note to look again whether a run's next event can be sent to a subscriber.
+NOTE = "n"
 #: The kind of the message by which the database ends a run whose time is over.
 DEADLINE = "e"
 
@@ -34,7 +42,8 @@ class Delivery(MessageProxy, Interruptible):
     Attributes:
       broker(DurableBroker): whose delivery it is.
       stream_id(int), key(bytes), lease(bytes): where it lies, its row's id, and the token of this delivery.
-      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), s, t, w (tasks of a run), q (a query).
+      kind(str): m (plain), j (plain, written by SQL as JSON), a (activity), p (event of a topic), s, t, w (tasks of a
+        run), q (a query).
       run_id(str | None), seq(int | None): the run and the command that it belongs to.
       attempt(int): counted from 1.
       reclaimed(bool): it was taken from a dead worker, aborted or redriven: its start has to be recorded.
@@ -47,6 +56,12 @@ class Delivery(MessageProxy, Interruptible):
       calling(bool): its hooks have run, its actor is called next.
       judged(bool): the hooks behind its actor have run: what becomes of it is decided.
       settled(bool): it was answered for; nothing more may be done under its lease.
+      hopeless(bool): another attempt would end in the same way.
+      released(bool): it was interrupted because the worker stops: it goes back, and no attempt is counted.
+      deferred(bool): whoever has its token ends it, not its actor.
+      details(bytes | None), said(float), unsaid(bool): its heartbeat's latest details, when the database was told last
+        (by `time.monotonic`), and whether there is something to tell.
+      info: what `activity_info()` answers.
       transaction: the open `transaction()` of its actor, if it has one.
     """
 
@@ -61,6 +76,13 @@ class Delivery(MessageProxy, Interruptible):
     judged = False
     settled = False
     hooks = False
+    hopeless = False
+    released = False
+    deferred = False
+    details: bytes | None = None
+    said = 0.0
+    unsaid = False
+    info: Any = None
     transaction: Any = None
 
     def __init__(
@@ -92,6 +114,14 @@ class Delivery(MessageProxy, Interruptible):
         self.seq = seq
         self.attempt = attempt
         self.reclaimed = reclaimed
+
+    def doom(self, reason: str) -> None:
+        """Interrupt an activity that is of no more use: it was "cancelled", or its lease is "gone"."""
+        if reason == "cancelled":
+            self.interrupt(ActivityCancelled)
+        elif not self.deferred:
+            # With limits, it is they that have taken its lease.
+            self.interrupt(TimeLimitExceeded if LIMITS in self.options else ActivityCancelled)
 
     def clear_exception(self) -> None:
         """Dramatiq is done with it: what it failed with, and all that its traceback holds, may go."""

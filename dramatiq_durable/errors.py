@@ -47,8 +47,47 @@ class NotEncodable(DurableError, TypeError):
     """A value cannot be carried by the encoder; the message names the value's place."""
 
 
+class NotDecodable(DurableError, ValueError):
+    """A value does not fit the annotation by which it is decoded; the message names the value's place and the type.
+
+    Attributes:
+      what(str): names the value, e.g. ``argument 1 ('order')``.
+      path(str): where in the value it is, e.g. ``.items[2].price``; empty for the value itself.
+      why(str): what does not fit.
+    """
+
+    def __init__(self, why: str, path: str = "") -> None:
+        super().__init__(why)
+        self.what = ""
+        self.path = path
+        self.why = why
+
+    def __str__(self) -> str:
+        place = ", ".join(part for part in (self.what, self.path and f"at {self.path}") if part)
+        return f"{place}: {self.why}" if place else self.why
+
+
+class CodecFailed(DurableError):
+    """A value cannot be encoded or decoded here: a codec is not known to this broker, or failed; the message names it.
+
+    What waits for it (a workflow's task, an activity) is tried again, here or by another worker.
+    """
+
+
 class InvalidName(DurableError, ValueError):
     """A stream, actor or workflow name, or an id, is empty, too long or has characters that Postgres refuses."""
+
+
+class InvalidFilter(DurableError, ValueError):
+    """A filter (``where``) makes no sense; the message shows where.
+
+    Attributes:
+      position(int): the character that it was not understood from, counted from 0.
+    """
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
 
 
 class ImportFailed(DurableError):
@@ -113,11 +152,13 @@ class ActivityFailed(Failure):
       activity(str): the activity's name.
       attempt(int): the attempt that failed last, counted from 1.
       timeout(str | None): which timeout ran out, if it was one.
+      retry_after(int | None): of a local activity: the milliseconds after which the exception asked to be tried again.
     """
 
     activity: str = ""
     attempt: int = 1
     timeout: str | None = None
+    retry_after: int | None = None
 
 
 class ChildWorkflowFailed(Failure):
@@ -151,6 +192,28 @@ class WorkflowNotFound(DurableError):
 
 class WorkflowAlreadyStarted(DurableError):
     """A live run has this workflow id; choose another id or another ``id_conflict``."""
+
+
+class EscalationCancelled(DurableError):
+    """Raised where a workflow awaits an escalation that was cancelled from outside."""
+
+
+class EscalationConflict(DurableError):
+    """An escalation is closed already, or somebody else has claimed it: this call changed nothing.
+
+    Attributes:
+      status(str): how it stands: waiting, claimed, resolved, cancelled or timed_out.
+      claimed_by(str | None): who has claimed it.
+    """
+
+    def __init__(self, message: str, status: str, claimed_by: str | None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.claimed_by = claimed_by
+
+
+class EscalationNotFound(DurableError):
+    """There is no escalation of this id, or this login may not see it."""
 
 
 class WorkflowClosed(DurableError):
@@ -237,7 +300,18 @@ class Abort(Interrupt):
 
 
 class ActivityCancelled(Interrupt):
-    """Raised inside a running activity that was cancelled."""
+    """Raised inside a running activity that was cancelled, or whose run has closed; the activity is not retried.
+
+    In an ``async def`` it is an ``asyncio.CancelledError``, too.
+    """
+
+    def __init__(self, message: str = "the activity was cancelled") -> None:
+        super().__init__(message)
+
+
+class UnknownToken(DurableError):
+    """No activity waits for this token of `complete_later`: it was used, its activity has ended otherwise (out of time,
+    cancelled, its run closed) or begun another attempt, or it never was one."""
 
 
 class RunawayWorkflow(DurableError):

@@ -10,20 +10,28 @@ from collections.abc import Sequence
 from typing import Any
 
 from .arrays import Ints, Longs, Texts, Uuid, Uuids
+from .codecs import Codecs
 from .database import Connection
 from .workflow.events import Event
 
 Rows = list[tuple[Any, ...]]
+
+_NO_CODECS = Codecs()
 
 #: A result's key, and the queue of its message; None where it was kept outside of any delivery.
 Wanted = tuple[str, str | None]
 
 
 class Procedures:
-    """The calls that are made by themselves, each a function of a connection."""
+    """The calls that are made by themselves, each a function of a connection.
 
-    def __init__(self, namespace: str) -> None:
+    Events are given as they are, whatever they went through on their way to the database.  Raises CodecFailed for one
+    that cannot be decoded.
+    """
+
+    def __init__(self, namespace: str, codecs: Codecs = _NO_CODECS) -> None:
         self.schema = f'"{namespace}"'
+        self.codecs = codecs
 
     def _call(self, conn: Connection, name: str, *arguments: Any) -> Rows:
         marks = ", ".join(["%s"] * len(arguments))
@@ -73,6 +81,27 @@ class Procedures:
         """Tell what runs here and for how many milliseconds; answers the leases of what is to be aborted."""
         return list(self._call(conn, "report_running", Uuid(worker), Uuids(messages), Longs(ages))[0][0])
 
+    def doomed_activities(
+        self, conn: Connection, worker: bytes, messages: Sequence[bytes], leases: Sequence[bytes]
+    ) -> Rows:
+        """Which of these running activities shall end: rows of (position, cancelled or gone)."""
+        return self._call(conn, "doomed_activities", Uuid(worker), Uuids(messages), Uuids(leases))
+
+    def activity_of_lease(
+        self, conn: Connection, worker: bytes, message: bytes, lease: bytes
+    ) -> tuple[Any, ...] | None:
+        """What a running activity may know: (workflow id, details, deadline in milliseconds since the epoch)."""
+        rows = self._call(conn, "activity_of_lease", Uuid(worker), Uuid(message), Uuid(lease))
+        return rows[0] if rows else None
+
+    def beat_by_token(self, conn: Connection, run_id: bytes, seq: int, token: bytes, details: bytes | None) -> str:
+        """A heartbeat from whoever has an activity's token; answers ok, cancelled or missing."""
+        return str(self._call(conn, "beat_by_token", Uuid(run_id), seq, token, details)[0][0])
+
+    def pending_of(self, conn: Connection, run_id: bytes) -> Rows:
+        """What a run waits for: (seq, kind, name, attempt, last failure, next attempt at, heartbeat's details)."""
+        return self._call(conn, "pending_of", Uuid(run_id))
+
     def abort_message(self, conn: Connection, ids: Sequence[bytes], running: bool) -> Any:
         """Abort the message with one of these ids; answers queued, running or missing."""
         return self._call(conn, "abort_message", Uuids(ids), running)[0][0]
@@ -89,7 +118,7 @@ class Procedures:
         rows = self._call(conn, "history_of_lease", Uuid(worker), Uuid(message_id), Uuid(lease), after)
         history, inbox = [], []
         for event_id, inbox_id, type_, at, seq, name, payload, attributes in rows:
-            event = Event(event_id or 0, type_, at, seq, name, payload, from_json(attributes))
+            event = self.codecs.open(Event(event_id or 0, type_, at, seq, name, payload, from_json(attributes)))
             if inbox_id is None:
                 history.append(event)
             else:
@@ -109,9 +138,13 @@ class Procedures:
         """A run's events after one, oldest first."""
         rows = self._call(conn, "get_history", Uuid(run_id), after)
         return [
-            Event(id_, type_, at, seq, name, payload, from_json(facts))
+            self.codecs.open(Event(id_, type_, at, seq, name, payload, from_json(facts)))
             for id_, type_, at, seq, name, payload, facts in rows
         ]
+
+    def get_events(self, conn: Connection, run_id: bytes, ids: Sequence[int]) -> list[Event]:
+        """These of a run's events, oldest first."""
+        return [self.get_history(conn, run_id, i - 1)[0] for i in dict.fromkeys(ids)]
 
     def await_run(self, conn: Connection, run_id: bytes, channel: bytes) -> str | None:
         """Have a channel notified when the run closes; answers its status now."""
@@ -170,9 +203,83 @@ class Procedures:
         rows = self._call(conn, "get_updates", runs, ids, Texts([w[2] for w in wanted]), listening, wait)
         return [(status, payload, from_json(failure)) for _, status, payload, failure in rows]
 
+    def get_state(self, conn: Connection, run_id: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A run's search attributes, as JSON has them, and its entity."""
+        rows = self._call(conn, "get_state", Uuid(run_id))
+        return (from_json(rows[0][0]) or {}, from_json(rows[0][1]) or {}) if rows else ({}, {})
+
+    def read_output(
+        self, conn: Connection, run_id: bytes, offset: int, limit: int, channel: bytes | None, wait: int
+    ) -> tuple[list[tuple[int, bytes | None]], tuple[Any, ...] | None]:
+        """What a run has put out from an offset on, and (status, run, next run) of the run in which that lies; None for
+        one that is missing or foreign.  A channel is notified of more for ``wait`` milliseconds."""
+        listening = None if channel is None else Uuid(channel)
+        rows = self._call(conn, "read_output", Uuid(run_id), offset, limit, listening, wait)
+        return [row[:2] for row in rows[:-1]], rows[-1][2:] if rows else None
+
+    def list_workflows(
+        self,
+        conn: Connection,
+        filter: str,
+        by_close: bool,
+        descending: bool,
+        at: str | None,
+        run: bytes | None,
+        limit: int,
+    ) -> Rows:
+        """A page of runs behind a time and a run's id: see `listing`."""
+        behind = None if run is None else Uuid(run)
+        return self._call(conn, "list_workflows", filter, by_close, descending, at, behind, limit)
+
+    def count_workflows(self, conn: Connection, filter: str, group: str | None, path: Sequence[str] | None) -> Rows:
+        """Rows of (value as JSON, how many runs)."""
+        return self._call(conn, "count_workflows", filter, group, None if path is None else Texts(path))
+
+    def subscribe(
+        self,
+        conn: Connection,
+        topics: Sequence[str],
+        streams: Sequence[int],
+        actors: Sequence[str],
+        priorities: Sequence[int],
+    ) -> list[bool | None]:
+        """Subscribe actors to topics; answers for each whether that is new, None where it is not permitted."""
+        rows = self._call(conn, "subscribe", Texts(topics), Ints(streams), Texts(actors), Ints(priorities))
+        return list(rows[0][0])
+
+    def unsubscribe(self, conn: Connection, topic: str, stream_id: int, actor: str) -> bool:
+        """End a subscription; answers whether there was one."""
+        return bool(self._call(conn, "unsubscribe", topic, stream_id, actor)[0][0])
+
     def list_schedules(self, conn: Connection, name: str | None = None) -> Rows:
         """The caller's schedules, or the one of a name (with its template): see `schedules.Row`."""
         return self._call(conn, "list_schedules", name)
+
+    def get_escalation(self, conn: Connection, id: bytes) -> str | None:
+        """One escalation as JSON, or None when it is missing or foreign."""
+        found = self._call(conn, "get_escalation", Uuid(id))[0][0]
+        return None if found is None else str(found)
+
+    def list_escalations(
+        self,
+        conn: Connection,
+        role: str | None,
+        status: str | None,
+        subject: str | None,
+        type: str | None,
+        run_id: bytes | None,
+        metadata: str | None,
+        limit: int,
+    ) -> list[str]:
+        """Escalations as JSON, by priority and then age."""
+        run = None if run_id is None else Uuid(run_id)
+        return [
+            row[0] for row in self._call(conn, "list_escalations", role, status, subject, type, run, metadata, limit)
+        ]
+
+    def count_escalations(self, conn: Connection, role: str | None) -> tuple[int, ...]:
+        """How many are waiting, claimed, resolved, cancelled, timed out."""
+        return self._call(conn, "count_escalations", role)[0]
 
     def get_results(
         self, conn: Connection, wanted: Sequence[Wanted], channel: bytes | None = None, wait: int = 0

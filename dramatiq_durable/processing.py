@@ -12,10 +12,13 @@ from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import Interrupt, Retries, SkipMessage
 from dramatiq.results import Results
 
-from .delivery import Delivery, current_delivery
+from .attempt import judge
+from .calls import Call
+from .delivery import LIMITS, Delivery, current_delivery
 from .errors import Abort
-from .operations import MarkStarted
+from .operations import MarkStarted, StartActivity
 from .results import PostgresBackend
+from .workflow import retry
 
 if TYPE_CHECKING:
     from .claimer import Claimer
@@ -38,14 +41,36 @@ class Processing(Broker):
         """Say durably that the actor of a reclaimed delivery begins.  Raises SkipMessage if it must not."""
         start = MarkStarted(delivery.key, delivery.lease)
         if not self.commit.submit(start):
-            delivery.settled = True
-            if self.claimer is not None:
-                self.claimer.finished(delivery)
-            raise SkipMessage("it was handed to another worker before it began here")
+            self._lost(delivery)
         if start.aborted:
             delivery.interrupt(Abort)
         if start.anew:
             delivery.options.pop("retries", None)
+
+    def _begin_limited(self, delivery: Delivery) -> None:
+        """An activity with limits is about to begin: its attempt's time runs from here.  Raises SkipMessage if it must
+        not."""
+        if not self.commit.submit(StartActivity(delivery.key, delivery.lease)):
+            self._lost(delivery)
+        options = delivery.options
+        limits = options[LIMITS]
+        if self.claimer is not None and min(limits.get("start_to_close", 1000), limits.get("heartbeat", 1000)) < 1000:
+            # Its alarm may go off before this process would look by itself.
+            self.claimer.wake()
+        if delivery.attempt > 1 and retry.OPTION not in options:
+            # Attempts that a limit ended are none that Dramatiq has counted.
+            options["retries"] = max(options.get("retries", 0), delivery.attempt - 1)
+        limit = limits.get("start_to_close")
+        actor = self.actors.get(delivery.actor_name)
+        if limit is not None and "time_limit" not in options and actor and "time_limit" not in actor.options:
+            # Dramatiq's own limit of ten minutes, which nobody asked for, does not come before the one that is given.
+            options["time_limit"] = limit + 60_000
+
+    def _lost(self, delivery: Delivery) -> None:
+        delivery.settled = True
+        if self.claimer is not None:
+            self.claimer.finished(delivery)
+        raise SkipMessage("it was handed to another worker before it began here")
 
     def get_actor(self, actor_name: str) -> Actor[Any, Any]:
         """The actor of a name; for the delivery that is about to be processed, one that can be interrupted.
@@ -60,7 +85,7 @@ class Processing(Broker):
         delivery = current_delivery.get()
         if delivery is not None and delivery.calling and delivery.actor_name == actor_name:
             delivery.calling = False
-            return _Call(actor, delivery)  # type: ignore[return-value]
+            return Call(actor, delivery)  # type: ignore[return-value]
         return actor
 
     def _after_process(self, delivery: Delivery, *, result: Any = None, exception: BaseException | None = None) -> None:
@@ -72,18 +97,21 @@ class Processing(Broker):
         if exception is not None and delivery.transaction is not None:
             delivery.transaction.roll_back()
         delivery.calling = False
-        aborted = delivery.interruption is not None and exception is not None
-        if aborted:
+        final = exception is not None and (delivery.interruption is not None or delivery.hopeless)
+        if final:
             delivery.fail()
         # Whatever was decided by an earlier run of these hooks, which an interrupt cut short, is decided anew.
         delivery.retry = delivery.again
         delivery.left = None
+        policy = None if exception is None or final else delivery.options.get(retry.OPTION)
+        if exception is not None and policy:
+            judge(delivery, policy, exception)
         delivery.hooks = True
         outcome: dict[str, Any] = {"result": result} if exception is None else {"exception": exception}
         try:
             for middleware in reversed(self.middleware):
-                if aborted and isinstance(middleware, Retries):
-                    # What was aborted is not tried again, however it ended.
+                if (final or policy) and isinstance(middleware, Retries):
+                    # What was aborted is not tried again, however it ended; a policy has decided by itself.
                     continue
                 try:
                     middleware.after_process_message(self, delivery, **outcome)
@@ -93,6 +121,9 @@ class Processing(Broker):
                     logger.warning("%s interrupted the hooks of %r: it will be run again", type(e).__name__, delivery)
                 except Exception:
                     logger.critical("Unexpected failure in after_process_message of %r.", middleware, exc_info=True)
+            if exception is not None and delivery.kind == "a" and delivery.retry is not None:
+                asked = retry.asked_delay(exception)
+                delivery.retry = delivery.retry if asked is None else asked
             delivery.judged = True
         finally:
             delivery.hooks = False
@@ -136,38 +167,3 @@ def _hooks_of(delivery: Delivery) -> Iterator[None]:
         yield
     finally:
         delivery.hooks = False
-
-
-class _Call:
-    """An actor, for one delivery, which can be interrupted while it runs and neither before nor after.
-
-    The result of an activity is kept from Dramatiq, which would warn that nobody stores it.
-    """
-
-    def __init__(self, actor: Actor[Any, Any], delivery: Delivery) -> None:
-        self._actor = actor
-        self._delivery = delivery
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        delivery = self._delivery
-        try:
-            delivery.begin()
-            result = self._actor(*args, **kwargs)
-        finally:
-            delivery.end()
-        if delivery.kind != "a":
-            return result
-        delivery.result = result
-        return None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The actor's; an interruption, which somebody asked for, is an exception to be expected: no traceback."""
-        options, interruption = self._actor.options, self._delivery.interruption
-        if interruption is None:
-            return options
-        throws = options.get("throws") or ()
-        return {**options, "throws": (*(throws if isinstance(throws, tuple) else (throws,)), interruption)}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._actor, name)

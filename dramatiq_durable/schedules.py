@@ -350,7 +350,7 @@ def fires_of(broker: DurableBroker, target: Any, args: Any, kwargs: Any) -> Fire
         raise TypeError(f"kwargs is a dict, not {kwargs!r}")
     args, kwargs = tuple(args), dict(kwargs or {})
     if isinstance(target, Workflow):
-        return _runs(target, args, kwargs)
+        return _runs(broker, target, args, kwargs)
     dispatch: Dispatch | None
     if isinstance(target, ActivityStub):
         dispatch = target._dispatch
@@ -371,7 +371,7 @@ def fires_of(broker: DurableBroker, target: Any, args: Any, kwargs: Any) -> Fire
     return Fires("m", message.queue_name, operation.actor, operation.priority, operation.payload)
 
 
-def _runs(workflow: Workflow[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fires:
+def _runs(broker: DurableBroker, workflow: Workflow[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fires:
     check_call(workflow.fn, workflow.name, args, kwargs)
     options, plain = workflow.defaults, WorkflowOptions()
     for option in ("workflow_id", "id_conflict", "id_reuse", "delay_ms"):
@@ -380,8 +380,8 @@ def _runs(workflow: Workflow[Any, Any], args: tuple[Any, ...], kwargs: dict[str,
                 f"the target has the option {option.removesuffix('_ms')!r}: a schedule's runs are started at its due "
                 "times, with workflow ids that are made of its name and the due time; leave it out"
             )
-    template = encode_call(args, kwargs, workflow.fn, workflow.name)
-    return Fires("s", workflow.queue_name, workflow.name, 0, template, options.facts())
+    template = broker.codecs.encode(encode_call(args, kwargs, workflow.fn, workflow.name))
+    return Fires("s", workflow.queue_name, workflow.name, 0, template, broker.codecs.seal_json(options.facts()))
 
 
 # --- what is stored ---------------------------------------------------------------------------------------

@@ -13,14 +13,25 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from .delivery import TASK_KINDS, Delivery, encode_message
-from .errors import DatabaseUnavailable, DurableError, LeaseLost, NotEncodable, NotPermitted, PayloadTooLarge
+from .errors import (
+    CodecFailed,
+    DatabaseUnavailable,
+    DurableError,
+    LeaseLost,
+    NotEncodable,
+    NotPermitted,
+    PayloadTooLarge,
+)
 from .operations import (
     Ack,
+    Beat,
     Bury,
     CompleteActivity,
     FailSettling,
     FailTask,
+    FinishEvent,
     Operation,
+    Park,
     Release,
     Reschedule,
     Together,
@@ -67,6 +78,11 @@ class Settler:
             # An interrupt came between the actor's end and its hooks, and Dramatiq acks what no hook has seen.
             delivery.broken = delivery.broken or DurableError("an interrupt came before its hooks")
         outcome = self._outcome(delivery, failed)
+        if delivery.unsaid and isinstance(outcome, (Reschedule, Release, FailSettling)):
+            # The next attempt is given what this one said last.
+            self.broker.commit.post(Beat(delivery.key, delivery.lease, delivery.details))
+        if delivery.kind == "a" and self.broker.codecs:
+            outcome = self._encoded(delivery, outcome)
         if delivery.broken is not None:
             # It will be run again, and has its effect then; what its hooks sent is sent then, too.
             delivery.left = None
@@ -85,6 +101,8 @@ class Settler:
         key, lease = delivery.key, delivery.lease
         if delivery.broken is not None:
             return FailSettling(key, lease, f"its hooks failed: {text_of(delivery.broken)}")
+        if delivery.released and not failed:
+            return Release(key, lease)
         if delivery.retry is not None and not failed:
             if delivery.left is not None:
                 # It does not end yet: it counts for its group when it does.
@@ -92,29 +110,69 @@ class Settler:
             return Reschedule(key, lease, delivery.retry, payload_of(delivery), text_of(delivery.exception))
         if delivery.kind == "a":
             return self._activity_outcome(delivery, failed)
+        if delivery.kind == "p":
+            if not failed:
+                return FinishEvent(key, lease)
+            failure = text_of(delivery.exception or delivery._exception)
+            return FinishEvent(key, lease, True, payload_of(delivery), failure)
         if failed:
             return Bury(key, lease, payload_of(delivery), text_of(delivery.exception or delivery._exception))
         return Ack(key, lease)
 
-    def _activity_outcome(self, delivery: Delivery, failed: bool) -> CompleteActivity:
+    def _activity_outcome(self, delivery: Delivery, failed: bool) -> Operation:
         exception = delivery.exception or delivery._exception
+        hopeless = delivery.hopeless or delivery.interruption is not None or exception is None
         if exception is None and not failed:
+            if delivery.deferred:
+                return Park(delivery.key, delivery.lease)
             try:
                 payload = encode(delivery.result, f"the result of {delivery.actor_name!r}")
                 return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_COMPLETED, payload, None)
             except (NotEncodable, PayloadTooLarge) as e:
                 exception = e
-        failure = failure_to_json(exception or DurableError("it was rejected"), retryable=not failed)
+        if not hopeless:
+            actor = self.broker.actors.get(delivery.actor_name)
+            throws = None if actor is None else actor.options.get("throws")
+            hopeless = throws is not None and isinstance(exception, throws)
+        failure = failure_to_json(exception or DurableError("it was rejected"), retryable=not hopeless)
         failure["attempt"] = delivery.attempt
         return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+
+    def _encoded(self, delivery: Delivery, outcome: Operation) -> Operation:
+        """What is stored of an activity's outcome."""
+        codecs = self.broker.codecs
+        try:
+            if isinstance(outcome, CompleteActivity):
+                outcome.payload = codecs.encode(outcome.payload, f"the result of {delivery.actor_name!r}")
+                outcome.attributes = codecs.seal_facts(outcome.attributes)
+            elif isinstance(outcome, Reschedule):
+                outcome.payload = codecs.encode(outcome.payload, f"the message for {delivery.actor_name!r}")
+                outcome.failure = codecs.encode_text(outcome.failure)
+        except PayloadTooLarge as e:
+            failure = {**failure_to_json(e, retryable=False), "attempt": delivery.attempt}
+            failed = CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
+            return self._encoded(delivery, failed)
+        except CodecFailed as e:
+            # What it did cannot be recorded now: it is done again.
+            logger.error("%s cannot be settled, and is run again: %s", delivery, e)
+            delivery.broken = e
+            return Reschedule(delivery.key, delivery.lease, 30_000, None, text_of(e))
+        return outcome
+
+    def not_for_here(self, key: bytes, lease: bytes, attempt: int, error: CodecFailed) -> Operation:
+        """What becomes of an activity whose message no codec here can decode: another worker may."""
+        delay = min(TASK_BACKOFF[1], TASK_BACKOFF[0] * 2 ** min(attempt, 20))
+        return Reschedule(key, lease, delay, None, text_of(error))
 
     def undecodable(self, key: bytes, lease: bytes, kind: str, attempt: int, error: Exception) -> Operation:
         """What becomes of a message that cannot be decoded: a dead letter; an activity fails in its run."""
         if kind == "a":
             failure = failure_to_json(error, retryable=False)
             failure["attempt"] = attempt
-            return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, {"failure": failure})
-        return Bury(key, lease, None, f"it cannot be decoded: {text_of(error)}")
+            facts = self.broker.codecs.seal_facts({"failure": failure})
+            return CompleteActivity(key, lease, events.ACTIVITY_FAILED, None, facts)
+        why = f"it cannot be decoded: {text_of(error)}"
+        return FinishEvent(key, lease, True, None, why) if kind == "p" else Bury(key, lease, None, why)
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
@@ -156,6 +214,9 @@ class Settler:
                     self.post_instead(delivery, Release(delivery.key, delivery.lease))
                 else:
                     logger.error("%s could not go back: %s", delivery, operation.error)
+            elif isinstance(operation, Park) and operation.error is None:
+                # Its token may have been used before its actor returned.
+                return
             elif not operation.retried and (operation.error is not None or operation.answer is False):
                 logger.warning(
                     "the lease on %s was given to another worker: what was done here is not recorded", delivery

@@ -121,6 +121,11 @@ async def sending(call: Callable[[], R]) -> R:
     return await asyncio.to_thread(call)
 
 
+def is_awaited() -> bool:
+    """Whether what is sent here is stored on a connection that is awaited, and so maybe later."""
+    return isinstance(riding.get(), _AsyncRide)
+
+
 class _Ride:
     """A block around a connection that blocks: everything is done at once."""
 

@@ -147,7 +147,7 @@ def test_a_malformed_url_is_one_clear_line() -> None:
 def test_listings_are_for_administrators(made: Scratch) -> None:
     login, url = made.login()
     run(made, "role", "grant", login, "--consume", "default")
-    for group in ("stream", "worker", "dead-letter", "workflow"):
+    for group in ("stream", "worker", "dead-letter"):
         assert "permission denied" in refused(url, group, "list")
 
 

@@ -132,6 +132,22 @@ def test_what_the_page_on_messages_shows_runs(run_process: Processes, database_u
     ]
 
 
+def test_what_the_page_on_activities_shows_runs(run_process: Processes, database_url: str) -> None:
+    assert blocks("docs/activities.md") == [(ROOT / "examples" / "activities.py").read_text()]
+    environment = {"DRAMATIQ_DURABLE_URL": database_url}
+    worker = run_process.dramatiq("examples.activities", "--processes", "1", "--threads", "2", env=environment)
+    started = run_process.python(
+        "from examples.activities import order; order.options(workflow_id='w').start('o-1')", env=environment
+    )
+    assert started.wait(timeout=60) == 0, started.output
+    token = worker.wait_for("callback with").split()[-1]
+    end = "from examples.activities import durable\n"
+    end += f"durable.complete_activity({token!r}, 'yes'); print(durable.get_handle('w').result(timeout=60))"
+    client = run_process.python(end, env=environment)
+    assert client.wait(timeout=60) == 0, client.output
+    assert client.output == "12 lines in the second attempt; Declined at attempt 1; the bank says yes\n"
+
+
 def test_the_activity_of_the_readme_writes_its_row_once(run_process: Processes, database_url: str) -> None:
     book_activity = blocks()[2]
     with psycopg.connect(database_url, autocommit=True) as conn:
@@ -266,3 +282,57 @@ def test_the_demo_leaves_other_peoples_data_alone(run_process: Processes, own_se
     assert "has data that is not the demo's" in demo.output
     with psycopg.connect(own_server.url) as conn:
         assert conn.execute("SELECT name FROM durable.stream").fetchall() == [("precious",)]
+
+
+def test_the_interceptors_of_the_page_run(run_process: Processes, database_url: str) -> None:
+    assert blocks("docs/interceptors.md")[0] == (ROOT / "examples" / "interceptors.py").read_text()
+    environment = {"DRAMATIQ_DURABLE_URL": database_url, "PYTHONUNBUFFERED": "1"}
+    worker = run_process.dramatiq("examples.interceptors", "--processes", "1", "--threads", "2", env=environment)
+    client = run_process(sys.executable, "-m", "examples.interceptors", env=environment)
+    assert client.wait(timeout=60) == 0, client.output
+    receipt = "receipt of acme over 500"
+    assert client.output.splitlines() == [receipt, "PermissionError: start order with options(headers={'tenant': ...})"]
+    wait_until(lambda: f"[acme] charged: {receipt}" in worker.output)
+    assert "[acme] to charge (500,)" in worker.output
+
+
+def test_the_codecs_of_the_page_run(run_process: Processes, database_url: str) -> None:
+    program = (
+        f"secrets = {{'DURABLE_KEY_2026_01': '{'07' * 32}'}}\n"
+        f"{blocks('docs/codecs.md')[0]}"
+        "@durable.workflow\n"
+        "async def order(card: str) -> str:\n"
+        "    return card.upper()\n"
+        "worker = dramatiq.Worker(broker, worker_timeout=50)\n"
+        "worker.start()\n"
+        "assert order.start('s3cret').result(timeout=20) == 'S3CRET'\n"
+        "worker.stop()\n"
+        "broker.close()\n"
+    )
+    process = run_process.python(program, env={"DRAMATIQ_DURABLE_URL": database_url})
+    assert process.wait(timeout=60) == 0, process.output
+    with psycopg.connect(database_url) as conn:
+        stored = conn.execute("SELECT payload FROM durable.event WHERE payload IS NOT NULL").fetchall()
+    assert len(stored) == 2
+    assert all(payload.startswith(b"\0codec:zlib,aes-gcm\0") for (payload,) in stored)
+
+
+def test_the_values_of_the_page_run(run_process: Processes, database_url: str) -> None:
+    program = (
+        "import dramatiq, dramatiq_durable as durable\n"
+        "from dataclasses import dataclass\n"
+        "from datetime import date\n"
+        "from decimal import Decimal\n"
+        "from uuid import UUID, uuid4\n"
+        "broker = durable.DurableBroker()\n"
+        "dramatiq.set_broker(broker)\n"
+        f"{blocks('docs/values.md')[0]}"
+        "worker = dramatiq.Worker(broker, worker_timeout=50)\n"
+        "worker.start()\n"
+        "id, lines = uuid4(), [Line('a', Decimal('1.10')), Line('b', Decimal('2.90'))]\n"
+        "assert order.start(id, lines).result(timeout=20) == {id: Decimal('4.00')}\n"
+        "worker.stop()\n"
+        "broker.close()\n"
+    )
+    process = run_process.python(program, env={"DRAMATIQ_DURABLE_URL": database_url})
+    assert process.wait(timeout=60) == 0, process.output

@@ -229,6 +229,9 @@ def test_an_upgrade_counts_the_attempts_of_poison_as_they_were(empty: Scratch, m
     known = migrations.migrations()
     with monkeypatch.context() as patch:
         patch.setattr(migrations, "migrations", lambda: tuple(m for m in known if m.version < 6))
+        # Today's procedures speak of tables that were not there then.
+        patch.setattr(migrations, "_replace_procedures", lambda *_: None)
+        patch.setattr(migrations, "_make_administrator", lambda *_: False)
         migrate(empty.url)
     for reason in ("poison", "rejected"):
         empty.execute(
@@ -267,7 +270,7 @@ def test_the_sql_is_understood_by_postgres_14() -> None:
         r"\bany_value\b|\buuidv7\b|JSON_TABLE|\bOLD\.\*|RETURNING\s+WITH",  # 16 to 18
     )
     for text in texts:
-        code = re.sub(r"--.*", "", text)
+        code = re.sub(r"--.*|'[^']*'", "", text)
         for pattern in later:
             assert not re.search(pattern, code, re.IGNORECASE), pattern
 

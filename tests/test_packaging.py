@@ -73,7 +73,8 @@ def test_the_wheel_has_the_sql_and_nothing_of_the_repository(wheel: Path) -> Non
     assert sql
     assert {name.removeprefix("dramatiq_durable/") for name in names if name.endswith(".sql")} == sql
     assert "dramatiq_durable/py.typed" in names
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"dramatiq_durable"}
+    tops = {name.partition("/")[0].partition("-")[0] for name in names}
+    assert tops == {"dramatiq_durable", "pytest_dramatiq_durable.py"}
 
 
 def test_the_installed_wheel_migrates_a_database_and_runs_a_message(

@@ -11,6 +11,7 @@ import click
 COMMANDS = {
     "check": "check:command",
     "dead-letter": "dead_letter:group",
+    "escalation": "escalation:group",
     "import": "import_:group",
     "message": "message:group",
     "migrate": "migrate:command",
@@ -18,6 +19,7 @@ COMMANDS = {
     "role": "role:group",
     "schedule": "schedule:group",
     "stream": "stream:group",
+    "topic": "topic:group",
     "worker": "worker:group",
     "workflow": "workflow:group",
 }
@@ -55,11 +57,15 @@ class Commands(click.Group):
 @click.option(
     "--namespace", metavar="NAME", help="The Postgres schema. Default: DRAMATIQ_DURABLE_NAMESPACE, or durable."
 )
+@click.option(
+    "--app", metavar="MODULE[:BROKER]", envvar="DRAMATIQ_DURABLE_APP",
+    help="Your application, for its broker's codecs: values are shown decoded. Default: DRAMATIQ_DURABLE_APP.",
+)  # fmt: skip
 @click.version_option(package_name="dramatiq-durable")
 @click.pass_context
-def main(ctx: click.Context, url: str | None, namespace: str | None) -> None:
+def main(ctx: click.Context, url: str | None, namespace: str | None, app: str | None) -> None:
     """Look into, and look after, the queues and workflows of dramatiq-durable."""
     from .target import Target
 
-    target = ctx.obj = Target(url, namespace)
+    target = ctx.obj = Target(url, namespace, app)
     ctx.call_on_close(target.close)

@@ -142,7 +142,7 @@ def list_(ctx: click.Context, chosen: Filter, limit: int, as_json: bool) -> None
     target: Target = ctx.obj
     rows = target.rows("list_dead_letters", *chosen.arguments(), limit)
     for row in rows:
-        row |= decode(row["payload"], row["kind"])
+        row |= decode(row["payload"], row["kind"], target.broker.codecs)
         if not as_json:
             row["arguments"] = call(row)
             row["failure"] = last_line(row["failure"])
@@ -163,7 +163,7 @@ def show(target: Target, id_: str, as_json: bool) -> None:
     if not rows:
         raise click.ClickException(f"there is no dead letter {id_}; `dead-letter list` shows those that are")
     facts = rows[0]
-    facts |= decode(facts.pop("payload"), facts["kind"])
+    facts |= decode(facts.pop("payload"), facts["kind"], target.broker.codecs)
     if not as_json:
         # What Dramatiq keeps of the traceback has lines of its own.
         traceback = (facts.get("options") or {}).pop("traceback", None)

@@ -16,7 +16,7 @@ from ..workflow.definition import ActivityStub
 from ..workflow.options import check_name, check_queue_name
 from .output import cell, duration, print_facts, print_json, print_rows
 from .target import Target, option_json
-from .workflow import parse
+from .values import option_call, parse_call
 
 #: How a listing and one schedule show a due time.
 COLUMNS = ("name", "cron", "timezone", "target", "queue_name", "next_due", "last_due", "fired", "skipped", "missed")
@@ -37,10 +37,7 @@ def group() -> None:
 @click.option("--actor", metavar="NAME", help="The actor to send a message to.")
 @click.option("--workflow", metavar="NAME", help="The workflow to start.")
 @click.option("--queue", "queue_name", metavar="STREAM", required=True, help="The stream whose workers know it.")
-@click.option("--args", "args_json", metavar="JSON", default="[]", show_default=True, help="The arguments, a list.")
-@click.option(
-    "--kwargs", "kwargs_json", metavar="JSON", default="{}", show_default=True, help="The named ones, an object."
-)
+@option_call
 @click.option(
     "--catch-up", metavar="DURATION", default="1h", show_default=True, help="What is later than this is missed."
 )
@@ -67,18 +64,14 @@ def create(
     """Make the schedule NAME; the code of what it fires need not be here."""
     if (actor is None) == (workflow is None):
         raise click.UsageError("say what it fires: either --actor NAME or --workflow NAME")
-    args, kwargs = parse(args_json, "--args"), parse(kwargs_json, "--kwargs")
-    if not isinstance(args, list):
-        raise click.UsageError("--args is a list in JSON, like '[\"o-1\", 500]'")
-    if not isinstance(kwargs, dict):
-        raise click.UsageError("--kwargs is an object in JSON, like '{\"cents\": 500}'")
+    args, kwargs = parse_call(args_json, kwargs_json)
     broker = target.broker
     if actor is not None:
         fires = schedules.fires_of(broker, ActivityStub(actor, queue_name), args, kwargs)
     else:
         assert workflow is not None
         check_queue_name(queue_name)
-        input = encode_call(tuple(args), kwargs, None, workflow)
+        input = broker.codecs.encode(encode_call(tuple(args), kwargs, None, workflow))
         fires = schedules.Fires("s", queue_name, check_name(workflow, "a workflow's name"), 0, input)
     schedules.save(broker, name, fires, cron, timezone, catch_up, overlap, paused, if_exists)
     click.echo(f"the schedule {name} is there")

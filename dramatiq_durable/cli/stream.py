@@ -54,7 +54,9 @@ def peek(target: Target, stream: str, state: str | None, actor: str | None, limi
     rows = target.rows("peek_messages", stream, state, actor, limit)
     now = datetime.now(UTC)
     for row in rows:
-        row |= decode(row.pop("payload"), row["kind"]) if row["kind"] not in ("s", "t", "w") else {}
+        payload = row.pop("payload")
+        row |= decode(payload, row["kind"], target.broker.codecs) if row["kind"] not in ("s", "t", "w") else {}
+        row["last_failure"] = target.broker.codecs.decode_text(row["last_failure"])
         if not as_json:
             _for_people(row, now)
     columns = [

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import click
+import dramatiq
 import psycopg
 from psycopg import sql
 
 from ..broker import DurableBroker
+from ..codecs import Codec, ShownCodecs, decode_only
 from ..database import translate
 from ..migrate import check_namespace
 from ..settings import Settings, check_url
@@ -22,11 +26,13 @@ class Target:
     Parameters:
       url(str | None): as given on the command line.
       namespace(str | None): as given on the command line.
+      app(str | None): the module whose broker's codecs are used: ``module`` or ``module:broker``.
     """
 
-    def __init__(self, url: str | None, namespace: str | None) -> None:
+    def __init__(self, url: str | None, namespace: str | None, app: str | None = None) -> None:
         self._url = url
         self._namespace = namespace
+        self._app = app
         self._server: Any = None
 
     @cached_property
@@ -55,7 +61,26 @@ class Target:
     def broker(self) -> DurableBroker:
         """A broker on a namespace that is migrated (the embedded server's is, by itself)."""
         url = check_url(self._url, name="--url") if self._url is not None else None
-        return DurableBroker(url, namespace=self.namespace, middleware=[], settings=self.settings)
+        codecs = ShownCodecs(self._codecs())
+        return DurableBroker(url, namespace=self.namespace, middleware=[], codecs=codecs, settings=self.settings)
+
+    def _codecs(self) -> Sequence[Codec | decode_only]:
+        """Those of the application's broker."""
+        if self._app is None:
+            return ()
+        module, _, name = self._app.partition(":")
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            found = importlib.import_module(module)
+            broker = getattr(found, name) if name else dramatiq.get_broker()
+        except (ImportError, AttributeError) as e:
+            raise click.UsageError(f"--app {self._app}: {e}") from e
+        if not isinstance(broker, DurableBroker):
+            raise click.UsageError(
+                f"--app {self._app}: that is a {type(broker).__name__}: name a DurableBroker, like shop.app:broker"
+            )
+        return broker.codecs.given
 
     def rows(self, procedure: str, *arguments: Any) -> list[dict[str, Any]]:
         """What a procedure of the namespace answers, each row by the names of its columns.

@@ -3,10 +3,12 @@
 An operation is one item; all items of one kind in a batch become one call of a SQL procedure, with parallel arrays.
 """
 
+from .activities import Beat, Defer, Expire, FinishActivity, Park, StartActivity
 from .advancing import Advance, Child, Send
 from .asking import AnswerQuery, RequestUpdate, StartRunWith
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .calls import by_kind, calls_of, parts_of, size_of
+from .escalating import ChangeEscalation, ClaimEscalation
 from .living import ExpireRun, ResetRun
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
@@ -17,7 +19,9 @@ from .settling import (
     CompleteActivity,
     FailSettling,
     FailTask,
+    FinishEvent,
     Leave,
+    LookAgain,
     MarkStarted,
     Release,
     Reschedule,
@@ -29,26 +33,35 @@ __all__ = [
     "Ack",
     "Advance",
     "AnswerQuery",
+    "Beat",
     "Bury",
+    "ChangeEscalation",
     "Child",
     "Claim",
+    "ClaimEscalation",
     "CompleteActivity",
     "Context",
     "ControlSchedule",
+    "Defer",
     "Due",
     "Enqueue",
     "EnqueueKeyed",
     "EnqueueOne",
+    "Expire",
     "ExpireRun",
     "FailSettling",
     "FailTask",
+    "FinishActivity",
+    "FinishEvent",
     "FireByHand",
     "FireSchedule",
     "LeaseOperation",
     "Leave",
+    "LookAgain",
     "LookUpSchedule",
     "MarkStarted",
     "Operation",
+    "Park",
     "Post",
     "Release",
     "RequestUpdate",
@@ -58,6 +71,7 @@ __all__ = [
     "Rows",
     "SaveSchedule",
     "Send",
+    "StartActivity",
     "StartRun",
     "StartRunWith",
     "Terminate",

@@ -13,9 +13,9 @@ from .base import Context, LeaseOperation, Rows, to_json
 
 @dataclass(slots=True, eq=False)
 class Send:
-    """An activity or a timer that a step hands out."""
+    """An activity (a; with limits l) or a timer (w) that a step hands out."""
 
-    kind: Literal["a", "w"]
+    kind: Literal["a", "l", "w"]
     stream_id: int
     seq: int
     actor: str

@@ -97,6 +97,37 @@ class Bury(LeaseOperation):
 
 
 @dataclass(slots=True, eq=False)
+class FinishEvent(LeaseOperation):
+    """A topic's event is dealt with, or (``failed``) goes to the dead letters; the run's next one is sent."""
+
+    procedure = "finish_events"
+    parameters = 6
+    rank = 19
+
+    failed: bool = False
+    payload: bytes | None = None
+    failure: str | None = None
+
+    @classmethod
+    def arguments(cls, items: Sequence[FinishEvent], context: Context) -> list[Any]:
+        return [
+            *LeaseOperation.arguments(items, context),
+            Bools([i.failed for i in items]),
+            Blobs([i.payload for i in items]),
+            Texts([i.failure for i in items]),
+        ]
+
+
+@dataclass(slots=True, eq=False)
+class LookAgain(LeaseOperation):
+    """A note said to look whether a run's next event can be sent."""
+
+    procedure = "look_again"
+    parameters = 3
+    rank = 19
+
+
+@dataclass(slots=True, eq=False)
 class FailSettling(LeaseOperation):
     """Its end cannot be stored: the message is tried again later, and after a few times in a row a dead letter."""
 

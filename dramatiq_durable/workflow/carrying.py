@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dramatiq import Message
 
-from ..delivery import encode_message
-from ..errors import NotEncodable, NotPermitted, PayloadTooLarge
+from ..delivery import LIMITS, encode_message
+from ..errors import ActivityCancelled, NotEncodable, NotPermitted, PayloadTooLarge
 from ..operations import Advance, Child, Send
 from . import events
 from .commands import (
@@ -25,9 +25,12 @@ from .commands import (
     CompleteWorkflow,
     ContinueAsNew,
     FailWorkflow,
+    OpenEscalation,
+    RequestActivityCancel,
     ScheduleActivity,
     StartChild,
     StartTimer,
+    WithdrawEscalation,
 )
 from .converter import loads
 from .events import Event
@@ -96,16 +99,33 @@ class Carrier:
         ms = command.ms if due is None else max(0, due - now_ms())
         advance.sends.append(Send("w", stream_id, command.seq, info.name, TASK_PRIORITY, ms, b""))
 
-    def _withdraw(self, command: Command, advance: Advance, execution: Execution) -> None:
-        """Withdraw a command's message; one that this very step sends is not sent."""
+    def _escalation(self, command: OpenEscalation, advance: Advance, execution: Execution) -> None:
+        if command.ms is not None:
+            self._timer(StartTimer(command.seq, ms=command.ms), advance, execution)
+
+    def _cancel_timer(self, command: Command, advance: Advance, execution: Execution) -> None:
         assert command.seq is not None
+        if not self._unsend(command.seq, advance):
+            advance.drops.append(command.seq)
+
+    def _cancel_activity(self, command: CancelActivity, advance: Advance, execution: Execution) -> Event | None:
+        """What was stored before is cancelled with the event (see `carry_out` in SQL)."""
+        assert command.seq is not None
+        if not self._unsend(command.seq, advance) or not isinstance(command, RequestActivityCancel):
+            return None
+        error = ActivityCancelled("it was cancelled before a worker had it")
+        failure = {**failure_to_json(error, retryable=False), "attempt": 1}
+        return Event(0, events.ACTIVITY_FAILED, now_ms(), command.seq, command.name, None, {"failure": failure})
+
+    def _unsend(self, seq: int, advance: Advance) -> bool:
+        """Whether it was this very step that sends it; then it is not sent."""
         for send in advance.sends:
-            if send.seq == command.seq:
+            if send.seq == seq:
                 advance.sends.remove(send)
                 if send.eager and self.broker.claimer is not None:
                     self.broker.claimer.unreserve(1)
-                return
-        advance.drops.append(command.seq)
+                return True
+        return False
 
     def _child(self, command: StartChild, advance: Advance, execution: Execution) -> None:
         assert command.seq is not None
@@ -114,9 +134,10 @@ class Carrier:
         options = dict(command.options)
         options["delay"] = options.pop("delay_ms", 0)
         stream_id = self.broker.stream_id(command.queue_name)
-        advance.children.append(
-            Child(command.seq, stream_id, command.name, command.workflow_id, command.payload, options)
-        )
+        codecs = self.broker.codecs
+        payload = codecs.encode(command.payload, f"the input of {command.name!r}")
+        options = codecs.seal_facts(options) or {}
+        advance.children.append(Child(command.seq, stream_id, command.name, command.workflow_id, payload, options))
 
     def _cancel_child(self, command: CancelChild, advance: Advance, execution: Execution) -> None:
         assert command.seq is not None
@@ -141,20 +162,24 @@ class Carrier:
         if priority is None:
             actor = self.broker.actors.get(command.name)
             priority = actor.priority if actor is not None else 0
-        payload = encode_message(message)
+        payload = self.broker.codecs.encode(encode_message(message), f"the message for {command.name!r}")
         claimer = self.broker.claimer
         # Last: a place that is taken is given back by way of the Send.
         eager = not command.delay_ms and claimer is not None and claimer.reserve(stream_id, swap=swap)
-        return Send("a", stream_id, command.seq, command.name, priority, command.delay_ms, payload, eager)
+        kind: Literal["a", "l"] = "l" if LIMITS in command.options else "a"
+        return Send(kind, stream_id, command.seq, command.name, priority, command.delay_ms, payload, eager)
 
 
 _CARRIERS: dict[type[Command], Callable[[Carrier, Any, Advance, Execution], Event | None]] = {
     ScheduleActivity: Carrier._activity,
-    CancelActivity: Carrier._withdraw,
+    CancelActivity: Carrier._cancel_activity,
+    RequestActivityCancel: Carrier._cancel_activity,
     StartTimer: Carrier._timer,
-    CancelTimer: Carrier._withdraw,
+    CancelTimer: Carrier._cancel_timer,
     StartChild: Carrier._child,
     CancelChild: Carrier._cancel_child,
+    OpenEscalation: Carrier._escalation,
+    WithdrawEscalation: Carrier._cancel_timer,
 }
 
 

@@ -45,16 +45,19 @@ def start_run(
     check_call(workflow.fn, workflow.name, args, kwargs)
     run_id = uuid.uuid4()
     workflow_id = options.workflow_id or str(run_id)
+    payload = broker.codecs.encode(
+        encode_call(args, kwargs, workflow.fn, workflow.name), f"the arguments of {workflow.name!r}"
+    )
     start = (
         run_id.bytes,
         workflow_id,
         broker.stream_id(workflow.queue_name),
         workflow.name,
-        encode_call(args, kwargs, workflow.fn, workflow.name),
+        payload,
         options.id_conflict,
         options.id_reuse,
         options.delay_ms,
-        options.facts(),
+        broker.codecs.seal_json(options.facts()),
     )
     brought = _brought(options)
     operation = StartRun(*start) if brought is None else StartRunWith(*start, **brought)

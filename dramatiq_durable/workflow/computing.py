@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+import traceback
 from typing import Any
 
 from dramatiq.asyncio import get_event_loop_thread
+from dramatiq.middleware import TimeLimitExceeded
 
-from ..errors import NotEncodable, PayloadTooLarge
+from ..errors import NotEncodable, PayloadTooLarge, Timeout
+from ..interrupts import Interruptible
 from .commands import Compute
 from .converter import encode
 from .events import Event
 from .failures import failure_to_json
+from .retry import asked_delay
 
 
 def computed(command: Compute) -> Event:
@@ -32,12 +37,52 @@ def computed(command: Compute) -> Event:
             payload = encode(value, f"the result of {command.name!r}")
     except (NotEncodable, PayloadTooLarge) as e:
         facts["failure"] = failure_to_json(e, retryable=False)
+    except _OutOfTime as e:
+        assert command.limit is not None
+        ms, name = command.limit
+        facts["failure"] = {
+            **failure_to_json(Timeout(f"{name}: it did not end within {ms / 1000:g} s")),
+            "timeout": name,
+            "traceback": e.traceback,
+        }
     except Exception as e:
-        facts["failure"] = failure_to_json(e)
+        hopeless = command.hopeless is not None and command.hopeless(e)
+        facts["failure"] = failure_to_json(e, retryable=not hopeless)
+        delay = asked_delay(e)
+        if delay is not None:
+            facts["failure"]["retry_after"] = delay
+    if "failure" in facts and command.slow:
+        facts["failure"]["attempt"] = command.attempt
     return Event(0, command.answer, int(time.time() * 1000), command.seq, command.name, payload, facts or None)
 
 
+class _OutOfTime(Exception):
+    def __init__(self, traceback: str) -> None:
+        super().__init__()
+        self.traceback = traceback
+
+
 def _call(command: Compute) -> Any:
+    if command.limit is None:
+        return _run(command)
+    attempt = Interruptible()
+    timer = threading.Timer(command.limit[0] / 1000, attempt.interrupt, (TimeLimitExceeded,))
+    timer.daemon = True
+    timer.start()
+    try:
+        try:
+            attempt.begin()
+            return _run(command)
+        finally:
+            attempt.end()
+            timer.cancel()
+    except TimeLimitExceeded:
+        if attempt.interruption is None:
+            raise
+        raise _OutOfTime(traceback.format_exc(limit=-30)) from None
+
+
+def _run(command: Compute) -> Any:
     value = command.fn(*command.args, **command.kwargs)
     if not asyncio.iscoroutine(value):
         return value

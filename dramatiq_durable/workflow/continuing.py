@@ -9,6 +9,7 @@ from ..errors import ForbiddenInWorkflow
 from .commands import ContinueAsNew
 from .commands.closing import ContinueAsNewRequested
 from .converter import encode_call, hash_arguments
+from .info import STATE_FACTS
 from .options import WorkflowOptions, check_call, check_options
 from .primitives import require
 
@@ -22,9 +23,10 @@ _OWN = ("attempt", "origin", "previous")
 def continue_as_new(*args: Any, **options: Any) -> NoReturn:
     """End this run, and have a new one go on with these arguments: same workflow id, an empty history.
 
-    Memo, search attributes, headers, the time limits and the parent stay as they are; the deadline of
-    ``execution_timeout`` is that of the first run.  Signals that nobody has read are given to the new run, in order.
-    Activities and timers of this run are dropped, its children are treated as their ``parent_close`` says.
+    Memo, search attributes, the entity, headers, the time limits and the parent stay as they are; the deadline of
+    ``execution_timeout`` is that of the first run, and the output goes on where this run's ends.  Signals that nobody
+    has read are given to the new run, in order.  Activities and timers of this run are dropped, its children are
+    treated as their ``parent_close`` says.
 
     Parameters:
       *args: the workflow's arguments in the new run.
@@ -47,16 +49,11 @@ def continue_as_new(*args: Any, **options: Any) -> NoReturn:
     checked = WorkflowOptions().updated(info.name, options)
     check_call(execution.fn, info.name, args, {})
     payload = encode_call(args, {}, execution.fn, info.name)
-    facts = {name: value for name, value in execution.facts.items() if name not in _OWN}
-    facts.update({name: value for name in ("memo", "search") if (value := getattr(info, name))})
+    facts = {name: value for name, value in execution.facts.items() if name not in (*_OWN, *STATE_FACTS)}
+    facts.update({name: value for name in ("memo", "headers") if (value := getattr(info, name))})
     facts.update(json.loads(checked.facts() or "{}"))
-    facts.update({name: None for name, value in options.items() if value is None and name in facts})
-    command = ContinueAsNew(
-        None,
-        info.name,
-        payload,
-        hash_arguments(payload),
-        {name: value for name, value in facts.items() if value is not None},
-        checked.delay_ms,
+    facts.update(dict.fromkeys((name for name, value in options.items() if value is None), None))
+    # Its state is handed on as it is once the coroutine has ended.
+    raise ContinueAsNewRequested(
+        ContinueAsNew(None, info.name, payload, hash_arguments(payload), facts, checked.delay_ms)
     )
-    raise ContinueAsNewRequested(command)

@@ -9,28 +9,47 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 import dramatiq
 from dramatiq import Actor, Broker, Message
+from dramatiq.middleware import Retries
 
+from ..delivery import LIMITS
+from ..durations import Duration
 from ..errors import ForbiddenInWorkflow, InvalidDefinition, NotConfigured, NotInWorkflow
 from . import guard
-from .commands import ActivityCall, ActivityHandle, Cancellation, ChildCall, ChildHandle, ScheduleActivity, StartChild
-from .converter import Decoder, decoders_of, encode_call, hash_arguments
+from .commands import (
+    ActivityCall,
+    ActivityHandle,
+    Cancellation,
+    ChildCall,
+    ChildHandle,
+    CommandFuture,
+    ScheduleActivity,
+    StartChild,
+)
+from .converter import decoders_of, encode_call, hash_arguments
+from .decoders import Decoder
+from .interceptors import CallContext, intercept
+from .local import run_locally
 from .options import (
     ActivityOptions,
     Dispatch,
     WorkflowOptions,
     WorkflowOptionsGiven,
     check_call,
+    check_headers,
     check_name,
     check_queue_name,
+    check_retries,
     milliseconds,
 )
 from .primitives import require
 from .replay import Execution, current
+from .retry import RetryPolicy
 
 if TYPE_CHECKING:
     from types import EllipsisType
@@ -84,11 +103,9 @@ class _Schedulable(Generic[P, R]):
         Raises:
           as ``execute``.
         """
-        return self._schedule(ActivityHandle, args, kwargs)
+        return cast("ActivityHandle[R]", self._schedule(ActivityHandle, args, kwargs))
 
-    def _schedule(
-        self, kind: type[ActivityHandle[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> ActivityHandle[Any]:
+    def _schedule(self, kind: type[ActivityHandle[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         execution = current()
         if execution is None:
             raise NotInWorkflow(
@@ -96,8 +113,37 @@ class _Schedulable(Generic[P, R]):
                 f"{self.actor_name}.send(...), or call it from the body of a @durable.workflow."
             )
         check_call(self._function(), self.actor_name, args, kwargs)
-        payload = encode_call(args, kwargs, self._function(), self.actor_name)
+        methods = execution.interceptors.activity
+        if not methods:
+            return self._issue(execution, kind, args, kwargs, execution.headers)
+        headers = {**execution.headers, **self._dispatch.message.get("headers", {})}
+        return intercept(
+            execution,
+            methods,
+            CallContext(self.actor_name, args, kwargs, headers, execution.info),
+            kind,
+            lambda ctx: self._issue(execution, kind, ctx.args, ctx.kwargs, ctx.headers, intercepted=True),
+        )
+
+    def _issue(
+        self,
+        execution: Execution,
+        kind: type[ActivityHandle[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        headers: dict[str, Any],
+        intercepted: bool = False,
+    ) -> ActivityHandle[Any]:
         dispatch = self._dispatch
+        options = self._message_options()
+        if intercepted:
+            check_call(self._function(), self.actor_name, args, kwargs)
+            options = {**options, "headers": check_headers(self.actor_name, headers)}
+        elif headers:
+            options = {**options, "headers": {**headers, **options.get("headers", {})}}
+        payload = encode_call(args, kwargs, self._function(), self.actor_name)
+        if dispatch.local:
+            return cast("ActivityHandle[Any]", run_locally(self, dispatch, kind is ActivityHandle, payload))
         command = ScheduleActivity(
             None,
             self.actor_name,
@@ -106,7 +152,7 @@ class _Schedulable(Generic[P, R]):
             dispatch.queue_name,
             args,
             kwargs,
-            dispatch.message,
+            options,
             dispatch.priority,
             dispatch.delay_ms,
         )
@@ -118,6 +164,18 @@ class _Schedulable(Generic[P, R]):
         future = kind(execution, command, dispatch.policy, decoder)
         execution.expect(seq, future)
         return future
+
+    def _actor_options(self) -> Mapping[str, Any]:
+        return {}
+
+    def _message_options(self) -> dict[str, Any]:
+        """The options of the activity's message: as the dispatch says, and its limits."""
+        dispatch = self._dispatch
+        if not dispatch.limits:
+            return dispatch.message
+        policy = dispatch.retries(self._actor_options())
+        tried = {name: policy[name] for name in ("initial", "coefficient", "maximum", "attempts")}
+        return {**dispatch.message, LIMITS: {**dispatch.limits, "retry": tried}}
 
     def _refuse_in_workflow(self, verb: str) -> None:
         if current() is not None:
@@ -171,6 +229,17 @@ class Activity(Actor[P, R], _Schedulable[P, R]):
 
     def _function(self) -> Callable[..., Any]:
         return self.actor.fn
+
+    def _actor_options(self) -> Mapping[str, Any]:
+        defaults = {}
+        for middleware in self.actor.broker.middleware:
+            if isinstance(middleware, Retries):
+                defaults = {
+                    "max_retries": middleware.max_retries,
+                    "min_backoff": middleware.min_backoff,
+                    "max_backoff": middleware.max_backoff,
+                }
+        return {**defaults, **self.actor.options}
 
     def message_with_options(
         self, *, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, **options: Any
@@ -240,6 +309,10 @@ class ActivityStub(_Schedulable[..., Any]):
 
     def options(self, **options: Unpack[ActivityOptions]) -> ActivityStub:
         """Return a copy with other options; raises as ``Activity.options``."""
+        if options.get("local"):
+            raise ValueError(
+                f"{self.actor_name!r} is a stub: its code is elsewhere, and cannot be run with local=True."
+            )
         return ActivityStub(self.actor_name, self.queue_name, self._dispatch.updated(self.actor_name, options))
 
     def send(self, *args: Any, **kwargs: Any) -> Message[Any]:
@@ -297,6 +370,11 @@ def activity(
     broker: Broker | None = None,
     delay: int | timedelta = 0,
     cancellation: Cancellation = "try",
+    retry: RetryPolicy | None = None,
+    start_to_close: Duration | None = None,
+    schedule_to_start: Duration | None = None,
+    schedule_to_close: Duration | None = None,
+    heartbeat: Duration | None = None,
     **options: Any,
 ) -> _ActivityDecorator: ...
 
@@ -310,6 +388,11 @@ def activity(
     broker: Broker | None = None,
     delay: int | timedelta = 0,
     cancellation: Cancellation = "try",
+    retry: RetryPolicy | None = None,
+    start_to_close: Duration | None = None,
+    schedule_to_start: Duration | None = None,
+    schedule_to_close: Duration | None = None,
+    heartbeat: Duration | None = None,
     **options: Any,
 ) -> Any:
     """Declare an activity, or adapt an actor that is declared elsewhere: ``activity(existing_actor)``.
@@ -317,7 +400,7 @@ def activity(
     Parameters:
       queue_name, actor_name, priority, broker, **options: as in ``dramatiq.actor``.
       delay: milliseconds or a timedelta that a workflow's calls wait before the first attempt.
-      cancellation: what becomes of it when the workflow no longer waits: see ``options``.
+      cancellation, retry, start_to_close, schedule_to_start, schedule_to_close, heartbeat: see ``ActivityOptions``.
 
     Returns:
       Activity
@@ -326,16 +409,22 @@ def activity(
       InvalidName: a name is empty, too long or malformed.
       ValueError: an option is unknown to the broker's middleware, or makes no sense.
     """
-    ours: dict[str, Any] = {}
-    if delay:
-        ours["delay"] = delay
-    if cancellation != "try":
-        ours["cancellation"] = cancellation
+    given = {
+        "delay": delay or None,
+        "cancellation": None if cancellation == "try" else cancellation,
+        "retry": retry,
+        "start_to_close": start_to_close,
+        "schedule_to_start": schedule_to_start,
+        "schedule_to_close": schedule_to_close,
+        "heartbeat": heartbeat,
+    }
+    ours = {name: value for name, value in given.items() if value is not None}
 
     def decorate(fn: Any) -> Activity[Any, Any]:
         if isinstance(fn, Activity):
             return fn
         if not isinstance(fn, Actor):
+            check_retries(actor_name or fn.__name__, {**options, **ours})
             check_name(actor_name or fn.__name__, "an activity's name")
             check_queue_name(queue_name)
             target = broker if broker is not None else global_broker()
@@ -452,16 +541,40 @@ class Workflow(Generic[P, R]):
 
     def _start_child(
         self, execution: Execution, kind: type[ChildHandle[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> CommandFuture[Any]:
+        headers = {**execution.headers, **(self.defaults.headers or {})}
+        methods = execution.interceptors.child
+        if not methods:
+            return self._issue_child(execution, kind, args, kwargs, headers)
+        check_call(self.fn, self.name, args, kwargs)
+        return intercept(
+            execution,
+            methods,
+            CallContext(self.name, args, kwargs, headers, execution.info, self.defaults.workflow_id),
+            kind,
+            lambda ctx: self._issue_child(execution, kind, ctx.args, ctx.kwargs, ctx.headers),
+        )
+
+    def _issue_child(
+        self,
+        execution: Execution,
+        kind: type[ChildHandle[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        headers: dict[str, Any],
     ) -> ChildHandle[Any]:
         check_call(self.fn, self.name, args, kwargs)
         payload = encode_call(args, kwargs, self.fn, self.name)
+        options = self.defaults
+        if headers or options.headers:
+            options = replace(options, headers=check_headers(self.name, headers) or None)
         command = StartChild(
             None,
             self.name,
             payload,
             hash_arguments(payload),
             self.queue_name,
-            options=self.defaults.for_child(),
+            options=options.for_child(),
         )
         seq = execution.issue(command)
         workflow_id, command.run_id = execution.child_ids(seq)

@@ -24,6 +24,9 @@ CHILD_START_FAILED: Final = "ChildStartFailed"
 ACTIVITY_TIMED_OUT: Final = "ActivityTimedOut"
 LOCAL_ACTIVITY_COMPLETED: Final = "LocalActivityCompleted"
 SIDE_EFFECT_RECORDED: Final = "SideEffectRecorded"
+ESCALATION_RESOLVED: Final = "EscalationResolved"
+ESCALATION_CANCELLED: Final = "EscalationCancelled"
+ESCALATION_TIMED_OUT: Final = "EscalationTimedOut"
 CHILD_START_CONFIRMED: Final = "ChildStartConfirmed"
 WORKFLOW_RESET: Final = "WorkflowReset"
 CANCEL_REQUESTED: Final = "CancelRequested"
@@ -40,10 +43,17 @@ TIMER_CANCELLED: Final = "TimerCancelled"
 CHILD_STARTED: Final = "ChildStarted"
 CHILD_START_AWAITED: Final = "ChildStartAwaited"
 CHILD_CANCEL_REQUESTED: Final = "ChildCancelRequested"
+ESCALATION_OPENED: Final = "EscalationOpened"
+# The code took it back; those outside read that it was cancelled.
+ESCALATION_WITHDRAWN: Final = "EscalationWithdrawn"
 PATCH_RECORDED: Final = "PatchRecorded"
 UPDATE_COMPLETED: Final = "UpdateCompleted"
 SIGNAL_SENT: Final = "SignalSent"
 CANCEL_SENT: Final = "CancelSent"
+SEARCH_UPSERTED: Final = "SearchUpserted"
+ENTITY_CHANGED: Final = "EntityChanged"
+TOPIC_EMITTED: Final = "TopicEmitted"
+OUTPUT_WRITTEN: Final = "OutputWritten"
 WORKFLOW_COMPLETED: Final = "WorkflowCompleted"
 WORKFLOW_FAILED: Final = "WorkflowFailed"
 WORKFLOW_CANCELLED: Final = "WorkflowCancelled"
@@ -71,6 +81,9 @@ INPUT_TYPES: Final = frozenset(
         ACTIVITY_TIMED_OUT,
         LOCAL_ACTIVITY_COMPLETED,
         SIDE_EFFECT_RECORDED,
+        ESCALATION_RESOLVED,
+        ESCALATION_CANCELLED,
+        ESCALATION_TIMED_OUT,
         CHILD_START_CONFIRMED,
         WORKFLOW_RESET,
         CANCEL_REQUESTED,
@@ -84,6 +97,8 @@ INPUT_TYPES: Final = frozenset(
 MESSAGE_TYPES: Final = frozenset({SIGNAL_RECEIVED, UPDATE_ACCEPTED, UPDATE_REQUESTED})
 """What is said to a run's code: no run closes over one that its code was not given."""
 
+ESCALATION_ANSWERS: Final = frozenset({ESCALATION_RESOLVED, ESCALATION_CANCELLED})
+"""What was said from outside to an escalation."""
 RESETTABLE_TYPES: Final = INPUT_TYPES - {WORKFLOW_RESET}
 """Events with which a step begins that can be taken again."""
 

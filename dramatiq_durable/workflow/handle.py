@@ -6,12 +6,11 @@ Every blocking call has a twin with an ``a`` in front that is awaited instead; i
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -32,10 +31,13 @@ from ..errors import (
 from ..operations import Post, ResetRun, Terminate
 from ..using import sending
 from .asking import Asking
-from .converter import decoders_of, encode, loads
+from .attributes import search_values
+from .converter import decoders_of, encode, fit, loads
 from .events import Event, described_failure
+from .export import export_history
 from .failures import failure_from_json
-from .info import Parent
+from .following import afollow, follow
+from .info import Info, Parent
 from .replay import current
 from .waiting import Waiters
 
@@ -72,8 +74,38 @@ class HistoryEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """What a run waits for.
+
+    Attributes:
+      kind(str): activity, timer or child.
+      name(str | None): of the activity or the child's workflow.
+      seq(int): the number of the command, as in the history.
+      attempt(int | None): which attempt of the activity runs or comes next, from 1.
+      last_failure(str | None): why the attempt before it failed, or a child's last task.
+      next_attempt_at(datetime | None): when it is due, while that lies ahead; UTC.
+      heartbeat_details: what the activity said last with ``heartbeat(details)``.
+    """
+
+    kind: str
+    name: str | None
+    seq: int
+    attempt: int | None
+    last_failure: str | None
+    next_attempt_at: datetime | None
+    heartbeat_details: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
-    """A run as it stands."""
+    """A run as it stands.
+
+    Attributes:
+      input: ``{"args": [...], "kwargs": {...}}``, as JSON.
+      result: what it returned, as JSON, if it has completed.
+      failure(dict | None): what it failed with: ``type``, ``message``, ``traceback``, ``cause``.
+      pending(list[Pending]): what it waits for.
+    """
 
     workflow_id: str
     run_id: str
@@ -84,8 +116,14 @@ class Description:
     closed_at: datetime | None
     parent: Parent | None
     memo: dict[str, Any]
+    search: dict[str, Any]
+    entity: dict[str, Any]
     history_length: int
     task_failure: str | None
+    input: Any
+    result: Any
+    failure: dict[str, Any] | None
+    pending: list[Pending]
     stack: str | None = None
 
 
@@ -115,7 +153,7 @@ class WorkflowHandle(Asking, Generic[R]):
     @property
     def workflow_id(self) -> str:
         if self._workflow_id is None:
-            self._workflow_id = self._look().workflow_id
+            self._workflow_id = str(self._found()[1])
         return self._workflow_id
 
     # --- looking ------------------------------------------------------------------------------------------
@@ -127,16 +165,21 @@ class WorkflowHandle(Asking, Generic[R]):
           WorkflowNotFound: there is none, or this login may not see it.
           DatabaseUnavailable: the database cannot be reached.
         """
-        described = self._look()
-        if described.status != "running":
-            return described
-        return replace(described, stack=self._stack())
+        procedures = self.broker.procedures
 
-    def _look(self) -> Description:
-        row = self._read(lambda conn: self.broker.procedures.get_run(conn, self._key(), self._workflow_id))
-        if row is None:
+        def look(conn: Any) -> Any:
+            row = procedures.get_run(conn, self._key(), self._workflow_id)
+            if row is None:
+                return None
+            ends = procedures.get_events(conn, row[0], [1, row[7]])
+            return row, ends[0], ends[-1], procedures.pending_of(conn, row[0]) if row[4] == "running" else []
+
+        found = self._read(look)
+        if found is None:
             raise self._not_found()
+        row, first, last, waiting = found
         run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure = row[:11]
+        search, entity = self._read(lambda conn: self.broker.procedures.get_state(conn, run_id))
         return Description(
             workflow_id=workflow_id,
             run_id=str(uuid.UUID(bytes=run_id)),
@@ -146,14 +189,32 @@ class WorkflowHandle(Asking, Generic[R]):
             started_at=started_at.astimezone(UTC),
             closed_at=None if closed_at is None else closed_at.astimezone(UTC),
             parent=None if parent is None else Parent(row[11] or "", str(uuid.UUID(bytes=parent))),
-            memo=json.loads(memo) if memo else {},
+            memo=self.broker.codecs.open_memo(memo),
+            search=search_values(search),
+            entity=entity,
             history_length=length,
-            task_failure=failure,
+            task_failure=self.broker.codecs.decode_text(failure),
+            input=_value(first),
+            result=_value(last) if status == "completed" else None,
+            failure=described_failure(last) if status == "failed" else None,
+            pending=[
+                Pending(
+                    kind,
+                    called,
+                    seq,
+                    attempt,
+                    self.broker.codecs.decode_text(why),
+                    None if due is None else due.astimezone(UTC),
+                    None if details is None else loads(self.broker.codecs.decode(details, "the heartbeat details")),
+                )
+                for seq, kind, called, attempt, why, due, details in waiting
+            ],
+            stack=self._stack() if status == "running" else None,
         )
 
     def status(self) -> str:
         """running, completed, failed, cancelled, terminated, timed_out or continued_as_new.  Raises as `describe`."""
-        return self._look().status
+        return str(self._found()[4])
 
     def history(self) -> list[HistoryEvent]:
         """Everything that happened to the run, in its one order.  Raises as `describe`."""
@@ -163,6 +224,27 @@ class WorkflowHandle(Asking, Generic[R]):
             # A run has one from its start.
             raise self._not_found()
         return [_public(e) for e in events]
+
+    def export(self) -> str:
+        """The run's history as a JSON text, with all of its values: what `testing.Replayer` replays.
+
+        The format is described in `dramatiq_durable.workflow.export`.  Raises as `describe`.
+        """
+        run_id = self._resolve()
+        key = uuid.UUID(run_id).bytes
+        row = self._row(key)
+        events = self._read(lambda conn: self.broker.procedures.get_history(conn, key))
+        if row is None or not events:
+            raise self._not_found()
+        info = Info(
+            workflow_id=row[1],
+            run_id=run_id,
+            name=row[2],
+            queue_name=row[3],
+            started_at=row[5],
+            parent=None if row[8] is None else Parent(row[11] or "", str(uuid.UUID(bytes=row[8]))),
+        )
+        return export_history(info, events, row[4])
 
     def result(self, timeout: Any = None) -> R:
         """Wait for the run to close; where another goes on for it (continue-as-new, a retry, a reset), for that one.
@@ -230,7 +312,7 @@ class WorkflowHandle(Asking, Generic[R]):
         if status == "completed":
             value = None if last.payload is None else loads(last.payload)
             decode = decoders_of(self._workflow.fn).result if self._workflow is not None else None
-            return cast(R, value if decode is None else decode(value))
+            return cast(R, fit(value, decode, f"the result of {what}"))
         if status == "failed":
             raise failure_from_json(described_failure(last), WorkflowFailed, **ids)
         if status == "cancelled":
@@ -238,6 +320,27 @@ class WorkflowHandle(Asking, Generic[R]):
         if status == "timed_out":
             raise WorkflowTimedOut(f"{what} ran out of its time ({attributes.get('reason')})")
         raise WorkflowTerminated(f"{what} was terminated: {attributes.get('reason') or 'no reason given'}")
+
+    def follow(self, offset: int = 0) -> Iterator[tuple[int, Any]]:
+        """What the run puts out (``await durable.output(value)``), until it closes; where another goes on for it
+        (continue-as-new, a retry), until that one does.
+
+        Parameters:
+          offset(int): where to begin; after a break, one more than the last offset that was seen.
+
+        Returns:
+          Pairs of (offset, value), as they are stored; offsets are counted from 0, and nothing is left out.
+
+        Raises:
+          ValueError: the offset is negative.
+          WorkflowNotFound: there is no such run, or this login may not see it.
+          DatabaseUnavailable: the database stayed away.
+        """
+        return follow(self, offset)
+
+    def afollow(self, offset: int = 0) -> AsyncIterator[tuple[int, Any]]:
+        """As `follow`, for ``async for``; a follower that waits holds no thread."""
+        return afollow(self, offset)
 
     # --- acting -------------------------------------------------------------------------------------------
 
@@ -259,7 +362,8 @@ class WorkflowHandle(Asking, Generic[R]):
         check_name(name, "a signal's name")
         if id is not None:
             check_name(id, "a signal's id")
-        data = None if payload is None else encode(payload, f"the payload of the signal {name!r}")
+        what = f"the payload of the signal {name!r}"
+        data = None if payload is None else self.broker.codecs.encode(encode(payload, what), what)
         self._post("SignalReceived", name, data, id)
 
     def cancel(self) -> None:
@@ -274,8 +378,7 @@ class WorkflowHandle(Asking, Generic[R]):
     def terminate(self, reason: str | None = None) -> None:
         """End the run at once, without a word to its code.  Raises as `cancel`."""
         outside_of_workflows("terminate a workflow")
-        if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
-            raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
+        check_reason(reason)
         self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
 
     def reset(self, to_event: int) -> WorkflowHandle[R]:
@@ -297,8 +400,7 @@ class WorkflowHandle(Asking, Generic[R]):
           WorkflowNotFound: there is no such run, or this login may not see it.
         """
         outside_of_workflows("reset a workflow")
-        if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
-            raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
+        check_event(to_event)
         new = uuid.uuid4()
         self.broker.commit.submit(ResetRun(self._key(), self._workflow_id, to_event, new.bytes))
         return WorkflowHandle(self.broker, self._workflow_id, str(new), self._workflow)
@@ -328,6 +430,9 @@ class WorkflowHandle(Asking, Generic[R]):
     async def ahistory(self) -> list[HistoryEvent]:
         return await asyncio.to_thread(self.history)
 
+    async def aexport(self) -> str:
+        return await asyncio.to_thread(self.export)
+
     async def aresult(self, timeout: Any = None) -> R:
         return await asyncio.to_thread(self.result, timeout)
 
@@ -355,7 +460,13 @@ class WorkflowHandle(Asking, Generic[R]):
         return self._read(lambda conn: self.broker.procedures.get_run(conn, key, None))
 
     def _resolve(self) -> str:
-        return self.run_id if self.run_id is not None else self._look().run_id
+        return self.run_id if self.run_id is not None else str(uuid.UUID(bytes=self._found()[0]))
+
+    def _found(self) -> tuple[Any, ...]:
+        row = self._read(lambda conn: self.broker.procedures.get_run(conn, self._key(), self._workflow_id))
+        if row is None:
+            raise self._not_found()
+        return cast("tuple[Any, ...]", row)
 
     def _not_found(self) -> WorkflowNotFound:
         return WorkflowNotFound(
@@ -372,6 +483,16 @@ class WorkflowHandle(Asking, Generic[R]):
             raise translate(e) from e
 
 
+def check_event(to_event: int) -> None:
+    if not isinstance(to_event, int) or isinstance(to_event, bool) or not 1 <= to_event < 2**31:
+        raise ValueError(f"to_event is the number of an event, from 1 (see history()), not {to_event!r}")
+
+
+def check_reason(reason: str | None) -> None:
+    if reason is not None and (not isinstance(reason, str) or len(reason) > 4000 or "\0" in reason):
+        raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
+
+
 #: What the payload of an event is called, where it is no result.
 _PAYLOADS = {
     "WorkflowStarted": "input",
@@ -381,12 +502,19 @@ _PAYLOADS = {
     "SignalReceived": "payload",
     "SignalSent": "payload",
     "UpdateAccepted": "input",
+    "EscalationOpened": "payload",
+    "TopicEmitted": "payload",
+    "OutputWritten": "value",
 }
 
 
 def outside_of_workflows(what: str) -> None:
     if current() is not None:
         raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
+
+
+def _value(event: Event) -> Any:
+    return None if event.payload is None else loads(event.payload)
 
 
 def _public(event: Event) -> HistoryEvent:
@@ -397,5 +525,9 @@ def _public(event: Event) -> HistoryEvent:
         value = loads(event.payload)
         attributes[_PAYLOADS.get(event.type, "result")] = value
     return HistoryEvent(
-        event.event_id, event.type, event.name, datetime.fromtimestamp(event.at / 1000, UTC), attributes
+        event.event_id,
+        "EscalationCancelled" if event.type == "EscalationWithdrawn" else event.type,
+        event.name,
+        datetime.fromtimestamp(event.at / 1000, UTC),
+        attributes,
     )

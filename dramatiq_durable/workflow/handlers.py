@@ -15,7 +15,7 @@ from .commands import CompleteUpdate
 from .converter import decode_call, decoders_of, encode, loads
 from .events import Event
 from .failures import failure_to_json
-from .options import check_call
+from .names import check_call
 from .stack import stack_of
 
 if TYPE_CHECKING:

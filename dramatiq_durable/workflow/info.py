@@ -12,7 +12,10 @@ SUGGESTED_BYTES = 16 * 1024 * 1024
 
 
 #: What the first event says of the run beside its input: attributes of `Info`.
-START_FACTS = ("memo", "search", "headers", "attempt")
+START_FACTS = ("memo", "headers", "attempt")
+
+#: And what it says of the state that the run begins with: see `state`.
+STATE_FACTS = ("search", "entity", "outputs")
 
 
 @dataclass(slots=True, frozen=True)
@@ -31,7 +34,8 @@ class Info:
       attempt(int): which attempt of the workflow this run is, counted from 1.
       started_at(datetime | None): UTC; the time of the first event where the caller gives none.
       parent(Parent | None): the parent's ids.
-      memo(dict), search(dict), headers(dict): as given at the start.
+      memo(dict), headers(dict): as given at the start.
+      search(dict): the search attributes as they are now.
       history_length(int): events so far; ``history_bytes(int)``: bytes of their payloads.
       continue_as_new_suggested(bool): the history has grown long.
     """

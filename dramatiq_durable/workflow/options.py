@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
+
+from dramatiq.middleware.retries import DEFAULT_MAX_BACKOFF, DEFAULT_MIN_BACKOFF
 
 from ..durations import Duration, parse_duration
 from ..errors import InvalidName, NotEncodable
+from .attributes import check_search
 from .commands import Cancellation
-from .converter import encode
+from .converter import encode, loads
+from .names import check_call as check_call
 from .names import check_name as check_name
-from .retry import RetryPolicy
+from .retry import LONGEST, OPTION, RetryPolicy
 
 #: What Postgres does not read in JSON: an escaped NUL, half of a surrogate pair.
 _UNREADABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u0000|[\ud800-\udfff]")
@@ -29,24 +31,6 @@ ParentClose = Literal["terminate", "cancel", "abandon"]
 
 
 # --- checks --------------------------------------------------------------------------------------------
-def check_call(fn: Callable[..., Any] | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse arguments that the function does not take, at the call: a worker would only fail on them later.
-
-    Raises:
-      TypeError: there is one too many, too few, or one of another name.
-    """
-    if fn is not None:
-        try:
-            _signature(fn).bind(*args, **kwargs)
-        except TypeError as e:
-            raise TypeError(f"{name}(): {e}") from None
-
-
-@functools.lru_cache(maxsize=1024)
-def _signature(fn: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(fn)
-
-
 def check_queue_name(name: str) -> str:
     """Return the name of a stream, if Dramatiq takes it.
 
@@ -96,8 +80,36 @@ def check_options(what: str, options: Mapping[str, Any], allowed: tuple[str, ...
             raise TypeError(f"{what} has no option {name!r}; its options are {', '.join(allowed)}.")
 
 
+def check_headers(name: str, headers: Any) -> dict[str, Any]:
+    """Return a copy of headers, as plain JSON.
+
+    Raises:
+      ValueError: they are no dict with keys of text.
+      NotEncodable: a value cannot be carried.
+    """
+    if not isinstance(headers, dict) or not all(isinstance(key, str) for key in headers):
+        raise ValueError(f"headers is a dict whose keys are text, not {headers!r}.")
+    copy: dict[str, Any] = loads(encode(headers, f"the headers of {name!r}"))
+    return copy
+
+
 class ActivityOptions(TypedDict, total=False):
-    """Options of one use of an activity; times are milliseconds or a timedelta, as in Dramatiq."""
+    """Options of one use of an activity.
+
+    Dramatiq's own (``max_retries, min_backoff, max_backoff, time_limit, priority, delay``) mean what they mean there,
+    in milliseconds or as a timedelta.  The limits are durations: seconds, a timedelta or text.
+
+    Attributes:
+      queue_name(str): the stream that it is sent to.
+      retry(RetryPolicy | None): when it is tried again, in place of ``max_retries`` and the backoffs.
+      start_to_close: how long an attempt may run.
+      schedule_to_start: how long it may wait for a worker.
+      schedule_to_close: how long it may take in all, retries included.
+      heartbeat: how long an attempt may go without ``durable.heartbeat()``.
+      cancellation(str): what cancelling it means: "try" tells the activity and goes on, "wait" tells it and waits for
+        its outcome, "abandon" leaves it alone.
+      local(bool): run it inside the workflow task, without a message.
+    """
 
     queue_name: str
     max_retries: int | None
@@ -107,27 +119,83 @@ class ActivityOptions(TypedDict, total=False):
     priority: int
     delay: int | timedelta
     cancellation: Cancellation
+    retry: RetryPolicy | None
+    start_to_close: Duration | None
+    schedule_to_start: Duration | None
+    schedule_to_close: Duration | None
+    heartbeat: Duration | None
+    local: bool
+    headers: dict[str, Any]
 
 
 _ACTIVITY_OPTIONS = tuple(ActivityOptions.__annotations__)
 _CANCELLATIONS = ("try", "wait", "abandon")
+_LIMITS = ("start_to_close", "schedule_to_start", "schedule_to_close", "heartbeat")
+
+#: What a RetryPolicy stands in for.
+_RETRIES = ("max_retries", "min_backoff", "max_backoff", "retry_when", "on_retry_exhausted")
+
+
+def check_retries(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a RetryPolicy beside Dramatiq's retry options, and what is none.
+
+    Raises:
+      ValueError: both are given, or it is no RetryPolicy.
+    """
+    policy = options.get("retry")
+    if policy is None:
+        return
+    if not isinstance(policy, RetryPolicy):
+        raise ValueError(f"retry of {name!r} is a durable.RetryPolicy, not {policy!r}.")
+    both = [option for option in _RETRIES if option in options]
+    if both:
+        raise ValueError(
+            f"the activity {name!r} is given a RetryPolicy and Dramatiq's {', '.join(both)}: give one or the other."
+        )
 
 
 @dataclass(slots=True, frozen=True)
 class Dispatch:
-    """How an activity's messages are sent: the checked form of ``ActivityOptions``."""
+    """How an activity's messages are sent: the checked form of ``ActivityOptions``.
+
+    Attributes:
+      message(dict): options of the message, a RetryPolicy among them.
+      limits(dict): milliseconds.
+    """
 
     queue_name: str
     message: dict[str, Any]
     priority: int | None = None
     delay_ms: int = 0
     policy: Cancellation = "try"
+    limits: dict[str, int] = field(default_factory=dict)
+    local: bool = False
 
     def updated(self, name: str, options: Mapping[str, Any]) -> Dispatch:
         check_options(f"the activity {name!r}", options, _ACTIVITY_OPTIONS)
+        check_retries(name, options)
         changes: dict[str, Any] = {}
         message = dict(self.message)
+        limits = dict(self.limits)
+        if any(option in options for option in _RETRIES):
+            message.pop(OPTION, None)
         for option, value in options.items():
+            if option in _LIMITS:
+                limits.pop(option, None)
+                if value is not None:
+                    limits[option] = min(_limit(option, value), LONGEST)
+                continue
+            if option == "retry":
+                for replaced in (OPTION, *_RETRIES):
+                    message.pop(replaced, None)
+                if value is not None:
+                    message[OPTION] = value.to_json()
+                continue
+            if option == "local":
+                if not isinstance(value, bool):
+                    raise ValueError(f"local is True or False, not {value!r}.")
+                changes["local"] = value
+                continue
             if option == "queue_name":
                 changes["queue_name"] = check_queue_name(value)
             elif option == "delay":
@@ -138,11 +206,34 @@ class Dispatch:
                 changes["priority"] = value
             elif option == "cancellation":
                 changes["policy"] = _one_of(option, value, _CANCELLATIONS)
+            elif option == "headers":
+                message[option] = check_headers(name, value)
             elif option == "max_retries":
                 message[option] = None if value is None else _integer(option, value)
             else:
                 message[option] = milliseconds(option, value)
-        return replace(self, message=message, **changes)
+        made = replace(self, message=message, limits=limits, **changes)
+        for option in ("heartbeat", "schedule_to_start"):
+            if made.local and option in limits:
+                raise ValueError(
+                    f"{name!r} with local=True has no {option}: it runs inside the workflow task, at once. Give it a "
+                    "start_to_close, or do without local=True."
+                )
+        return made
+
+    def retries(self, actor_options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return how it is tried again, as a RetryPolicy's JSON: its own, or Dramatiq's options as one."""
+        policy = self.message.get(OPTION)
+        if policy is not None:
+            return cast("dict[str, Any]", policy)
+        options = {**actor_options, **self.message}
+        most = options.get("max_retries", 20)
+        return {
+            "initial": options.get("min_backoff", DEFAULT_MIN_BACKOFF),
+            "coefficient": 2,
+            "maximum": options.get("max_backoff", DEFAULT_MAX_BACKOFF),
+            "attempts": None if most is None else most + 1,
+        }
 
 
 class WorkflowOptionsGiven(TypedDict, total=False):
@@ -152,6 +243,8 @@ class WorkflowOptionsGiven(TypedDict, total=False):
     id_conflict: IdConflict
     id_reuse: IdReuse
     memo: dict[str, Any] | None
+    search: dict[str, Any] | None
+    headers: dict[str, Any] | None
     delay: int | timedelta
     parent_close: ParentClose
     run_timeout: Duration | None
@@ -166,7 +259,7 @@ class WorkflowOptionsGiven(TypedDict, total=False):
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
 
 #: Those that the run itself knows.
-_FACTS = ("memo", "run_timeout", "execution_timeout", "retry")
+_FACTS = ("memo", "search", "headers", "run_timeout", "execution_timeout", "retry")
 
 
 @dataclass(slots=True, frozen=True)
@@ -178,6 +271,8 @@ class WorkflowOptions:
       id_conflict(str): what to do when a live run has the id.
       id_reuse(str): what to do when only closed runs have it.
       memo(dict | None): JSON that the run carries for people.
+      search(dict | None): search attributes that it begins with, as JSON has them.
+      headers(dict | None): JSON that the run carries for its interceptors, and passes on to what it calls.
       delay_ms(int): milliseconds to wait before the first step.
       parent_close(str): what becomes of it when its parent ends first.
       run_timeout, execution_timeout(int | None): milliseconds from its first step until it ends; the latter counts for
@@ -193,6 +288,8 @@ class WorkflowOptions:
     id_conflict: IdConflict = "fail"
     id_reuse: IdReuse = "allow"
     memo: dict[str, Any] | None = None
+    search: dict[str, Any] | None = None
+    headers: dict[str, Any] | None = None
     delay_ms: int = 0
     parent_close: ParentClose = "terminate"
     run_timeout: int | None = None
@@ -228,6 +325,10 @@ class WorkflowOptions:
                 raise ValueError(f"memo is a dict, not {changes['memo']!r}.")
             encode(changes["memo"], f"the memo of {name!r}")
         changes.update(self._told(changes))
+        if changes.get("search") is not None:
+            changes["search"] = {k: v for k, v in check_search(changes["search"]).items() if v is not None}
+        if changes.get("headers") is not None:
+            changes["headers"] = check_headers(name, changes["headers"])
         if "delay" in changes:
             changes["delay_ms"] = milliseconds("delay", changes.pop("delay"))
         return replace(self, **changes)

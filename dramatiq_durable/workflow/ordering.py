@@ -8,16 +8,22 @@ from .events import Event
 #: An event, with its number in the run's inbox; 0 where it does not come from there.
 News = tuple[int, Event]
 
-_PRECEDENCE = {events.WORKFLOW_STARTED: 0, events.WORKFLOW_RESET: 1, **dict.fromkeys(events.MESSAGE_TYPES, 2)}
+_PRECEDENCE = {
+    events.WORKFLOW_STARTED: 0,
+    events.WORKFLOW_RESET: 1,
+    **dict.fromkeys(events.ESCALATION_ANSWERS, 2),
+    **dict.fromkeys(events.MESSAGE_TYPES, 3),
+}
 
 
 def in_order(news: list[News]) -> list[News]:
     """Put news that waits into the order in which the run is given it.
 
-    The start comes before all; what is said to the code before whatever may end the run; signals together, so that code
-    that answers the first can see the others.  After a reset comes first what the run was reset to.
+    The start comes before all; answers to escalations before whatever may withdraw those, or let them time out; what is
+    said to the code before whatever may end the run, and signals together, so that code that answers the first can see
+    the others.  After a reset comes first what the run was reset to.
     """
-    ordered = sorted(news, key=lambda item: _PRECEDENCE.get(item[1].type, 3))
+    ordered = sorted(news, key=lambda item: _PRECEDENCE.get(item[1].type, 4))
     reset = next((n for n, (_, event) in enumerate(ordered) if event.type == events.WORKFLOW_RESET), None)
     if reset is not None:
         again = next(item for item in news if item[1].type not in (events.WORKFLOW_STARTED, events.WORKFLOW_RESET))

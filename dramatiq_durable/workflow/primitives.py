@@ -15,7 +15,8 @@ from ..durations import Duration, parse_duration
 from ..errors import ForbiddenInWorkflow, InvalidName, NotInWorkflow, Timeout
 from . import events
 from .commands import Command, Compute, ComputeCall, StartTimer, TimerCall
-from .converter import Decoder, decode, decoders_of, encode_call, hash_arguments
+from .converter import decode, decoders_of, encode_call, hash_arguments
+from .decoders import Decoder
 from .info import Info, Parent
 from .names import check_name
 from .replay import Execution, current

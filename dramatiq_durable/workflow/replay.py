@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from ..errors import Failure, ForbiddenInWorkflow, Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
 from . import events, guard
+from .attributes import search_values
 from .commands import (
     CancelTimer,
     CancelWorkflow,
@@ -37,7 +38,8 @@ from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .handlers import Handlers
-from .info import START_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
+from .info import START_FACTS, STATE_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
+from .interceptors import CallContext, Interceptors, through
 from .lineage import Lineage
 from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
@@ -46,6 +48,7 @@ from .retry import asked_delay, forbids
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INPUT_TYPES = events.INPUT_TYPES
+_NO_INTERCEPTORS = Interceptors()
 _COMPUTED = (events.LOCAL_ACTIVITY_COMPLETED, events.SIDE_EFFECT_RECORDED)
 
 
@@ -76,6 +79,7 @@ class Execution:
       fn: the workflow's ``async def``.
       info(Info): what the run knows about itself; ``info.run_id`` seeds what is random.
       max_handles(int): how many callbacks one step may run.
+      interceptors(Interceptors): what its code, and its calls, go through.
       deadlock_timeout(float | None): how many seconds one step may take; None: as many as it likes.
       keep(bool): keep the code in memory when the run has ended, so that it can be asked how it was then.
 
@@ -91,6 +95,7 @@ class Execution:
         "_computing",
         "_conditions",
         "_failure",
+        "_inbound",
         "_keep",
         "_main",
         "_out",
@@ -103,6 +108,7 @@ class Execution:
         "fn",
         "handlers",
         "history_bytes",
+        "interceptors",
         "is_replaying",
         "last_event_id",
         "lineage",
@@ -120,12 +126,15 @@ class Execution:
         info: Info,
         *,
         max_handles: int = MAX_HANDLES,
+        interceptors: Interceptors = _NO_INTERCEPTORS,
         deadlock_timeout: float | None = None,
         keep: bool = False,
     ) -> None:
         guard.install()
         self.fn = fn
         self._keep = keep
+        self.interceptors = interceptors
+        self._inbound: CallContext | None = None
         self._base = info
         #: What the first event says of the run beside its input.
         self.facts: dict[str, Any] = {}
@@ -312,12 +321,27 @@ class Execution:
         return dataclasses.replace(
             base,
             memo=dict(base.memo),
-            search=dict(base.search),
-            headers=dict(base.headers),
+            search=search_values(self.search),
+            headers=dict(self.headers),
             history_length=self.last_event_id,
             history_bytes=self.history_bytes,
             continue_as_new_suggested=(self.last_event_id >= SUGGESTED_LENGTH or self.history_bytes >= SUGGESTED_BYTES),
         )
+
+    def handed_on(self) -> dict[str, Any]:
+        """The state that the next run of continue-as-new begins with: facts, as JSON has them."""
+        return {fact: value for fact in STATE_FACTS if (value := self.state.get(fact))}
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """The run's search attributes, as JSON has them."""
+        search: dict[str, Any] = self.state.get("search", {})
+        return search
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The run's headers, as its interceptors left them."""
+        return self._base.headers if self._inbound is None else self._inbound.headers
 
     @property
     def now(self) -> datetime:
@@ -384,6 +408,11 @@ class Execution:
     def expects(self, seq: int) -> bool:
         """Whether the outcome of command ``seq`` is still waited for."""
         return seq in self._pending
+
+    def due(self, seq: int) -> str:
+        """The type of the event with which a timer of command ``seq``, whose outcome is waited for, answers it."""
+        pending = self._pending[seq]
+        return pending.due if isinstance(pending, CommandFuture) else events.TIMER_FIRED
 
     def child_ids(self, seq: int) -> tuple[str, str]:
         """Return the default workflow id and the run id of the child that command ``seq`` starts."""
@@ -487,13 +516,28 @@ class Execution:
         for fact, value in self.facts.items():
             if fact in START_FACTS:
                 setattr(self._base, fact, value)
+            elif fact in STATE_FACTS:
+                self.state[fact] = value
         try:
             args, kwargs = decode_call(event.payload, self.fn) if event.payload is not None else ([], {})
-            main = self.fn(*args, **kwargs)
+            main = self._enter(args, kwargs)
         except Exception as e:
             self._finish(self._failed(e))
             return
         self._main = self.loop.make_task(main, "main", contextvars.Context())
+
+    def _enter(self, args: list[Any], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+        """The workflow's code, with its interceptors around it."""
+        methods = self.interceptors.workflow
+        if not methods:
+            return self.fn(*args, **kwargs)
+
+        def last(ctx: CallContext) -> Coroutine[Any, Any, Any]:
+            self._inbound = ctx
+            return self.fn(*ctx.args, **ctx.kwargs)
+
+        self._inbound = CallContext(self._base.name, tuple(args), kwargs, dict(self._base.headers), self.info)
+        return through(methods, self._inbound, last)
 
     def _on_answer(self, event: Event) -> None:
         if event.type in _COMPUTED:
@@ -572,6 +616,7 @@ class Execution:
                     closing = self._failed(e)
             elif (again := ContinueAsNewRequested.within(exc)) is not None:
                 again.unread = self.mailbox.unread()
+                again.facts = {k: v for k, v in {**self.handed_on(), **again.facts}.items() if v is not None}
                 closing = again
             elif isinstance(exc, Exception):
                 closing = self._failed(exc)

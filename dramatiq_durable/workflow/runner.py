@@ -19,6 +19,7 @@ import psycopg
 from ..database import is_connection_lost, translate
 from ..delivery import TASK_KINDS, Delivery, current_delivery
 from ..errors import (
+    CodecFailed,
     DatabaseUnavailable,
     DurableError,
     LeaseLost,
@@ -81,10 +82,12 @@ class Runner:
             if execution is None or execution.closed:
                 self.broker.settler.commit_outcome(delivery, outcome)
                 return
-            event = Event(
-                0, outcome.type, now_ms(), delivery.seq, delivery.actor_name, outcome.payload, outcome.attributes
-            )
             try:
+                event = Event(
+                    0, outcome.type, now_ms(), delivery.seq, delivery.actor_name, outcome.payload, outcome.attributes
+                )
+                if self.broker.codecs:
+                    event = self.broker.codecs.open(event)
                 advance = self._step(delivery, run, execution, [event])
             except _Slow:
                 # What is done is recorded before anything else is: from now on by itself, without trying.
@@ -126,7 +129,7 @@ class Runner:
         if delivery is None:
             raise DurableError(f"{workflow.name!r} is a workflow: start it with {workflow.name}.start(...)")
         run_id = uuid.uuid5(uuid.NAMESPACE_OID, delivery.message_id)
-        payload = encode_call(args, kwargs, workflow.fn, workflow.name)
+        payload = self.broker.codecs.encode(encode_call(args, kwargs, workflow.fn, workflow.name))
         self.broker.commit.submit(
             StartRun(
                 run_id.bytes,
@@ -160,7 +163,10 @@ class Runner:
             logger.error("run %s is nondeterministic: %s", delivery.run_id, error)
         else:
             logger.error("the task of run %s failed and is tried again", delivery.run_id, exc_info=error)
-        return FailTask(delivery.key, delivery.lease, text_of(error) or "", backoff(delivery, TASK_BACKOFF))
+        text = text_of(error) or ""
+        if not isinstance(error, CodecFailed):
+            text = self.broker.codecs.encode_text(text) or ""
+        return FailTask(delivery.key, delivery.lease, text, backoff(delivery, TASK_BACKOFF))
 
     def _take_task(self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun) -> Operation:
         """Bring the run up to date and give it what is new; answers the operation that ends the delivery."""
@@ -184,8 +190,10 @@ class Runner:
                 return Reschedule(delivery.key, delivery.lease, wait)
         if delivery.kind == "w":
             assert delivery.seq is not None
-            if execution.expects(delivery.seq):
-                waiting.append((0, Event(0, events.TIMER_FIRED, now_ms(), delivery.seq)))
+            # Whoever has answered an escalation was first: it does not time out.
+            answered = any(e.type in events.ESCALATION_ANSWERS and e.seq == delivery.seq for _, e in waiting)
+            if execution.expects(delivery.seq) and not answered:
+                waiting.append((0, Event(0, execution.due(delivery.seq), now_ms(), delivery.seq)))
         if not execution.closed and not any(event.type == events.WORKFLOW_RESET for _, event in waiting):
             waiting += [(0, computed(c)) for c in execution.computations()]
         # Asked for several times, and not yet told: the code is cancelled once, its cleanup is not.
@@ -232,7 +240,12 @@ class Runner:
                     raise DatabaseUnavailable("the worker got a new token meanwhile") from e
                 raise translate(e) from e
         if run.execution is None:
-            execution = Execution(workflow.fn, info_of(row), deadlock_timeout=self.broker.settings.deadlock_timeout)
+            execution = Execution(
+                workflow.fn,
+                info_of(row),
+                deadlock_timeout=self.broker.settings.deadlock_timeout,
+                interceptors=self.broker.interceptors,
+            )
             run.execution = execution
             if len(history) == 1:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
@@ -272,6 +285,8 @@ class Runner:
                     if asked.slow and delivery.kind == "a":
                         raise _Slow
                     news.append(computed(asked))
+            if self.broker.codecs:
+                advance.events = [self.broker.codecs.seal(event) for event in advance.events]
         except BaseException:
             self._unreserve(advance)
             raise
@@ -305,7 +320,7 @@ class Runner:
                 self._warn_of_unfinished(run)
                 self.cache.forget(str(delivery.run_id))
                 run.give_up()
-            elif claimer is not None and len(advance.eager) < len(advance.sends):
+            elif claimer is not None and any(s.kind == "l" or s.seq not in advance.eager for s in advance.sends):
                 claimer.wake()
             # The run remembers its latest step, but not what was in it.
             advance.events, advance.sends, advance.children = [], [], []

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import threading
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
+
+
+class Wakes(Protocol):
+    """What is told that somebody should look, on the listener's thread: a `threading.Event`, or something like it."""
+
+    def set(self) -> None: ...
 
 
 class Waiters:
@@ -15,7 +21,7 @@ class Waiters:
 
     def __init__(self, broker: DurableBroker) -> None:
         self.channel = uuid.uuid4().bytes
-        self._events: dict[str, list[threading.Event]] = {}
+        self._events: dict[str, list[Wakes]] = {}
         self._lock = threading.Lock()
         broker.listen(f"durable:c{uuid.UUID(bytes=self.channel)}", self._notified)
 
@@ -27,7 +33,21 @@ class Waiters:
         return waiters
 
     def waiting(self, run_id: str) -> _Waiting:
+        """While it is entered, its event is set whenever a run of this process's interest closes."""
         return _Waiting(self, run_id)
+
+    def add(self, run_id: str, event: Wakes) -> None:
+        """Have an event set whenever something becomes of a run of this process's interest."""
+        with self._lock:
+            self._events.setdefault(run_id, []).append(event)
+
+    def remove(self, run_id: str, event: Wakes) -> None:
+        """Take back what was added."""
+        with self._lock:
+            waiting = self._events[run_id]
+            waiting.remove(event)
+            if not waiting:
+                del self._events[run_id]
 
     def _notified(self) -> None:
         with self._lock:
@@ -37,21 +57,14 @@ class Waiters:
 
 
 class _Waiting:
-    """While it is entered, its event is set whenever a run of this process's interest closes."""
-
     def __init__(self, waiters: Waiters, run_id: str) -> None:
         self._waiters = waiters
         self._run_id = run_id
         self._event = threading.Event()
 
     def __enter__(self) -> threading.Event:
-        with self._waiters._lock:
-            self._waiters._events.setdefault(self._run_id, []).append(self._event)
+        self._waiters.add(self._run_id, self._event)
         return self._event
 
     def __exit__(self, *_: object) -> None:
-        with self._waiters._lock:
-            waiting = self._waiters._events[self._run_id]
-            waiting.remove(self._event)
-            if not waiting:
-                del self._waiters._events[self._run_id]
+        self._waiters.remove(self._run_id, self._event)

@@ -30,7 +30,7 @@ BEGIN
         UPDATE {schema}.message m
         SET abort_at = coalesce(m.abort_at, v_now), reclaimed = true,
             due_at = CASE WHEN m.lease_token IS NULL THEN least(m.due_at, v_now) ELSE m.due_at END
-        WHERE m.message_id = ANY (p_messages) AND m.kind IN ('m', 'j', 'a')
+        WHERE m.message_id = ANY (p_messages) AND m.kind IN ('m', 'j', 'a', 'p')
           AND (v_caller.is_admin OR m.stream_id = ANY (v_may))
           AND (p_running OR m.lease_token IS NULL)
         RETURNING m.stream_id, m.worker_id)
@@ -48,7 +48,7 @@ BEGIN
     END IF;
     IF v_workers IS NOT NULL OR EXISTS (
         SELECT 1 FROM {schema}.message m
-        WHERE m.message_id = ANY (p_messages) AND m.kind IN ('m', 'j', 'a')
+        WHERE m.message_id = ANY (p_messages) AND m.kind IN ('m', 'j', 'a', 'p')
           AND (v_caller.is_admin OR m.stream_id = ANY (v_may))) THEN
         RETURN 'running';
     END IF;

@@ -50,7 +50,7 @@ BEGIN
                (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = s.stream_id),
                extract(epoch FROM clock_timestamp() - min(m.due_at) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()))::double precision,
                {schema}.live_workers(s.stream_id)
-        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind NOT IN ('c', 'e')
+        FROM {schema}.stream s LEFT JOIN {schema}.message m ON m.stream_id = s.stream_id AND m.kind NOT IN ('c', 'd', 'e')
         GROUP BY s.stream_id ORDER BY s.name;
 END
 $$;
@@ -73,7 +73,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     PERFORM {schema}.require_admin();
-    RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind NOT IN ('c', 'e'));
+    RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind NOT IN ('c', 'd', 'e'));
 END
 $$;
 
@@ -99,23 +99,5 @@ BEGIN
             SELECT count(*) AS holds, min(w.running_since[array_position(w.running, m.message_id)]) AS since
             FROM {schema}.message m WHERE m.message_id = ANY (w.held) AND m.worker_id = w.worker_id) h
         ORDER BY w.worker_id;
-END
-$$;
-
--- The latest runs, newest first; NULL filters match all.
-CREATE FUNCTION {schema}.list_runs(p_name text, p_status text, p_limit int)
-RETURNS TABLE (
-    run_id uuid, workflow_id text, name text, queue_name text, status text, started_at timestamptz, closed_at timestamptz,
-    last_event int, parent_run_id uuid, memo text, task_failure text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM {schema}.require_admin();
-    RETURN QUERY
-        SELECT r.run_id, r.workflow_id, r.name, s.name, r.status, r.started_at, r.closed_at, r.last_event, r.parent_run_id,
-               r.memo::text, r.task_failure
-        FROM {schema}.run r JOIN {schema}.stream s ON s.stream_id = r.stream_id
-        WHERE (p_name IS NULL OR r.name = p_name) AND (p_status IS NULL OR r.status = p_status)
-        ORDER BY r.started_at DESC LIMIT least(p_limit, 10000);
 END
 $$;

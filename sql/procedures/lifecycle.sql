@@ -170,6 +170,7 @@ BEGIN
             RETURN NULL;
         END IF;
         v_facts := {schema}.with_fact({schema}.with_fact(v_facts, 'origin', NULL), 'attempt', to_json(v_attempt + 1));
+        v_facts := {schema}.with_fact(v_facts, 'outputs', {schema}.next_output(p_run.run_id, v_facts));
     END IF;
     v_facts := {schema}.with_fact(v_facts, 'previous', to_json(p_run.run_id::text));
     SELECT * INTO v_new FROM {schema}.create_run(

@@ -58,7 +58,7 @@ BEGIN
                m.worker_id, w.host, w.pid, w.running_since[array_position(w.running, m.message_id)], m.abort_at,
                m.unique_key, m.last_failure, m.payload
         FROM {schema}.message m LEFT JOIN {schema}.worker w ON w.worker_id = m.worker_id
-        WHERE m.stream_id = v_stream AND m.kind NOT IN ('c', 'e') AND (p_actor IS NULL OR m.actor = p_actor)
+        WHERE m.stream_id = v_stream AND m.kind NOT IN ('c', 'd', 'e') AND (p_actor IS NULL OR m.actor = p_actor)
           AND (p_state IS NULL OR p_state = 'leased' AND m.lease_token IS NOT NULL
                OR p_state = 'delayed' AND m.lease_token IS NULL AND m.due_at > v_now
                OR p_state = 'waiting' AND m.lease_token IS NULL AND m.due_at <= v_now)

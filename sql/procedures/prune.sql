@@ -45,7 +45,10 @@ BEGIN
            AND NOT EXISTS (SELECT 1 FROM {schema}.run c WHERE c.parent_run_id = p_run AND c.status = 'running')
            AND NOT EXISTS (SELECT 1 FROM {schema}.run r JOIN {schema}.run l ON l.workflow_id = r.workflow_id
                            AND l.stream_id = r.stream_id AND l.status = 'running' AND l.first_run_id = p_run
-                           WHERE r.run_id = p_run AND r.next_run_id IS NOT NULL);
+                           WHERE r.run_id = p_run AND r.next_run_id IS NOT NULL)
+           -- What it has emitted is read from its history.
+           AND NOT EXISTS (SELECT 1 FROM {schema}.subscription s
+                           JOIN {schema}.topic_event t ON t.subscription_id = s.subscription_id AND t.run_id = p_run);
 END
 $$;
 
@@ -90,9 +93,11 @@ BEGIN
     GET DIAGNOSTICS events = ROW_COUNT;
     DELETE FROM {schema}.inbox i USING unnest(v_gone) g (id) WHERE i.run_id = g.id;
     DELETE FROM {schema}.signal_key k USING unnest(v_gone) g (id) WHERE k.run_id = g.id;
+    DELETE FROM {schema}.escalation o USING unnest(v_gone) g (id) WHERE o.run_id = g.id;
     DELETE FROM {schema}.waiter w USING unnest(v_gone) g (id) WHERE w.run_id = g.id;
     DELETE FROM {schema}.run_update u USING unnest(v_gone) g (id) WHERE u.run_id = g.id;
     DELETE FROM {schema}.update_waiter w USING unnest(v_gone) g (id) WHERE w.chain_id = g.id;
+    DELETE FROM {schema}.run_state t USING unnest(v_gone) g (id) WHERE t.run_id = g.id;
     DELETE FROM {schema}.run r USING unnest(v_gone) g (id) WHERE r.run_id = g.id;
     GET DIAGNOSTICS runs = ROW_COUNT;
     RETURN NEXT;

@@ -10,7 +10,7 @@ BEGIN
     RETURN QUERY
         SELECT count(*) FILTER (WHERE m.due_at <= clock_timestamp()), count(*) FILTER (WHERE m.due_at > clock_timestamp()),
                (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = p_stream)
-        FROM {schema}.message m WHERE m.stream_id = p_stream AND m.lease_token IS NULL AND m.kind NOT IN ('c', 'e');
+        FROM {schema}.message m WHERE m.stream_id = p_stream AND m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e');
 END
 $$;
 

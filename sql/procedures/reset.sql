@@ -80,7 +80,7 @@ BEGIN
         SELECT json_object_agg(t.seq, (extract(epoch FROM t.at) * 1000)::bigint + coalesce((t.attributes ->> 'ms')::bigint, 0))
         INTO v_timers
         FROM {schema}.event t
-        WHERE t.run_id = v_run.run_id AND t.type = 'TimerStarted' AND t.event_id <= p_event
+        WHERE t.run_id = v_run.run_id AND t.type IN ('TimerStarted', 'EscalationOpened') AND t.event_id <= p_event
           AND NOT EXISTS (SELECT 1 FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.seq = t.seq
                           AND e.type IN ('TimerFired', 'TimerCancelled'));
         INSERT INTO {schema}.inbox (run_id, type, attributes)
@@ -131,6 +131,20 @@ BEGIN
     WHERE i.run_id = v_run.run_id AND i.type IN ('SignalReceived', 'UpdateRequested') ORDER BY i.inbox_id;
     PERFORM {schema}.hand_over_updates(v_run.run_id, p_new, true);
 
+    -- What people were asked, and had not answered.
+    INSERT INTO {schema}.escalation (
+        escalation_id, run_id, seq, stream_id, role, type, subject, priority, payload, metadata, opened_at, times_out_at)
+    SELECT {schema}.derived_id(p_new, o.seq::text), p_new, o.seq, o.stream_id, o.role, o.type, o.subject, o.priority, o.payload,
+           o.metadata, o.opened_at, o.times_out_at
+    FROM {schema}.escalation o
+    WHERE o.run_id = v_run.run_id AND EXISTS (
+        SELECT 1 FROM {schema}.event e
+        WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.seq = o.seq AND e.type = 'EscalationOpened')
+      AND NOT EXISTS (
+        SELECT 1 FROM {schema}.event e
+        WHERE e.run_id = v_run.run_id AND e.event_id <= v_cut AND e.seq = o.seq
+          AND e.type IN ('EscalationResolved', 'EscalationCancelled', 'EscalationTimedOut', 'EscalationWithdrawn'));
+
     -- Whoever has the workflow id ends; who waited for a run of this chain waits for the new one.
     SELECT r.* INTO v_other FROM {schema}.run r
     WHERE r.workflow_id = v_run.workflow_id AND r.stream_id = v_run.stream_id AND r.status = 'running';
@@ -162,6 +176,7 @@ BEGIN
         INSERT INTO {schema}.event (run_id, event_id, type, at, seq, name, payload, attributes)
         SELECT p_new, e.event_id, e.type, e.at, e.seq, e.name, e.payload, e.attributes
         FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > 1 AND e.event_id < v_cut;
+        PERFORM {schema}.rebuild_state(p_new);
     END IF;
     -- What others see of the run, and what people are asked, its events say.
     FOR v_first IN

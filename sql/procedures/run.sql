@@ -78,6 +78,9 @@ BEGIN
             END IF;
             INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload, attributes)
             VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input, p_options);
+            IF p_options IS NOT NULL THEN
+                PERFORM {schema}.begin_state(p_run, p_options);
+            END IF;
             INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
             VALUES (p_run, p_stream, 0, v_due, v_now, 's', p_run, p_name, '');
             IF p_options IS NOT NULL THEN
@@ -331,21 +334,36 @@ DECLARE
     v_child {schema}.run;
     v_follower record;
     v_channel uuid;
+    v_left uuid[];
+    v_workers bigint[];
 BEGIN
     SELECT * INTO v_run FROM {schema}.run r WHERE r.run_id = p_run;
-    -- Leased messages, and those that are being leased, are left to their workers, whose completions find the run closed.
-    DELETE FROM {schema}.message m
-    USING (SELECT q.message_id, q.stream_id
-           FROM (SELECT p_run AS id
-                 UNION ALL
-                 SELECT {schema}.derived_id(p_run, 'deadline')
-                 UNION ALL
-                 SELECT overlay(md5(p_run::text || ':' || e.seq) PLACING '8' FROM 13)::uuid
-                 FROM {schema}.event e WHERE e.run_id = p_run AND e.type IN ('ActivityScheduled', 'TimerStarted')) d
-           JOIN {schema}.message q ON q.message_id = d.id
-           WHERE q.run_id = p_run AND q.lease_token IS NULL
-           FOR UPDATE OF q SKIP LOCKED) t
-    WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
+    -- Leased messages, and those that are being leased, are left to their workers, whose completions find the run closed;
+    -- whoever runs one of its activities is told.
+    SELECT array_agg(q.message_id) FILTER (WHERE q.lease_token IS NULL),
+           array_agg(DISTINCT q.worker_id) FILTER (WHERE q.lease_token IS NOT NULL AND q.kind = 'a')
+    INTO v_left, v_workers
+    FROM (SELECT p_run AS id
+          UNION ALL
+          SELECT {schema}.derived_id(p_run, 'deadline')
+          UNION ALL
+          SELECT overlay(md5(p_run::text || ':' || e.seq) PLACING '8' FROM 13)::uuid
+          FROM {schema}.event e WHERE e.run_id = p_run AND e.type IN ('ActivityScheduled', 'TimerStarted')) d
+    JOIN {schema}.message q ON q.message_id = d.id
+    WHERE q.run_id = p_run;
+    IF v_left IS NOT NULL THEN
+        DELETE FROM {schema}.message m
+        USING (SELECT q.message_id, q.stream_id FROM {schema}.message q
+               WHERE q.message_id = ANY (v_left) AND q.run_id = p_run AND q.lease_token IS NULL FOR UPDATE SKIP LOCKED) t
+        WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
+    END IF;
+    IF v_workers IS NOT NULL THEN
+        PERFORM {schema}.tell_workers(v_workers);
+    END IF;
+    IF EXISTS (SELECT 1 FROM {schema}.activity a WHERE a.run_id = p_run)
+       OR EXISTS (SELECT 1 FROM {schema}.activity_cancel c WHERE c.run_id = p_run) THEN
+        PERFORM {schema}.forget_activities(p_run);
+    END IF;
     FOR v_child IN
         SELECT r.* FROM {schema}.run r
         WHERE r.parent_run_id = p_run AND r.status = 'running' AND r.parent_close <> 'abandon' ORDER BY r.parent_seq
@@ -367,6 +385,7 @@ BEGIN
             PERFORM {schema}.tell_parent(v_follower.follower_run_id, v_follower.seq, v_run);
         END LOOP;
     END IF;
+    PERFORM {schema}.cancel_escalations(p_run);
     DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     PERFORM {schema}.tell_update(coalesce(v_run.first_run_id, p_run), NULL, false);

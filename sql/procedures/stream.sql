@@ -167,7 +167,8 @@ $$;
 
 -- Hand out at most p_limits[i] messages of p_streams[i], and p_total in all, to this worker: due, of streams that are
 -- not paused, by priority and then by due time.  Each delivery has a new lease token.
--- Ticks of schedules take nobody's place (no thread runs them): up to a hundred come beside the messages.
+-- Ticks of schedules, alarms of activities and deadlines of runs take nobody's place (no thread runs them): up to a hundred come beside the
+-- messages.
 --
 -- p_acked, p_acked_leases: deliveries that are done, acknowledged first: a claim carries them, so that a busy worker's turn
 -- is one statement.
@@ -236,7 +237,7 @@ BEGIN
         v_priorities := 0;
         WHILE v_priority IS NOT NULL AND v_left > 0 LOOP
             v_before := v_ticks;
-            SELECT array_agg(c.tid), array_agg(c.message_id), count(*) FILTER (WHERE c.kind = 'c')
+            SELECT array_agg(c.tid), array_agg(c.message_id), count(*) FILTER (WHERE c.kind IN ('c', 'd', 'e'))
             INTO v_tids, v_found, v_rows
             FROM (SELECT m.ctid AS tid, m.message_id, m.kind FROM {schema}.message m
                   WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at <= v_now

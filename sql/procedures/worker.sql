@@ -152,6 +152,7 @@ DECLARE
     v_streams int[];
     v_reclaimed int;
     v_dead int := 0;
+    v_events json;
 BEGIN
     SELECT w.held INTO v_held FROM {schema}.worker w WHERE w.worker_id = p_worker_id;
     WITH back AS (
@@ -170,8 +171,8 @@ BEGIN
         WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id
         RETURNING m.message_id, m.stream_id, m.kind, m.deaths)
     SELECT count(*), array_agg(DISTINCT b.stream_id),
-           array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a')),
-           array_agg(b.stream_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a'))
+           array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a', 'p')),
+           array_agg(b.stream_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a', 'p'))
     INTO v_reclaimed, v_streams, v_poison, v_poisoned FROM back b;
     IF v_poison IS NOT NULL THEN
         WITH gone AS (
@@ -181,16 +182,22 @@ BEGIN
             INSERT INTO {schema}.dead_letter (
                 message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)
             SELECT g.message_id, g.stream_id, g.priority, g.enqueued_at, g.attempt, g.deaths, g.actor, 'poison',
-                   'the worker died ' || g.deaths || ' times while it ran this message', g.payload, g.kind, g.group_id, g.unique_key
-            FROM gone g WHERE g.kind IN ('m', 'j')),
+                   'the worker died ' || g.deaths || ' times while it ran this message', g.payload,
+                   CASE g.kind WHEN 'p' THEN 'm' ELSE g.kind END, g.group_id, g.unique_key
+            FROM gone g WHERE g.kind IN ('m', 'j', 'p')),
         told AS (
             INSERT INTO {schema}.inbox (run_id, type, seq, attributes)
             SELECT g.run_id, 'ActivityFailed', g.seq, json_build_object('failure', json_build_object(
                 'type', 'WorkerDied', 'retryable', false, 'attempt', g.attempt,
                 'message', 'the worker died ' || g.deaths || ' times while it ran this activity'))
             FROM gone g WHERE g.kind = 'a')
-        SELECT count(*), array_agg(DISTINCT g.run_id) FILTER (WHERE g.kind = 'a') INTO v_dead, v_runs FROM gone g;
+        SELECT count(*), array_agg(DISTINCT g.run_id) FILTER (WHERE g.kind = 'a'),
+               json_agg(json_build_object('stream', g.stream_id, 'actor', g.actor, 'run', g.run_id, 'event', g.seq))
+                   FILTER (WHERE g.kind = 'p')
+        INTO v_dead, v_runs, v_events FROM gone g;
         PERFORM {schema}.add_tasks(v_runs);
+        PERFORM {schema}.end_event(e.stream, e.actor, e.run, e.event)
+        FROM json_to_recordset(v_events) e (stream int, actor text, run uuid, event int);
     END IF;
     v_held := ARRAY(SELECT m.message_id FROM {schema}.message m
                     WHERE m.message_id = ANY (v_held) AND m.worker_id = p_worker_id);

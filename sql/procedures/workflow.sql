@@ -57,6 +57,8 @@ DECLARE
     v_worker record;
     v_done bigint[];
     v_runs uuid[];
+    v_watched uuid[];
+    v_watched_seq int[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
@@ -65,13 +67,18 @@ BEGIN
               WITH ORDINALITY t (message_id, lease, type, payload, attributes, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
           AND m.kind = 'a' AND t.type IN ('ActivityCompleted', 'ActivityFailed')
-        RETURNING t.n, m.run_id, m.seq, m.actor, t.type, t.payload, t.attributes),
+        RETURNING t.n, m.run_id, m.seq, m.actor, m.watched, t.type, t.payload, t.attributes),
     told AS (
         INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
         SELECT d.run_id, d.type, d.seq, d.actor, d.payload, d.attributes::json
         FROM done d JOIN {schema}.run r ON r.run_id = d.run_id AND r.status = 'running'
         RETURNING run_id)
-    SELECT (SELECT array_agg(d.n) FROM done d), (SELECT array_agg(DISTINCT t.run_id) FROM told t) INTO v_done, v_runs;
+    SELECT (SELECT array_agg(d.n) FROM done d), (SELECT array_agg(DISTINCT t.run_id) FROM told t),
+           (SELECT array_agg(d.run_id) FROM done d WHERE d.watched), (SELECT array_agg(d.seq) FROM done d WHERE d.watched)
+    INTO v_done, v_runs, v_watched, v_watched_seq;
+    FOR i IN 1 .. coalesce(cardinality(v_watched), 0) LOOP
+        PERFORM {schema}.forget_activity(v_watched[i], v_watched_seq[i]);
+    END LOOP;
     IF v_runs IS NOT NULL THEN
         PERFORM {schema}.add_tasks(v_runs);
     END IF;
@@ -115,11 +122,12 @@ $$;
 -- in this call that it builds upon.  p_close[i] is the status in which the step ends the run, or NULL.
 -- Events are in the run's order and already numbered.  The other arrays name their step by position:
 --   p_inbox:  what the step took out of the run's inbox
---   p_send:   activities ('a') and timers ('w'), by the number of their command; delay in milliseconds; an eager one is
---             leased to this worker at once
---   p_drop:   commands whose queued message is withdrawn
+--   p_send:   activities ('a', with limits 'l') and timers ('w'), by the number of their command; delay in milliseconds;
+--             an eager one is leased to this worker at once
+--   p_drop:   timers that are withdrawn
 --   p_child:  child workflows to start;  p_cancel: children to cancel
--- A step that would close the run over signals or updates that its code has not seen is refused.
+-- A step that would close the run over signals or updates that its code has not seen is refused, and so is one that takes
+-- back an escalation that is no longer open.
 -- An event numbered 0 is not recorded, only carried out.
 --
 -- Answers (step, status, NULL, NULL): ok, stale (the delivery's lease is gone) or refused (the run went on elsewhere,
@@ -153,10 +161,15 @@ DECLARE
     v_row record;
     v_told uuid[] := '{}';
     v_eager uuid[];
+    v_watched uuid[] := '{}';
+    v_watched_seq int[] := '{}';
     v_woken int[] := p_child_stream;
+    v_taking_back constant text[] := ARRAY['EscalationTimedOut', 'EscalationWithdrawn'];
     -- Events that bring something about: see carry_out().
     v_eventful constant text[] := ARRAY[
-        'SearchUpserted', 'ChildStartAwaited', 'UpdateAccepted', 'UpdateCompleted', 'UpdateRejected'];
+        'SearchUpserted', 'EntityChanged', 'TopicEmitted', 'OutputWritten', 'ChildStartAwaited', 'ActivityCancelled',
+        'ActivityCancelRequested', 'UpdateAccepted', 'UpdateCompleted', 'UpdateRejected',
+        'EscalationOpened', 'EscalationTimedOut', 'EscalationWithdrawn'];
     i int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
@@ -164,7 +177,7 @@ BEGIN
     -- The deliveries that are live, and the last events of their runs.  A run that another transaction is stepping is
     -- skipped, not waited for.
     FOR v_row IN
-        SELECT t.n, m.run_id, r.last_event, r.stream_id, r.status
+        SELECT t.n, m.run_id, r.last_event, r.stream_id, r.status, m.watched, m.seq
         FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
         JOIN {schema}.message m ON m.message_id = t.message_id AND m.lease_token = t.lease
                                AND m.worker_id = v_worker.worker_id AND m.kind IN ('a', 's', 't', 'w')
@@ -175,12 +188,22 @@ BEGIN
         i := v_row.n;
         v_run[i] := v_row.run_id;
         v_live[i] := true;
+        IF v_row.watched THEN
+            v_watched[i] := v_row.run_id;
+            v_watched_seq[i] := v_row.seq;
+        END IF;
         v_ok[i] := (v_row.status = 'running' AND CASE
             WHEN p_after[i] >= 1 THEN v_ok[p_after[i]] AND v_run[p_after[i]] = v_row.run_id
                 AND p_last[p_after[i]] = p_expected[i] AND p_close[p_after[i]] IS NULL
             ELSE v_row.last_event = p_expected[i] END) IS TRUE;
         IF v_ok[i] AND NOT v_worker.is_admin THEN
             v_ok[i] := cardinality({schema}.permitted(v_worker.principal_id, false, ARRAY[v_row.stream_id], 'c')) = 1;
+        END IF;
+        IF v_ok[i] AND p_event_type && v_taking_back THEN
+            -- What somebody has resolved, or is resolving, did not time out: the run is to hear of it first.
+            v_ok[i] := NOT EXISTS (
+                SELECT 1 FROM unnest(p_event_step, p_event_type, p_event_seq) e (s, type, seq)
+                WHERE e.s = i AND e.type = ANY (v_taking_back) AND NOT {schema}.may_take_back(v_row.run_id, e.seq));
         END IF;
         IF v_ok[i] AND p_close[i] IS NOT NULL THEN
             -- Senders hold a key-share lock on the run until they commit: while one is at it the run does not close, and
@@ -242,6 +265,11 @@ BEGIN
         -- The worker was declared dead between the look above and here: nothing is recorded, the caller finds out.
         RAISE EXCEPTION 'a lease was lost in this very moment' USING ERRCODE = '40001';
     END IF;
+    FOR i IN 1 .. coalesce(array_upper(v_watched, 1), 0) LOOP
+        IF v_ok[i] AND v_watched[i] IS NOT NULL THEN
+            PERFORM {schema}.forget_activity(v_watched[i], v_watched_seq[i]);
+        END IF;
+    END LOOP;
     INSERT INTO {schema}.event (run_id, event_id, type, at, seq, name, payload, attributes)
     SELECT v_run[e.s], e.id, e.type, to_timestamp(e.at / 1000.0), e.seq, e.name, e.payload, e.attributes::json
     FROM unnest(p_event_step, p_event_id, p_event_type, p_event_at, p_event_seq, p_event_name, p_event_payload, p_event_attributes)
@@ -267,16 +295,18 @@ BEGIN
     IF cardinality(p_send_seq) > 0 THEN
         FOR v_row IN
             INSERT INTO {schema}.message AS m (
-                message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, seq, actor, payload, lease_token, worker_id)
+                message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, seq, actor, payload, lease_token, worker_id,
+                watched)
             SELECT overlay(md5(v_run[t.s]::text || ':' || t.seq) PLACING '8' FROM 13)::uuid, t.stream_id, t.priority,
                    v_now + least(greatest(t.delay, 0), 315360000000) * interval '1 millisecond' + t.n * interval '1 microsecond',
-                   v_now, t.kind::"char", v_run[t.s], t.seq, t.actor, t.payload,
-                   CASE WHEN x.eager THEN gen_random_uuid() END, CASE WHEN x.eager THEN v_worker.worker_id END
+                   v_now, CASE t.kind WHEN 'w' THEN 'w' ELSE 'a' END::"char", v_run[t.s], t.seq, t.actor, t.payload,
+                   CASE WHEN x.eager THEN gen_random_uuid() END, CASE WHEN x.eager THEN v_worker.worker_id END,
+                   CASE WHEN t.kind = 'l' THEN true END
             FROM unnest(p_send_step, p_send_kind, p_send_stream, p_send_seq, p_send_actor, p_send_priority, p_send_delay,
                         p_send_payload, p_send_eager)
                  WITH ORDINALITY t (s, kind, stream_id, seq, actor, priority, delay, payload, eager, n),
-                 LATERAL (SELECT t.eager AND t.kind = 'a' AND t.stream_id = ANY (v_near) AND coalesce(t.delay, 0) <= 0) x (eager)
-            WHERE v_ok[t.s] AND t.kind IN ('a', 'w')
+                 LATERAL (SELECT t.eager AND t.kind <> 'w' AND t.stream_id = ANY (v_near) AND coalesce(t.delay, 0) <= 0) x (eager)
+            WHERE v_ok[t.s] AND t.kind IN ('a', 'l', 'w')
             RETURNING m.message_id, m.lease_token, m.run_id, m.seq, m.stream_id
         LOOP
             IF v_row.lease_token IS NULL THEN
@@ -292,6 +322,13 @@ BEGIN
         END LOOP;
         seq := NULL;
         lease := NULL;
+        IF 'l' = ANY (p_send_kind) THEN
+            FOR i IN 1 .. cardinality(p_send_seq) LOOP
+                IF v_ok[p_send_step[i]] AND p_send_kind[i] = 'l' THEN
+                    v_woken := v_woken || {schema}.watch_activity(v_run[p_send_step[i]], p_send_seq[i]);
+                END IF;
+            END LOOP;
+        END IF;
         IF v_eager IS NOT NULL THEN
             UPDATE {schema}.worker w SET held = w.held || v_eager
             WHERE w.worker_id = v_worker.worker_id AND w.token = p_worker;

@@ -59,11 +59,14 @@ def everything(db: Session) -> list[Any]:
             "stream_grant",
             "login",
             "signal_key",
+            "escalation",
             "schedule",
             "waiter",
             "run_update",
             "update_waiter",
             "run_query",
+            "activity",
+            "activity_cancel",
             "follower",
         )
     ]

@@ -21,9 +21,15 @@ WORKER = {
     "complete_activities", "fail_task", "advance", "enqueue_keyed", "leave", "store_result", "get_results", "sweep",
     "fail_settling", "limiter_add", "limiter_change", "limiter_change_sum",
     "save_schedule", "control_schedule", "fire_by_hand", "list_schedules", "schedules_of_leases", "fire_schedules",
+    "change_escalation", "claim_escalation", "get_escalation", "list_escalations", "count_escalations",
+    "resolve_escalation",
     "abort_message", "report_running",
     "start_runs_with", "request_updates", "get_updates",
     "ask_run", "take_answers", "withdraw_query", "query_of_lease", "answer_queries",
+    "start_activities", "beat_activities", "doomed_activities", "activity_of_lease", "expire_activities",
+    "defer_activity", "park_activities", "finish_activities", "beat_by_token", "pending_of",
+    "get_state", "read_output", "list_workflows", "count_workflows",
+    "subscribe", "unsubscribe", "list_subscriptions", "finish_events", "look_again",
     "expire_runs", "reset_run", "list_children",
 }
 # fmt: on

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
+from tests.sql.api import Claimed, Session, Worker, derived, new_id, send_activity, send_limited, step
 
 from .conftest import Grant, Scoped
 from .test_catalogue import WORKER
@@ -56,8 +56,16 @@ def scene(db: Session, grant: Grant) -> Scene:
     worker = attacker.register(mine)
     claimed = worker.claim()
     task = next(c for c in claimed if c.kind == "s")
-    advance = step(task, 1, ("ActivityScheduled", 1, "a"), ("ActivityScheduled", 2, "a"))
-    advance.sends = [send_activity(mine, 1), send_activity(mine, 2)]
+    limits = {"options": {"durable_limits": {"schedule_to_start": 1, "heartbeat": 5000}}}
+    advance = step(
+        task,
+        1,
+        ("ActivityScheduled", 1, "a"),
+        ("ActivityScheduled", 2, "a"),
+        ("ActivityScheduled", 3, "a", None, limits),
+        ("EscalationOpened", 4, "w", b"1", {}),
+    )
+    advance.sends = [send_activity(mine, 1), send_activity(mine, 2), send_limited(mine, 3)]
     assert worker.advance(advance) == ["ok"]
     attacker.post(run)
     db.schedule("w", theirs)
@@ -73,7 +81,7 @@ def hexed(value: bytes) -> str:
 
 def scalar(kind: str, scene: Scene, rng: random.Random) -> str:
     """The text of a value of a type; None is NULL."""
-    ids = [c.message_id for c in scene.claimed] + [c.lease for c in scene.claimed]
+    ids = [c.message_id for c in scene.claimed] + [c.lease for c in scene.claimed] + [derived(scene.run, 4)]
     if kind == "uuid":
         return hexed(
             rng.choice(
@@ -124,6 +132,8 @@ def scalar(kind: str, scene: Scene, rng: random.Random) -> str:
         return rng.choice(["t", "f"])
     if kind == "jsonb":
         return rng.choice(["[]", "{}", "null", "1", '"x"', "[[[[]]]]", "[1e400]", '{"eta": "x", "": null}', "{"])
+    if kind == "timestamp with time zone":
+        return rng.choice(["now", "infinity", "-infinity", "2026-01-31T00:00:00Z", "294276-12-31", "soon"])
     if kind == "interval":
         return rng.choice(["0", "1 second", "-1 day", "11 years", "1e9 years", "infinity", "1 month -40 days"])
     raise AssertionError(f"a type that the fuzzer does not know: {kind}")
@@ -155,10 +165,28 @@ def array(kind: str, scene: Scene, rng: random.Random) -> str | None:
 #: What makes sense, where nonsense alone would hardly ever come to the point.
 SENSE = {
     "p_name": ("w",),
-    "p_verb": ("pause", "resume", "delete"),
+    "p_verb": ("pause", "resume", "delete", "claim", "release", "resolve", "cancel", "reassign"),
     "p_kind": ("m", "s"),
     "p_overlap": ("skip", "buffer_one", "allow"),
     "p_if_exists": ("fail", "update", "keep"),
+    "p_group": ("status", "name", "search", "entity"),
+    "p_filter": (
+        "{}",
+        '{"status": "running"}',
+        '{"names": ["w"]}',
+        '{"search": "$.x == 1"}',
+        '{"rest": "$.name == \\"wf\\""}',
+        '{"rest": "$.** ? (@ like_regex \\"a+\\")", "uses": ["times", "parent", "search", "entity"]}',
+        '{"rest": "nonsense ("}',
+        '{"rest": "$x"}',
+        '{"since": "soon"}',
+        '{"names": 5}',
+        '{"parents": ["their-order"]}',
+        '{"workflow_like": "their%"}',
+        '{"workflow_like": "\\\\"}',
+        '{"queues": ["theirs"]}',
+        '{"run_ids": ["x"]}',
+    ),
 }
 
 
@@ -167,7 +195,7 @@ def nonsense(kind: str, scene: Scene, rng: random.Random, name: str) -> str | No
         return rng.choice(SENSE[name])
     if name == "p_worker" and rng.random() < 0.95:
         return hexed(scene.worker.token)
-    if name in USUAL and rng.random() < 0.8:
+    if name in USUAL and kind in ("text", "jsonb") and rng.random() < 0.8:
         return USUAL[name]
     if kind.endswith("[]"):
         return array(kind.removesuffix("[]"), scene, rng)
@@ -186,6 +214,7 @@ def victims(scene: Scene) -> list[Any]:
         scene.db.sql("SELECT * FROM durable.worker WHERE worker_id = %s", scene.victim.id),
         scene.db.sql("SELECT * FROM durable.dead_letter WHERE stream_id <> %s", scene.mine),
         scene.db.sql("SELECT * FROM durable.schedule WHERE stream_id <> %s", scene.mine),
+        scene.db.sql("SELECT * FROM durable.escalation WHERE stream_id <> %s", scene.mine),
         *[
             scene.db.sql(f"SELECT * FROM durable.{t} ORDER BY 1")
             for t in ("stream", "stream_grant", "login", "principal")

@@ -10,9 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from dramatiq_durable.arrays import Ints, Longs, Texts, Uuid, Uuids
-from dramatiq_durable.operations import Enqueue, ExpireRun, ResetRun, Result
-from tests.sql.api import Claimed, Session, Worker, new_id, send_activity, step
+from dramatiq_durable.arrays import Blobs, Bools, Ints, Longs, Texts, Uuid, Uuids
+from dramatiq_durable.operations import Enqueue, ExpireRun, FinishActivity, ResetRun, Result
+from tests.sql.api import Claimed, Session, Worker, derived, new_id, send_activity, send_limited, step
+from tests.support import wait_until
 
 from .conftest import Grant
 from .test_catalogue import WORKER
@@ -22,17 +23,41 @@ LOCK_TIMEOUT, MARGIN = 2.0, 4.0
 
 
 class Side:
-    """A login with a stream of its own, a worker, a message, an activity and a task that are leased to it."""
+    """A login with a stream of its own and a worker, which has a message, an activity, a task, an event and a note."""
 
     def __init__(self, session: Session, db: Session, name: str, workflow_id: str) -> None:
         self.session, self.name = session, name
         self.stream = stream = db.stream(name)
         self.worker = session.register(stream)
         _, self.run = session.start(stream, workflow_id)
-        advance = step(self.worker.one(), 1, ("ActivityScheduled", 1, "a"))
-        advance.sends = [send_activity(stream, 1)]
+        session.call("subscribe", Texts(["t"]), Ints([stream]), Texts(["listener"]), Ints([0]))
+        limits = {"options": {"durable_limits": {"start_to_close": 3_600_000, "schedule_to_close": 7_200_000}}}
+        advance = step(
+            self.worker.one(),
+            1,
+            ("ActivityScheduled", 1, "a"),
+            ("ActivityScheduled", 2, "a", None, limits),
+            ("ActivityScheduled", 3, "a", None, {"options": {"durable_limits": {"schedule_to_start": 1}}}),
+            ("TopicEmitted", 4, "t"),
+            ("EscalationOpened", 5, "clerk", b"1", {}),
+        )
+        advance.sends = [send_activity(stream, 1), send_limited(stream, 2), send_limited(stream, 3)]
         self.worker.advance(advance)
-        self.activity = self.worker.one()
+        db.sql(
+            "INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, seq, "
+            "actor, payload) SELECT gen_random_uuid(), %s, 0, now(), now(), 'n', %s, subscription_id, 'listener', '' "
+            "FROM durable.subscription WHERE stream_id = %s",
+            stream,
+            Uuid(self.run),
+            stream,
+        )
+        self.escalation = derived(self.run, 5)
+        leased: dict[tuple[str, int | None], Claimed] = {}
+        wait_until(lambda: self._all_of_it(leased), message="all that the step sent")
+        self.activity, self.limited, self.alarm = leased["a", 1], leased["a", 2], leased["d", 3]
+        self.waiting = leased["a", 3]
+        kinds = {c.kind: c for c in leased.values()}
+        self.note, self.event = kinds["n"], kinds["p"]
         session.post(self.run)
         self.task = self.worker.one()
         session.ask(self.run)
@@ -45,6 +70,10 @@ class Side:
         session.start(stream, f"{workflow_id}-short", options='{"run_timeout": 0}')
         self.deadline, *others = sorted(self.worker.claim(9), key=lambda c: c.kind)
         self.worker.release(*others)
+
+    def _all_of_it(self, leased: dict[tuple[str, int | None], Claimed]) -> bool:
+        leased.update({(c.kind, c.seq): c for c in self.worker.claim(6)})
+        return len(leased) == 6
 
     def revision(self) -> int:
         return int(self.session.call("list_schedules", "s")[0][2])
@@ -89,10 +118,49 @@ class Side:
             "claim": lambda: worker.claim(1),
             "mark_started": lambda: worker.mark_started(self.message),
             "complete_activities": lambda: worker.complete(self.activity),
-            "advance": lambda: worker.advance(step(task, 2, ("TimerStarted", 9))),
+            "start_activities": lambda: worker.settle("start_activities", [self.limited]),
+            "beat_activities": lambda: worker.settle("beat_activities", [self.limited], Blobs([b"1"])),
+            "doomed_activities": lambda: worker.call(
+                "doomed_activities", Uuids([self.limited.message_id]), Uuids([self.limited.lease])
+            ),
+            "activity_of_lease": lambda: worker.call(
+                "activity_of_lease", Uuid(self.limited.message_id), Uuid(self.limited.lease)
+            ),
+            "expire_activities": lambda: worker.settle("expire_activities", [self.alarm]),
+            "defer_activity": lambda: worker.call(
+                "defer_activity", Uuid(self.limited.message_id), Uuid(self.limited.lease), b"digest"
+            ),
+            "beat_by_token": lambda: session.call("beat_by_token", Uuid(run), 2, b"digest", b"1"),
+            "park_activities": lambda: worker.settle("park_activities", [self.limited]),
+            "finish_activities": lambda: session.operate(
+                FinishActivity(run, 2, b"digest", "ActivityCompleted", b"1", None)
+            ),
+            "pending_of": lambda: session.call("pending_of", Uuid(run)),
+            "advance": lambda: worker.advance(step(task, 6, ("TimerStarted", 9))),
+            "get_state": lambda: session.call("get_state", Uuid(run)),
+            "read_output": lambda: session.call("read_output", Uuid(run), 0, 10, Uuid(new_id()), 1000),
+            "list_workflows": lambda: session.call("list_workflows", "{}", False, True, None, None, 10),
+            "count_workflows": lambda: session.call("count_workflows", "{}", "status", None),
+            "list_subscriptions": lambda: session.call("list_subscriptions"),
+            "look_again": lambda: worker.settle("look_again", [self.note]),
+            "finish_events": lambda: worker.settle(
+                "finish_events", [self.event], Bools([True]), Blobs([None]), Texts(["no"])
+            ),
+            "subscribe": lambda: session.call(
+                "subscribe", Texts(["t", "new"]), Ints([self.stream] * 2), Texts(["listener"] * 2), Ints([0, 0])
+            ),
+            "unsubscribe": lambda: session.call("unsubscribe", "t", self.stream, "listener"),
             "abort_message": lambda: session.call("abort_message", Uuids([self.message.message_id]), True),
             "report_running": lambda: worker.call("report_running", Uuids([self.message.message_id]), Longs([1500])),
             "release": lambda: worker.release(self.message),
+            "change_escalation": lambda: session.escalation("claim", self.escalation, by="ann"),
+            "claim_escalation": lambda: session.claim_next("clerk", by="bob"),
+            "get_escalation": lambda: session.call("get_escalation", Uuid(self.escalation)),
+            "list_escalations": lambda: session.call("list_escalations", None, None, None, None, None, None, 9),
+            "count_escalations": lambda: session.call("count_escalations", None),
+            "resolve_escalation": lambda: session.value(
+                "SELECT durable.resolve_escalation(%s, '1', 'ann') IS NULL", self.escalation.hex()
+            ),
             "reschedule": lambda: worker.reschedule(*worker.claim(1)),
             "bury": lambda: worker.bury(*worker.claim(1)),
             "fail_settling": lambda: worker.fail_settling(*worker.claim(1)),

@@ -16,7 +16,9 @@ from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import (
     Advance,
     AnswerQuery,
+    ChangeEscalation,
     Child,
+    ClaimEscalation,
     Context,
     ControlSchedule,
     Due,
@@ -265,6 +267,12 @@ class Session:
     def control(self, name: str, verb: str) -> None:
         self.operate(ControlSchedule(name, verb))
 
+    def escalation(self, verb: str, id: bytes, **facts: Any) -> Any:
+        return self.operate(ChangeEscalation(verb, id, **facts))
+
+    def claim_next(self, role: str, by: str = "ann", ms: int | None = None, metadata: str | None = None) -> Any:
+        return self.operate(ClaimEscalation(role, metadata, by, ms))
+
     def by_hand(self, name: str, *due: int | None, revision: int = 1) -> list[bool]:
         """Fire a schedule for due times (milliseconds), None for now."""
         return list(self.operate(FireByHand(name, revision, [Due(at, new_id(), b"payload") for at in due])))
@@ -470,6 +478,11 @@ def step(claimed: Claimed, expected: int, *events: tuple[Any, ...], **more: Any)
 
 def send_activity(stream: int, seq: int, *, eager: bool = False, delay: int = 0) -> Send:
     return Send("a", stream, seq, "act", 0, delay, b"payload", eager)
+
+
+def send_limited(stream: int, seq: int) -> Send:
+    """An activity with limits: its event says which."""
+    return Send("l", stream, seq, "act", 0, 0, b"payload")
 
 
 def send_timer(stream: int, seq: int, delay: int = 60_000) -> Send:

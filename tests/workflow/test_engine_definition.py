@@ -16,6 +16,7 @@ from dramatiq_durable import errors
 from dramatiq_durable.durations import parse_duration
 from dramatiq_durable.workflow.client import get_handle
 from dramatiq_durable.workflow.definition import Activity, Workflow, activity, activity_stub, workflow
+from dramatiq_durable.workflow.retry import RetryPolicy
 from tests.workflow.test_engine_support import Run, WorkflowBroker, charge, echo, ship
 
 
@@ -105,9 +106,13 @@ def test_options_reach_the_command() -> None:
     ("options", "error"),
     [
         ({"nonsense": 1}, TypeError),
-        ({"retry": None}, TypeError),
-        ({"local": True}, TypeError),
-        ({"start_to_close": 5}, TypeError),
+        ({"retry": 3}, ValueError),
+        ({"retry": RetryPolicy(), "max_retries": 3}, ValueError),
+        ({"local": "yes"}, ValueError),
+        ({"local": True, "heartbeat": 5}, ValueError),
+        ({"start_to_close": 0}, ValueError),
+        ({"start_to_close": "soon"}, ValueError),
+        ({"heartbeat": -1}, ValueError),
         ({"cancellation": "never"}, ValueError),
         ({"max_retries": -1}, ValueError),
         ({"delay": "3 days"}, ValueError),

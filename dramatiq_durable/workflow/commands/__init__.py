@@ -4,15 +4,18 @@ from .activities import ActivityCall, ActivityHandle, CancelActivity, RequestAct
 from .base import Answer, Call, Cancellation, Command, CommandFuture
 from .children import AwaitChildStart, CancelChild, ChildCall, ChildHandle, ChildStartCall, StartChild
 from .closing import CancelWorkflow, CompleteWorkflow, ContinueAsNew, FailWorkflow
+from .escalations import EscalationCall, OpenEscalation, WithdrawEscalation
 from .local import Compute, ComputeCall
 from .messages import CompleteUpdate, SendCall, SendCancel, SendSignal, send_cancel, send_signal
 from .patches import RecordPatch
+from .state import Answered, ChangeEntity, EmitTopic, UpsertSearch, WriteOutput
 from .timers import CancelTimer, StartTimer, TimerCall
 
 __all__ = [
     "ActivityCall",
     "ActivityHandle",
     "Answer",
+    "Answered",
     "AwaitChildStart",
     "Call",
     "CancelActivity",
@@ -20,6 +23,7 @@ __all__ = [
     "CancelTimer",
     "CancelWorkflow",
     "Cancellation",
+    "ChangeEntity",
     "ChildCall",
     "ChildHandle",
     "ChildStartCall",
@@ -30,7 +34,10 @@ __all__ = [
     "Compute",
     "ComputeCall",
     "ContinueAsNew",
+    "EmitTopic",
+    "EscalationCall",
     "FailWorkflow",
+    "OpenEscalation",
     "RecordPatch",
     "RequestActivityCancel",
     "ScheduleActivity",
@@ -40,6 +47,9 @@ __all__ = [
     "StartChild",
     "StartTimer",
     "TimerCall",
+    "UpsertSearch",
+    "WithdrawEscalation",
+    "WriteOutput",
     "send_cancel",
     "send_signal",
 ]

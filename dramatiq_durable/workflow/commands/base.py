@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from .. import events
-from ..converter import loads
+from ..converter import fit, loads
 from ..loop import Future, WorkflowLoop
 
 T = TypeVar("T")
@@ -71,6 +71,9 @@ class CommandFuture(Future[T]):
 
     __slots__ = ("asked_to_cancel", "command", "decode", "host", "policy")
 
+    #: What it means when the command's timer is due.
+    due: ClassVar[str] = events.TIMER_FIRED
+
     def __init__(
         self,
         host: CommandHost,
@@ -112,13 +115,11 @@ class CommandFuture(Future[T]):
     def _complete(self, payload: bytes | None) -> None:
         try:
             value = None if payload is None else loads(payload)
-            if self.decode is not None:
-                value = self.decode(value)
+            value = fit(value, self.decode, f"the result of {self.command.name!r}")
         except Exception as e:
-            e.add_note(f"while decoding the result of {self.command.name!r}")
             self.set_exception(e)
         else:
-            self.set_result(value)  # type: ignore[arg-type]
+            self.set_result(value)
 
     def _end_cancelled(self) -> None:
         Future.cancel(self)

@@ -23,12 +23,18 @@ class Compute(Command):
     Attributes:
       fn: what is called; ``args(tuple)``, ``kwargs(dict)``.
       answer(str): the type of the event that records the outcome.
+      attempt(int): which attempt it is, from 1.
+      hopeless: whether it would fail for good with this exception.
+      limit(tuple[int, str] | None): how long it may take, in milliseconds, and what that limit is called.
     """
 
     fn: Callable[..., Any] = field(kw_only=True)
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     answer: str = field(kw_only=True)
+    attempt: int = 1
+    hopeless: Callable[[BaseException], bool] | None = None
+    limit: tuple[int, str] | None = None
 
     @property
     def slow(self) -> bool:
@@ -51,6 +57,7 @@ class ComputeCall(Call[T]):
                     activity=self.command.name,
                     attempt=failure.get("attempt", 1),
                     timeout=failure.get("timeout"),
+                    retry_after=failure.get("retry_after"),
                 )
             )
         else:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from .output import print_json
-from .target import option_json
+from ..output import print_json
+from ..target import option_json
 
 
 @click.command("lint")
@@ -21,7 +21,7 @@ def command(targets: tuple[str, ...], as_json: bool) -> None:
     Takes modules, files and directories; by default, the current directory.  Nothing is imported or run.  The comment
     "# durable: allow" on a line silences it.  Exits with status 1 where something was found.
     """
-    from ..workflow.lint import lint_paths
+    from ...workflow.lint import lint_paths
 
     findings = lint_paths([locate(target) for target in targets or (".",)])
     if as_json:

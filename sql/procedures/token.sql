@@ -1,0 +1,117 @@
+-- Activities that are ended by whoever has their token: single-use, a bearer's, and kept as a digest.
+
+-- A running activity will be ended by whoever has a token, of which p_token is the digest; the one before, if any, is of
+-- no more use.  Answers whether the lease was live.
+CREATE FUNCTION {schema}.defer_activity(p_worker uuid, p_message uuid, p_lease uuid, p_token bytea)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_message record;
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    UPDATE {schema}.message m SET watched = true
+    WHERE m.message_id = p_message AND m.lease_token = p_lease AND m.worker_id = v_worker.worker_id AND m.kind = 'a'
+    RETURNING m.run_id, m.seq, m.attempt, m.due_at INTO v_message;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO {schema}.activity AS a (run_id, seq, scheduled_at, token, token_attempt)
+    VALUES (v_message.run_id, v_message.seq, v_message.due_at, p_token, v_message.attempt)
+    ON CONFLICT (run_id, seq) DO UPDATE SET token = excluded.token, token_attempt = excluded.token_attempt;
+    RETURN true;
+END
+$$;
+
+-- The actors have returned, and the activities wait for their tokens: no worker has them any more, and none gets them.
+-- Answers the positions whose lease is no longer the live one (the token may have been used already).
+CREATE FUNCTION {schema}.park_activities(p_worker uuid, p_messages uuid[], p_leases uuid[])
+RETURNS int[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_worker record;
+    v_done bigint[];
+BEGIN
+    SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    WITH done AS (
+        UPDATE {schema}.message m
+        SET lease_token = NULL, worker_id = NULL, started = false, due_at = clock_timestamp() + interval '3650 days'
+        FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
+        WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id AND m.kind = 'a'
+        RETURNING t.n)
+    SELECT array_agg(d.n) INTO v_done FROM done d;
+    RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
+                 WHERE v_done IS NULL OR NOT n = ANY (v_done));
+END
+$$;
+
+-- Whoever has the token of an activity says how it ended: p_types ActivityCompleted or ActivityFailed.  The token is the
+-- only right that is needed, beside being known here.  Answers per position: ok; or missing (the token is unknown, was used,
+-- or the activity has ended otherwise).
+CREATE FUNCTION {schema}.finish_activities(
+    p_sender uuid, p_batch bigint, p_runs uuid[], p_seqs int[], p_tokens bytea[], p_types text[], p_payloads bytea[],
+    p_attributes text[])
+RETURNS text[]
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_message record;
+    v_told uuid[] := '{}';
+    v_answer text[] := '{}';
+    i int;
+BEGIN
+    PERFORM {schema}.caller();
+    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_runs));
+    FOR i IN 1 .. cardinality(p_runs) LOOP
+        SELECT m.message_id, m.stream_id, m.actor, m.attempt, m.worker_id INTO v_message
+        FROM {schema}.message m JOIN {schema}.activity a ON a.run_id = m.run_id AND a.seq = m.seq
+        WHERE m.message_id = (SELECT d.message_id FROM {schema}.activity_ids(p_runs[i], p_seqs[i]) d)
+          AND m.run_id = p_runs[i] AND m.kind = 'a' AND a.token = p_tokens[i] AND a.token_attempt = m.attempt
+        FOR UPDATE OF m;
+        IF NOT FOUND OR (p_types[i] IN ('ActivityCompleted', 'ActivityFailed')) IS NOT TRUE THEN
+            v_answer := v_answer || 'missing'::text;
+            CONTINUE;
+        END IF;
+        DELETE FROM {schema}.message m WHERE m.message_id = v_message.message_id AND m.stream_id = v_message.stream_id;
+        PERFORM {schema}.forget_activity(p_runs[i], p_seqs[i]);
+        INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
+        SELECT r.run_id, p_types[i], p_seqs[i], v_message.actor, p_payloads[i],
+               CASE WHEN p_types[i] = 'ActivityFailed' THEN p_attributes[i]::json END
+        FROM {schema}.run r WHERE r.run_id = p_runs[i] AND r.status = 'running';
+        v_told := v_told || p_runs[i];
+        v_answer := v_answer || 'ok'::text;
+    END LOOP;
+    PERFORM {schema}.add_tasks(v_told, p_sender IS NULL);
+    RETURN v_answer;
+END
+$$;
+
+-- Whoever has the token of an activity says that it goes on.  Answers the attempt; cancelled; missing, as above.
+CREATE FUNCTION {schema}.beat_by_token(p_run uuid, p_seq int, p_token bytea, p_details bytea)
+RETURNS text
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+BEGIN
+    PERFORM {schema}.caller();
+    PERFORM 1 FROM {schema}.message m
+    WHERE m.message_id = (SELECT d.message_id FROM {schema}.activity_ids(p_run, p_seq) d) AND m.run_id = p_run AND m.kind = 'a'
+      AND EXISTS (SELECT 1 FROM {schema}.activity a WHERE a.run_id = p_run AND a.seq = p_seq AND a.token = p_token
+                                                      AND a.token_attempt = m.attempt)
+    FOR NO KEY UPDATE OF m;
+    IF FOUND THEN
+        UPDATE {schema}.activity a SET beat_at = clock_timestamp(), details = coalesce(p_details, a.details)
+        WHERE a.run_id = p_run AND a.seq = p_seq;
+        RETURN CASE WHEN {schema}.is_cancelled(p_run, p_seq) THEN 'cancelled' ELSE 'ok' END;
+    END IF;
+    -- One that was withdrawn keeps its row until the run closes.
+    RETURN CASE WHEN EXISTS (SELECT 1 FROM {schema}.activity a JOIN {schema}.activity_cancel c ON c.run_id = a.run_id AND c.seq = a.seq
+                             WHERE a.run_id = p_run AND a.seq = p_seq AND a.token = p_token)
+           THEN 'cancelled' ELSE 'missing' END;
+END
+$$;

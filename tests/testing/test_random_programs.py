@@ -1,0 +1,191 @@
+"""Random workflows: dropped from memory at any event, and killed at any moment, they do what they do undisturbed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import time
+from typing import Any
+
+import pytest
+
+import dramatiq_durable as durable
+from dramatiq_durable.testing import Environment, Replayer
+from dramatiq_durable.testing.runs import Run
+from dramatiq_durable.workflow.events import Event
+from tests.histories.record import exported
+from tests.support import ROOT
+from tests.support.processes import Processes
+
+from . import programs
+from .test_replayer import durable_broker
+
+
+class Evicting(Environment):
+    """Drops runs from memory: the run of a number, or all of them, when they wait after a number of steps."""
+
+    def __init__(self, at: int | None, **options: Any) -> None:
+        super().__init__(**options)
+        self.now_ms = 1_800_000_000_000
+        self._at = at
+        self.steps = 0
+
+    def stepped(self, run: Run) -> None:
+        self.steps += 1
+        if self._at in (0, self.steps) and run.status == "running":
+            run.reload()
+
+    def histories(self) -> list[list[Event]]:
+        """Of all runs; without tracebacks, which name the engine's lines."""
+        return [[_bare(event) for event in run.history] for run in self._runs.values()]
+
+
+def _bare(event: Event) -> Event:
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: bare(v) for k, v in value.items() if k != "traceback"}
+        return value
+
+    return event._replace(attributes=bare(event.attributes))
+
+
+def play(seed: int, at: int | None) -> Evicting:
+    """Run a program, dropping runs at one step (counted from 1), at each of them (0), or never."""
+    workflow = programs.declare(durable_broker(), 1.0)
+
+    def tell(name: str, key: str) -> None:
+        info = durable.activity_info()
+        assert info is not None
+        env.get_handle(run_id=info.run_id).signal(name, id=key)
+
+    with Evicting(at, mocks={"tell": tell}, replay=at is None) as env:
+        handle = env.start(workflow, programs.generate(seed))
+        with contextlib.suppress(durable.WorkflowFailed):
+            handle.result()
+        env.advance("1 hour")
+    return env
+
+
+def check(seed: int, points: int | None) -> None:
+    undisturbed = play(seed, None)
+    expected = undisturbed.histories()
+    assert play(seed, None).histories() == expected  # the environment itself is deterministic
+    assert play(seed, 0).histories() == expected
+    steps = list(range(1, undisturbed.steps + 1))
+    if points is not None and len(steps) > points:
+        steps = sorted(random.Random(seed).sample(steps, points))
+    for at in steps:
+        assert play(seed, at).histories() == expected, f"evicted after step {at}"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_evicted_anywhere_it_goes_on_alike(seed: int) -> None:
+    check(seed, points=8)
+
+
+@pytest.mark.soak
+def test_evicted_anywhere_for_long() -> None:
+    for seed in range(100, 400):
+        check(seed, points=None)
+
+
+def test_the_programs_are_worth_it() -> None:
+    """All kinds of events come up in what the default suite plays."""
+    types = {event.type for seed in range(12) for history in play(seed, None).histories() for event in history}
+    assert types >= {
+        "ActivityScheduled", "ActivityCompleted", "ActivityFailed", "ActivityCancelled", "TimerStarted", "TimerFired",
+        "TimerCancelled", "SignalReceived", "ChildStarted", "ChildCompleted", "ChildFailed", "LocalActivityCompleted",
+        "SideEffectRecorded", "WorkflowCompleted", "WorkflowFailed",
+    }  # fmt: skip
+
+
+# --- workers that are killed ----------------------------------------------------------------------------------
+
+PACE = 0.02
+
+WORKER = f"""
+import dramatiq
+import dramatiq_durable as durable
+from tests.testing import programs
+
+broker = durable.DurableBroker(reclaim_delay=1, reclaim_count=1000)
+dramatiq.set_broker(broker)
+programs.declare(broker, {PACE})
+"""
+
+
+def outcome_of(handle: durable.WorkflowHandle[Any], timeout: float) -> Any:
+    try:
+        return json.loads(json.dumps(handle.result(timeout=timeout)))
+    except durable.WorkflowFailed as e:
+        return e.type
+
+
+def killed(run_process: Processes, database_url: str, tmp_path: Any, seeds: range, kills: int) -> None:
+    (tmp_path / "killed_worker.py").write_text(WORKER)
+    environment = {
+        "DRAMATIQ_DURABLE_URL": database_url,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+    }
+
+    def start() -> Any:
+        return run_process.dramatiq("killed_worker:broker", "--processes", "1", "--threads", "4", env=environment)
+
+    broker = durable.DurableBroker(database_url)
+    try:
+        workflow = programs.declare(broker, PACE)
+        worker = start()
+        handles = {seed: workflow.start(programs.generate(seed, races=seed % 2 == 0)) for seed in seeds}
+        source = random.Random(seeds.start)
+        for _ in range(kills):
+            # Killed in the middle of something: once more has happened, or at the latest after a while.
+            before = sum(handle.describe().history_length for handle in handles.values())
+            some = before + source.randint(1, 30)
+            _until_more(handles, some)
+            worker.kill()
+            worker = start()
+        replayer = Replayer([workflow])
+        for seed, handle in handles.items():
+            outcome = outcome_of(handle, 60)
+            if seed % 2:  # without races, the clock has no say in it
+                assert outcome == outcome_of(replay_of(seed), 1)
+            answered = [(e.type, e.attributes.get("seq")) for e in handle.history() if e.type == "ActivityCompleted"]
+            assert len(answered) == len(set(answered))
+            replayer.replay(exported(broker, handle))
+        worker.stop()
+    finally:
+        broker.close()
+
+
+def _until_more(handles: dict[int, Any], length: int) -> None:
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        described = [handle.describe() for handle in handles.values()]
+        if sum(d.history_length for d in described) >= length or all(d.status != "running" for d in described):
+            return
+        time.sleep(0.01)
+
+
+def replay_of(seed: int) -> Any:
+    """The handle of the same program's run in an environment."""
+    workflow = programs.declare(durable_broker(), PACE)
+
+    def tell(name: str, key: str) -> None:
+        info = durable.activity_info()
+        assert info is not None
+        env.get_handle(run_id=info.run_id).signal(name, id=key)
+
+    env = Environment(mocks={"tell": tell})
+    return env.start(workflow, programs.generate(seed, races=False))
+
+
+@pytest.mark.timeout(180)
+def test_killed_at_random_events(run_process: Processes, database_url: str, tmp_path: Any) -> None:
+    killed(run_process, database_url, tmp_path, range(12), kills=3)
+
+
+@pytest.mark.soak
+def test_killed_at_random_events_for_long(run_process: Processes, database_url: str, tmp_path: Any) -> None:
+    killed(run_process, database_url, tmp_path, range(1000, 1200), kills=100)
