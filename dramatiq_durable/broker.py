@@ -445,9 +445,9 @@ class DurableBroker(Processing, Queues, Broker):
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
             elif payload.startswith(topics.MARK):
-                message = topics.message_of(queue_name, actor, key, payload)
+                message = topics.message_of(queue_name, actor, key, payload, self.codecs)
             else:
-                if kind == "a":
+                if kind in ("a", "p"):
                     payload = self.codecs.decode(payload, f"the message for {actor!r}")
                 # What SQL wrote is JSON, whatever encoder is set here.
                 message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)

@@ -215,7 +215,8 @@ class Procedures:
         one that is missing or foreign.  A channel is notified of more for ``wait`` milliseconds."""
         listening = None if channel is None else Uuid(channel)
         rows = self._call(conn, "read_output", Uuid(run_id), offset, limit, listening, wait)
-        return [row[:2] for row in rows[:-1]], rows[-1][2:] if rows else None
+        found: list[tuple[int, bytes | None]] = [(row[0], self.codecs.decode(row[1], "output")) for row in rows[:-1]]
+        return found, rows[-1][2:] if rows else None
 
     def list_workflows(
         self,

@@ -81,7 +81,7 @@ class Settler:
         if delivery.unsaid and isinstance(outcome, (Reschedule, Release, FailSettling)):
             # The next attempt is given what this one said last.
             self.broker.commit.post(Beat(delivery.key, delivery.lease, delivery.details))
-        if delivery.kind == "a" and self.broker.codecs:
+        if delivery.kind in ("a", "p") and self.broker.codecs:
             outcome = self._encoded(delivery, outcome)
         if delivery.broken is not None:
             # It will be run again, and has its effect then; what its hooks sent is sent then, too.
@@ -139,16 +139,18 @@ class Settler:
         return CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
 
     def _encoded(self, delivery: Delivery, outcome: Operation) -> Operation:
-        """What is stored of an activity's outcome."""
+        """What is stored of the outcome of an activity, or of a topic's event."""
         codecs = self.broker.codecs
         try:
             if isinstance(outcome, CompleteActivity):
                 outcome.payload = codecs.encode(outcome.payload, f"the result of {delivery.actor_name!r}")
                 outcome.attributes = codecs.seal_facts(outcome.attributes)
-            elif isinstance(outcome, Reschedule):
+            elif isinstance(outcome, (Reschedule, FinishEvent)):
                 outcome.payload = codecs.encode(outcome.payload, f"the message for {delivery.actor_name!r}")
                 outcome.failure = codecs.encode_text(outcome.failure)
         except PayloadTooLarge as e:
+            if delivery.kind == "p":
+                return FinishEvent(delivery.key, delivery.lease, True, None, text_of(e))
             failure = {**failure_to_json(e, retryable=False), "attempt": delivery.attempt}
             failed = CompleteActivity(delivery.key, delivery.lease, events.ACTIVITY_FAILED, None, {"failure": failure})
             return self._encoded(delivery, failed)
@@ -160,7 +162,7 @@ class Settler:
         return outcome
 
     def not_for_here(self, key: bytes, lease: bytes, attempt: int, error: CodecFailed) -> Operation:
-        """What becomes of an activity whose message no codec here can decode: another worker may."""
+        """What becomes of an activity or an event whose message no codec here can decode: another worker may."""
         delay = min(TASK_BACKOFF[1], TASK_BACKOFF[0] * 2 ** min(attempt, 20))
         return Reschedule(key, lease, delay, None, text_of(error))
 

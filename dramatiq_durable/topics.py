@@ -27,6 +27,7 @@ from .workflow.options import check_name
 
 if TYPE_CHECKING:
     from .broker import DurableBroker
+    from .codecs import Codecs
 
 A = TypeVar("A", bound="Actor[Any, Any]")
 
@@ -153,8 +154,13 @@ def drop(broker: DurableBroker, topic: str, queue_name: str, actor: str) -> bool
         raise translate(e) from e
 
 
-def message_of(queue_name: str, actor: str, key: bytes, payload: bytes) -> Message[Any]:
-    """The message of an event that no actor has been given yet."""
+def message_of(queue_name: str, actor: str, key: bytes, payload: bytes, codecs: Codecs) -> Message[Any]:
+    """The message of an event that no actor has been given yet.
+
+    Raises:
+      CodecFailed: no codec here can decode what was emitted.
+    """
     facts, _, value = payload.removeprefix(MARK).partition(b"\n")
     described = json.loads(facts)
+    value = codecs.decode(value, f"what was emitted to {described['topic']!r}")
     return Message(queue_name, actor, (loads(value),), {}, {_OPTION: described}, str(UUID(bytes=key)), described["at"])

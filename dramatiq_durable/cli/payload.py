@@ -9,6 +9,7 @@ from typing import Any
 from dramatiq import JSONEncoder, Message
 
 from ..codecs import Codecs, is_encoded
+from ..topics import MARK, message_of
 from .output import plain
 
 #: Of a value in a table, so many characters are shown; ``--json`` has all of them.
@@ -17,13 +18,16 @@ SHOWN = 160
 
 def decode(payload: bytes, kind: str, codecs: Codecs) -> dict[str, Any]:
     """``args``, ``kwargs`` and ``options`` (as this process's encoder reads them), or ``bytes``.  What SQL wrote (kind
-    ``j``) is JSON, whatever the encoder.  An activity's message that no codec here can decode is named."""
-    if kind == "a" and is_encoded(payload):
+    ``j``) is JSON, whatever the encoder.  An activity's or event's message that no codec here can decode is named."""
+    if kind in ("a", "p") and is_encoded(payload):
         decoded = codecs.decode(payload)
         if decoded.startswith(b'"'):
             return {"bytes": json.loads(decoded)}
         payload = decoded
     try:
+        if payload.startswith(MARK):
+            event = message_of("-", "-", bytes(16), payload, codecs)
+            return {"args": list(event.args), "kwargs": {}, "options": event.options}
         message: Message[Any] = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
         return {"args": list(message.args), "kwargs": message.kwargs, "options": message.options}
     except Exception:  # whatever an encoder raises

@@ -34,6 +34,7 @@ from .options import check_name
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
+    from ..codecs import Codecs
 
 ORDERS = ("started_at", "-started_at", "closed_at", "-closed_at")
 
@@ -196,7 +197,8 @@ def batch_signal(where: str, name: str, payload: Any = None, *, broker: dramatiq
       NotPermitted, DatabaseUnavailable: as `list_workflows`.
     """
     check_name(name, "a signal's name")
-    data = None if payload is None else encode(payload, f"the payload of the signal {name!r}")
+    what = f"the payload of the signal {name!r}"
+    data = None if payload is None else _broker(broker).codecs.encode(encode(payload, what), what)
     return _tell(broker, where, lambda run: Post(run, None, "SignalReceived", name, data, str(uuid.uuid4())))
 
 
@@ -334,13 +336,13 @@ def _page(
         broker,
         lambda conn: broker.procedures.list_workflows(conn, text, by_close, descending, at, run, limit + 1),
     )
-    page = WorkflowList(_summary(row) for row in rows[:limit])
+    page = WorkflowList(_summary(row, broker.codecs) for row in rows[:limit])
     if len(rows) > limit:
         page.next = _cursor(order, page[-1])
     return page
 
 
-def _summary(row: tuple[Any, ...]) -> WorkflowSummary:
+def _summary(row: tuple[Any, ...], codecs: Codecs) -> WorkflowSummary:
     (run_id, workflow_id, name, queue_name, status, started_at, closed_at, length, parent, memo, failure) = row[:11]
     search, entity, parent_workflow_id = row[11:]
     return WorkflowSummary(
@@ -352,11 +354,11 @@ def _summary(row: tuple[Any, ...]) -> WorkflowSummary:
         started_at=started_at.astimezone(UTC),
         closed_at=None if closed_at is None else closed_at.astimezone(UTC),
         parent=None if parent is None else Parent(parent_workflow_id or "", str(uuid.UUID(bytes=parent))),
-        memo=json.loads(memo) if memo else {},
+        memo=codecs.open_memo(memo),
         search=search_values(json.loads(search)) if search else {},
         entity=json.loads(entity) if entity else {},
         history_length=length,
-        task_failure=failure,
+        task_failure=codecs.decode_text(failure),
     )
 
 

@@ -8,13 +8,13 @@ from typing import Any
 from ..errors import PayloadTooLarge
 from .attributes import check_search, merged_search
 from .commands import Answered, EmitTopic, UpsertSearch, WriteOutput
-from .converter import MAX_PAYLOAD, encode, hash_arguments
+from .converter import encode, hash_arguments
 from .entity import Entity
 from .options import check_name
 from .primitives import require
 
-#: Room for what is sent with an event's payload.
-_ENVELOPE = 64 * 1024
+#: The cap on what is emitted at once, in bytes: its message has room for what codecs make of it.
+MAX_EVENT = 8 * 1024 * 1024
 
 
 def upsert_search(search: dict[str, Any]) -> Coroutine[Any, Any, None]:
@@ -60,9 +60,9 @@ def emit(topic: str, payload: Any = None) -> Coroutine[Any, Any, None]:
     execution = require("durable.emit()")
     check_name(topic, "a topic")
     data = encode(payload, f"the payload for the topic {topic!r}")
-    if len(data) > MAX_PAYLOAD - _ENVELOPE:
+    if len(data) > MAX_EVENT:
         raise PayloadTooLarge(
-            f"the payload for the topic {topic!r} is {len(data):,} bytes, the cap is {MAX_PAYLOAD - _ENVELOPE:,}: keep "
+            f"the payload for the topic {topic!r} is {len(data):,} bytes, the cap is {MAX_EVENT:,}: keep "
             "the data elsewhere and pass a reference to it."
         )
     command = EmitTopic(None, topic, data, hash_arguments(data))

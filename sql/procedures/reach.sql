@@ -74,25 +74,38 @@ AS $$
 DECLARE
     v_child int := (p_attributes ->> 'child')::int;
     v_to uuid;
+    v_next uuid;
+    v_closed timestamptz;
     v_status text;
     v_reason text;
     v_run {schema}.run;
 BEGIN
-    IF v_child IS NULL THEN
-        v_run := {schema}.live_run({schema}.find_run(NULL, p_attributes ->> 'workflow_id'));
-        v_to := v_run.run_id;
-    ELSE
-        v_to := {schema}.child_run(p_run, v_child);
-        IF v_to IS NULL THEN
-            SELECT r.run_id INTO v_to FROM {schema}.run r
-            WHERE r.parent_run_id = p_run AND r.parent_seq = v_child LIMIT 1;
+    FOR v_try IN 1 .. 5 LOOP
+        IF v_child IS NULL THEN
+            v_run := {schema}.live_run({schema}.find_run(NULL, p_attributes ->> 'workflow_id'));
+            v_to := v_run.run_id;
+        ELSE
+            v_to := {schema}.child_run(p_run, v_child);
+            IF v_to IS NULL THEN
+                SELECT r.run_id INTO v_to FROM {schema}.run r
+                WHERE r.parent_run_id = p_run AND r.parent_seq = v_child ORDER BY r.started_at DESC LIMIT 1;
+            END IF;
+            IF v_to IS NULL THEN
+                SELECT f.run_id INTO v_to FROM {schema}.follower f WHERE f.follower_run_id = p_run AND f.seq = v_child;
+            END IF;
         END IF;
-        IF v_to IS NULL THEN
-            SELECT f.run_id INTO v_to FROM {schema}.follower f WHERE f.follower_run_id = p_run AND f.seq = v_child;
-        END IF;
+        v_next := NULL;
+        v_closed := NULL;
+        -- Whoever is closing the other run holds it for a moment: this step then comes again, and waits for nobody.
+        SELECT r.status, r.next_run_id, r.closed_at INTO v_status, v_next, v_closed
+        FROM {schema}.run r WHERE r.run_id = v_to FOR KEY SHARE NOWAIT;
+        -- It may have gone on as another one since it was looked up.
+        EXIT WHEN v_status = 'running' OR v_next IS NULL;
+    END LOOP;
+    IF v_closed >= transaction_timestamp() AND v_next IS NULL AND v_to <> p_run THEN
+        -- Another step of this very call closes it, and what goes on for it is not there yet.
+        RAISE EXCEPTION 'the run is being closed in this moment' USING ERRCODE = '55P03';
     END IF;
-    -- Whoever is closing the other run holds it for a moment: this step then comes again, and waits for nobody.
-    SELECT r.status INTO v_status FROM {schema}.run r WHERE r.run_id = v_to FOR KEY SHARE NOWAIT;
     IF v_status IS NULL THEN
         v_reason := 'missing';
     ELSIF v_status <> 'running' THEN

@@ -176,15 +176,11 @@ BEGIN
         INSERT INTO {schema}.event (run_id, event_id, type, at, seq, name, payload, attributes)
         SELECT p_new, e.event_id, e.type, e.at, e.seq, e.name, e.payload, e.attributes
         FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > 1 AND e.event_id < v_cut;
-        PERFORM {schema}.rebuild_state(p_new);
     END IF;
-    -- What others see of the run, and what people are asked, its events say.
+    -- What others see of the run, its events say.
     FOR v_first IN
         SELECT e.* FROM {schema}.event e
-        WHERE e.run_id = v_run.run_id AND e.event_id < v_cut
-          AND (e.type IN ('SearchUpserted', 'EntityChanged') OR e.type = 'EscalationOpened' AND NOT EXISTS (
-              SELECT 1 FROM {schema}.event a WHERE a.run_id = v_run.run_id AND a.event_id <= v_cut AND a.seq = e.seq
-              AND a.type = ANY (p_inputs)))
+        WHERE e.run_id = v_run.run_id AND e.event_id < v_cut AND e.type IN ('SearchUpserted', 'EntityChanged')
         ORDER BY e.event_id
     LOOP
         PERFORM {schema}.carry_out(

@@ -95,29 +95,6 @@ BEGIN
 END
 $$;
 
--- Internal: give a run the state that its history says, after a part of another run's history became its own.
-CREATE FUNCTION {schema}.rebuild_state(p_run uuid)
-RETURNS void
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
-AS $$
-DECLARE
-    v_event record;
-BEGIN
-    DELETE FROM {schema}.run_state s WHERE s.run_id = p_run;
-    FOR v_event IN
-        SELECT e.type, e.attributes FROM {schema}.event e
-        WHERE e.run_id = p_run AND e.type IN ('WorkflowStarted', 'SearchUpserted', 'EntityChanged') ORDER BY e.event_id
-    LOOP
-        CASE v_event.type
-            WHEN 'WorkflowStarted' THEN PERFORM {schema}.begin_state(p_run, v_event.attributes);
-            WHEN 'SearchUpserted' THEN PERFORM {schema}.upsert_search(p_run, (v_event.attributes -> 'search')::jsonb);
-            ELSE PERFORM {schema}.change_entity(p_run, v_event.attributes);
-        END CASE;
-    END LOOP;
-END
-$$;
-
 -- A run's search attributes and its entity, as far as the caller may see the run.
 CREATE FUNCTION {schema}.get_state(p_run uuid)
 RETURNS TABLE (search text, entity text)

@@ -156,10 +156,10 @@ BEGIN
         v_done := v_done || v_row.n;
         IF v_row.failed THEN
             INSERT INTO {schema}.dead_letter (
-                message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)
+                message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind)
             VALUES (v_row.message_id, v_row.stream_id, v_row.priority, v_row.enqueued_at, v_row.attempt, v_row.deaths, v_row.actor,
                     CASE WHEN v_row.abort_at IS NULL THEN 'rejected' ELSE 'aborted' END, v_row.failure,
-                    coalesce(v_row.new_payload, v_row.payload));
+                    coalesce(v_row.new_payload, v_row.payload), 'p');
         END IF;
         PERFORM {schema}.end_event(v_row.stream_id, v_row.actor, v_row.run_id, v_row.seq);
     END LOOP;

@@ -81,15 +81,15 @@ BEGIN
                     clock_timestamp() + least(greatest(p_wait, 0), 3600000) * interval '1 millisecond')
             ON CONFLICT (chain_id, update_id, channel) DO UPDATE SET until = excluded.until;
         END IF;
-        -- One look at both: the run may close between two, and another have the update.
-        SELECT u.*, r.status AS of_run INTO v_update
+        -- In one look, and after the wish can be seen: a run that goes on as another takes its updates along.
+        SELECT u.*, r.status = 'running' AS live INTO v_update
         FROM {schema}.run_update u LEFT JOIN {schema}.run r ON r.run_id = u.run_id
         WHERE u.chain_id = v_chain AND u.update_id = p_ids[i];
         n := i;
         payload := NULL;
         failure := v_update.failure::text;
         status := CASE WHEN v_update.chain_id IS NULL THEN 'missing'
-                  WHEN v_update.status IN ('requested', 'accepted') AND v_update.of_run IS DISTINCT FROM 'running' THEN 'closed'
+                  WHEN v_update.status IN ('requested', 'accepted') AND v_update.live IS NOT TRUE THEN 'closed'
                   ELSE v_update.status END;
         IF v_update.status = 'completed' THEN
             SELECT e.payload, (e.attributes -> 'failure')::text INTO payload, failure

@@ -183,7 +183,7 @@ BEGIN
                 message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)
             SELECT g.message_id, g.stream_id, g.priority, g.enqueued_at, g.attempt, g.deaths, g.actor, 'poison',
                    'the worker died ' || g.deaths || ' times while it ran this message', g.payload,
-                   CASE g.kind WHEN 'p' THEN 'm' ELSE g.kind END, g.group_id, g.unique_key
+                   g.kind, g.group_id, g.unique_key
             FROM gone g WHERE g.kind IN ('m', 'j', 'p')),
         told AS (
             INSERT INTO {schema}.inbox (run_id, type, seq, attributes)

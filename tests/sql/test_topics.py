@@ -121,7 +121,7 @@ def test_a_failure_for_good_is_a_dead_letter_and_the_next_is_sent(db: Session) -
     (claimed,) = scene.given()
     assert scene.finish(claimed, failed=True) == []
     assert db.sql("SELECT actor, reason, failure, kind::text FROM durable.dead_letter") == [
-        ("listener", "rejected", "no", "m")
+        ("listener", "rejected", "no", "p")
     ]
     assert drain(scene) == [b"2"]
 

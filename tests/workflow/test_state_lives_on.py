@@ -203,3 +203,37 @@ def test_pruned_runs_leave_nothing(broker: durable.DurableBroker, start_worker: 
         facts = conn.execute("SELECT payload FROM durable.message WHERE kind = 'p'").fetchone()
         assert facts is not None
         assert json.loads(facts[0].split(b"\n")[2]) == 1
+
+
+def test_a_query_changes_nothing_of_it(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
+    @durable.workflow
+    async def f() -> Any:
+        e = durable.entity()
+        await e.set({"n": 1})
+
+        @durable.on_query("look")
+        def look() -> Any:
+            return durable.info().search, durable.info().workflow_id
+
+        @durable.on_query("meddle")
+        def meddle(what: str) -> None:
+            calls: dict[str, Callable[[], Any]] = {
+                "entity": lambda: e.increment("n"),
+                "search": lambda: durable.upsert_search({"a": 1}),
+                "emit": lambda: durable.emit("t"),
+                "output": lambda: durable.output(1),
+            }
+            calls[what]()
+
+        await durable.wait_for_signal("end")
+        return [await e.get(), durable.info().search]
+
+    start_worker()
+    handle = f.options(workflow_id="q", search={"b": 2}).start()
+    assert handle.query("look") == [{"b": 2}, "q"]
+    for what in ("entity", "search", "emit", "output"):
+        with pytest.raises(durable.DurableError):
+            handle.query("meddle", what)
+    handle.signal("end")
+    assert handle.result(timeout=10) == [{"n": 1}, {"b": 2}]
+    assert list(handle.follow()) == []

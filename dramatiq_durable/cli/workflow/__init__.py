@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import act, files, look, start
+from . import act, ask, files, look, start
 from .lint import command as lint
 
 
@@ -22,6 +22,8 @@ for command in (
     look.show,
     look.history,
     act.signal,
+    ask.query,
+    ask.update,
     act.cancel,
     act.terminate,
     act.reset,
