@@ -54,7 +54,7 @@ class Answerer:
                 logger.warning("a query of the run %s goes back: %s", delivery.run_id, e)
                 outcome = Release(delivery.key, delivery.lease)
             except Exception as e:
-                outcome = AnswerQuery(delivery.key, delivery.lease, None, failure_to_json(e, retryable=False))
+                outcome = self._answer(delivery, None, failure_to_json(e, retryable=False))
         self._broker.settler.commit_outcome(delivery, outcome)
 
     def _ask(self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun) -> Operation:
@@ -78,13 +78,20 @@ class Answerer:
             execution = self._bring_back(workflow, delivery, row, live)
             if live and run.execution is None:
                 run.execution, keep = execution, True
-        answer, failure = execution.handlers.query(name, payload)
+        codecs = self._broker.codecs
+        answer, failure = execution.handlers.query(name, codecs.decode(payload, f"the arguments of the query {name!r}"))
+        answer = codecs.encode(answer, f"the answer of the query {name!r}")
         if not keep:
             execution.evict()
             if not live:
                 self._runner.cache.forget(str(delivery.run_id))
         elif execution.tainted:
             run.drop()
+        return self._answer(delivery, answer, failure)
+
+    def _answer(self, delivery: Delivery, answer: bytes | None, failure: dict[str, Any] | None) -> AnswerQuery:
+        if failure is not None:
+            failure = (self._broker.codecs.seal_facts({"failure": failure}) or {})["failure"]
         return AnswerQuery(delivery.key, delivery.lease, answer, failure)
 
     def _later(self, delivery: Delivery) -> Operation:

@@ -111,6 +111,7 @@ class UpdateHandle(Generic[R]):
 
     def _outcome(self, row: tuple[Any, ...]) -> Any:
         status, payload, failure = row
+        what = f"the answer of {self._described()}"
         if status == "missing":
             raise WorkflowNotFound(
                 f"there is no update {self.update_id!r} of a workflow {self.workflow_id or self.run_id!r}, or this "
@@ -121,11 +122,11 @@ class UpdateHandle(Generic[R]):
                 f"the workflow {self.workflow_id or self.run_id!r} ended before {self._described()} was answered. Let "
                 "its code await durable.wait_condition(durable.all_handlers_finished) before it ends"
             )
-        if status == "rejected":
-            raise failure_from_json(failure or {}, UpdateRejected, update_id=self.update_id)
         if failure is not None:
-            raise failure_from_json(failure, UpdateFailed, update_id=self.update_id)
-        return None if payload is None else loads(payload)
+            failure = self.broker.codecs.open_facts({"failure": failure})["failure"]
+            kind = UpdateRejected if status == "rejected" else UpdateFailed
+            raise failure_from_json(failure, kind, update_id=self.update_id)
+        return None if payload is None else loads(self.broker.codecs.decode(payload, what))
 
     def _described(self) -> str:
         return f"the update {self._name!r} ({self.update_id})" if self._name else f"the update {self.update_id!r}"
@@ -260,23 +261,23 @@ class Asking:
         check_name(name, "an update's name")
         update_id = str(uuid.uuid4()) if update_id is None else check_name(update_id, "an update's id")
         _not_here(f"ask for the update {name!r}")
-        payload = encode_call(args, {}, None, name)
+        payload = self.broker.codecs.encode(encode_call(args, {}, None, name), f"the arguments of the update {name!r}")
         request = RequestUpdate(_key(self.run_id), self._workflow_id, update_id, name, payload)
         _, run_id = self.broker.commit.submit(request)
         return UpdateHandle(self.broker, self._workflow_id, str(uuid.UUID(bytes=run_id)), update_id, name)
 
     def _stack(self) -> str | None:
-        """Where the run's code waits; None where no worker tells."""
+        """Where the run's code waits; None where no worker tells, for whatever reason."""
         if riding.get() is not None:
             return None
-        ask = _Query(self, STACK, (), STACK_PATIENCE, heard=True)
-        self._read(ask.ask)
-        if ask.query_id is None:
+        try:
+            ask = _Query(self, STACK, (), STACK_PATIENCE, heard=True)
+            self._read(ask.ask)
+            if ask.query_id is None:
+                return None
+            return cast(str, ask.outcome(Watch.of(self.broker, find_answers).wait(ask.query_id, ask.seconds)))
+        except DurableError:
             return None
-        row = Watch.of(self.broker, find_answers).wait(ask.query_id, ask.seconds)
-        if row is None:
-            self._read(ask.withdraw)
-        return None if row is None or row[0] is None else cast(str, loads(row[0]))
 
     def _read(self, call: Callable[[Any], Any]) -> Any:
         raise NotImplementedError
@@ -293,7 +294,9 @@ class _Query:
     ) -> None:
         self.handle = handle
         self.name = check_name(name, "a query's name")
-        self.payload = encode_call(args, {}, None, name)
+        self.payload = handle.broker.codecs.encode(
+            encode_call(args, {}, None, name), f"the arguments of the query {name!r}"
+        )
         self.seconds = _seconds(timeout)
         self.heard = heard
         self.query_id: bytes | None = None
@@ -332,9 +335,10 @@ class _Query:
                 f"{self.queue_name!r}; {why}"
             )
         payload, failure = row
+        codecs = self.handle.broker.codecs
         if failure is not None:
-            raise failure_from_json(failure, QueryFailed)
-        return None if payload is None else loads(payload)
+            raise failure_from_json(codecs.open_facts({"failure": failure})["failure"], QueryFailed)
+        return None if payload is None else loads(codecs.decode(payload, f"the answer of the query {self.name!r}"))
 
 
 def find_answers(

@@ -59,7 +59,7 @@ def start_run(
         options.delay_ms,
         broker.codecs.seal_json(options.facts()),
     )
-    brought = _brought(options)
+    brought = _brought(broker, options)
     operation = StartRun(*start) if brought is None else StartRunWith(*start, **brought)
     # Which run it is may be known only later (inside `async with using(...)`); until then, whichever has the id.
     handle = WorkflowHandle(
@@ -78,11 +78,12 @@ def start_run(
     return handle
 
 
-def _brought(options: WorkflowOptions) -> dict[str, Any] | None:
+def _brought(broker: DurableBroker, options: WorkflowOptions) -> dict[str, Any] | None:
     """What a run is told in the transaction that starts it."""
     if options.with_signal is not None:
         name, payload = options.with_signal
-        data = None if payload is None else encode(payload, f"the payload of the signal {name!r}")
+        what = f"the payload of the signal {name!r}"
+        data = None if payload is None else broker.codecs.encode(encode(payload, what), what)
         return {
             "with_type": events.SIGNAL_RECEIVED,
             "with_name": name,
@@ -100,7 +101,9 @@ def _brought(options: WorkflowOptions) -> dict[str, Any] | None:
     return {
         "with_type": events.UPDATE_REQUESTED,
         "with_name": name,
-        "with_payload": encode_call(tuple(args), {}, None, name),
+        "with_payload": broker.codecs.encode(
+            encode_call(tuple(args), {}, None, name), f"the arguments of the update {name!r}"
+        ),
         "with_key": options.update_id or str(uuid.uuid4()),
     }
 
