@@ -14,7 +14,6 @@ from dramatiq.rate_limits import RateLimiterBackend
 from .delivery import current_delivery
 from .errors import ForbiddenInWorkflow
 from .place import Place, time_to_live
-from .procedures import Procedures
 from .watch import Watch
 from .workflow.replay import current
 
@@ -80,7 +79,7 @@ class PostgresBackend(RateLimiterBackend):
     def wait(self, key: str, timeout: int | None) -> bool:
         """Wait until a key is notified, for so many milliseconds (None: for ever); answers whether it was."""
         event = _event(key)
-        watch = Watch.of(self.place.broker, Procedures.get_results)
+        watch = Watch.of(self.place.broker)
         return watch.wait((event, None), None if timeout is None else timeout / 1000) is not None
 
     def wait_notify(self, key: str, ttl: int) -> None:

@@ -21,7 +21,6 @@ from .delivery import MAX_PAYLOAD, current_delivery
 from .errors import ForbiddenInWorkflow, NotEncodable, PayloadTooLarge
 from .operations import Result
 from .place import Place, time_to_live
-from .procedures import Procedures
 from .watch import Watch
 from .workflow.replay import current
 
@@ -85,7 +84,7 @@ class PostgresBackend(ResultBackend):
                 raise ResultMissing(message)
             return self.unwrap_result(self.encoder.decode(found[wanted]))
         seconds = (DEFAULT_TIMEOUT if timeout is None else timeout) / 1000
-        value = Watch.of(self.place.broker, Procedures.get_results).wait(wanted, seconds)
+        value = Watch.of(self.place.broker).wait(wanted, seconds)
         if value is None:
             raise ResultTimeout(message)
         return self.unwrap_result(self.encoder.decode(value))

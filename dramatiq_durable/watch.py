@@ -19,7 +19,7 @@ import psycopg
 
 from .database import translate
 from .errors import DatabaseUnavailable
-from .procedures import Procedures
+from .procedures import Procedures, Wanted
 
 if TYPE_CHECKING:
     from .broker import DurableBroker
@@ -42,6 +42,13 @@ IDLE = 10.0
 
 #: How long a caller sleeps at a stretch, in seconds: time limits and shutdowns interrupt it only in between.
 STRETCH = 0.5
+
+
+def find_results(
+    procedures: Procedures, conn: Any, wanted: Sequence[Wanted], channel: bytes | None, wait: int
+) -> dict[Wanted, bytes]:
+    """Those of these results that are there."""
+    return procedures.get_results(conn, wanted, channel, wait)
 
 
 class _Wish:
@@ -73,7 +80,7 @@ class _Wish:
 class Watch:
     """What the threads of this process wait for, of one kind and in one namespace."""
 
-    def __init__(self, broker: DurableBroker, find: Find) -> None:
+    def __init__(self, broker: DurableBroker, find: Find = find_results) -> None:
         self._broker = broker
         self._look_for = find
         self._channel = uuid.uuid4().bytes
@@ -85,9 +92,9 @@ class Watch:
         broker.listen(f"durable:c{uuid.UUID(bytes=self._channel)}", self._on_notify)
 
     @classmethod
-    def of(cls, broker: DurableBroker, find: Find) -> Watch:
-        """The one of this process for what a module-level function finds; a forked child makes its own."""
-        return broker.shared(f"watch {find.__module__}.{find.__qualname__}", lambda: cls(broker, find))
+    def of(cls, broker: DurableBroker, find: Find = find_results) -> Watch:
+        """The one of this process for what a function finds; a forked child makes its own."""
+        return broker.shared(f"watch {find.__name__}", lambda: cls(broker, find))
 
     @property
     def channel(self) -> bytes:

@@ -345,7 +345,7 @@ class Environment:
 
 def _told(options: WorkflowOptions) -> Event | None:
     """What a run is told with its start."""
-    brought = _brought(options)
+    brought = _brought(Codecs(), options)
     if brought is None:
         return None
     type, key = brought["with_type"], brought["with_key"]

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dramatiq import Message
 
-from ..delivery import Delivery
-from ..topics import EVENT
+from ..delivery import EVENT, Delivery
 from ..workflow import events
 from ..workflow.commands import EmitTopic
 from ..workflow.converter import loads

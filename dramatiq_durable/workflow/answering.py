@@ -78,7 +78,8 @@ class Answerer:
             execution = self._bring_back(workflow, delivery, row, live)
             if live and run.execution is None:
                 run.execution, keep = execution, True
-        answer, failure = execution.handlers.query(name, payload)
+        codecs = self._broker.codecs
+        answer, failure = execution.handlers.query(name, codecs.decode(payload, f"the arguments of the query {name!r}"))
         if not keep:
             execution.evict()
             if not live:

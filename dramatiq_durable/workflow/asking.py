@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from ..durations import Duration, parse_duration
 from ..errors import (
-    CodecFailed,
     DurableError,
     QueryFailed,
     QueryTimedOut,
@@ -113,7 +112,7 @@ class UpdateHandle(Generic[R]):
 
     def _outcome(self, row: tuple[Any, ...]) -> Any:
         status, payload, failure = row
-        failure = _opened(self.broker, failure)
+        what = f"the answer of {self._described()}"
         if status == "missing":
             raise WorkflowNotFound(
                 f"there is no update {self.update_id!r} of a workflow {self.workflow_id or self.run_id!r}, or this "
@@ -124,11 +123,11 @@ class UpdateHandle(Generic[R]):
                 f"the workflow {self.workflow_id or self.run_id!r} ended before {self._described()} was answered. Let "
                 "its code await durable.wait_condition(durable.all_handlers_finished) before it ends"
             )
-        if status == "rejected":
-            raise failure_from_json(failure or {}, UpdateRejected, update_id=self.update_id)
         if failure is not None:
-            raise failure_from_json(failure, UpdateFailed, update_id=self.update_id)
-        return _value(self.broker, payload, f"the result of {self._described()}")
+            failure = self.broker.codecs.open_facts({"failure": failure})["failure"]
+            kind = UpdateRejected if status == "rejected" else UpdateFailed
+            raise failure_from_json(failure, kind, update_id=self.update_id)
+        return None if payload is None else loads(self.broker.codecs.decode(payload, what))
 
     def _described(self) -> str:
         return f"the update {self._name!r} ({self.update_id})" if self._name else f"the update {self.update_id!r}"
@@ -269,20 +268,16 @@ class Asking:
         return UpdateHandle(self.broker, self._workflow_id, str(uuid.UUID(bytes=run_id)), update_id, name)
 
     def _stack(self) -> str | None:
-        """Where the run's code waits; None where no worker tells."""
+        """Where the run's code waits; None where no worker tells, for whatever reason."""
         if riding.get() is not None:
             return None
-        ask = _Query(self, STACK, (), STACK_PATIENCE, heard=True)
-        self._read(ask.ask)
-        if ask.query_id is None:
-            return None
-        row = Watch.of(self.broker, find_answers).wait(ask.query_id, ask.seconds)
-        if row is None:
-            self._read(ask.withdraw)
-            return None
         try:
-            return cast("str | None", _value(self.broker, row[0], "where the code waits"))
-        except CodecFailed:
+            ask = _Query(self, STACK, (), STACK_PATIENCE, heard=True)
+            self._read(ask.ask)
+            if ask.query_id is None:
+                return None
+            return cast(str, ask.outcome(Watch.of(self.broker, find_answers).wait(ask.query_id, ask.seconds)))
+        except DurableError:
             return None
 
     def _read(self, call: Callable[[Any], Any]) -> Any:

@@ -20,6 +20,7 @@ from .options import check_call
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
+    from ..codecs import Codecs
     from .definition import Workflow
     from .options import WorkflowOptions
 
@@ -59,7 +60,7 @@ def start_run(
         options.delay_ms,
         broker.codecs.seal_json(options.facts()),
     )
-    brought = _brought(broker, options)
+    brought = _brought(broker.codecs, options)
     operation = StartRun(*start) if brought is None else StartRunWith(*start, **brought)
     # Which run it is may be known only later (inside `async with using(...)`); until then, whichever has the id.
     handle = WorkflowHandle(
@@ -78,12 +79,12 @@ def start_run(
     return handle
 
 
-def _brought(broker: DurableBroker, options: WorkflowOptions) -> dict[str, Any] | None:
+def _brought(codecs: Codecs, options: WorkflowOptions) -> dict[str, Any] | None:
     """What a run is told in the transaction that starts it."""
     if options.with_signal is not None:
         name, payload = options.with_signal
         what = f"the payload of the signal {name!r}"
-        data = None if payload is None else broker.codecs.encode(encode(payload, what), what)
+        data = None if payload is None else codecs.encode(encode(payload, what), what)
         return {
             "with_type": events.SIGNAL_RECEIVED,
             "with_name": name,
@@ -101,7 +102,9 @@ def _brought(broker: DurableBroker, options: WorkflowOptions) -> dict[str, Any] 
     return {
         "with_type": events.UPDATE_REQUESTED,
         "with_name": name,
-        "with_payload": broker.codecs.encode(encode_call(tuple(args), {}, None, name), f"the arguments of {name!r}"),
+        "with_payload": codecs.encode(
+            encode_call(tuple(args), {}, None, name), f"the arguments of the update {name!r}"
+        ),
         "with_key": options.update_id or str(uuid.uuid4()),
     }
 

@@ -27,10 +27,6 @@ BEGIN
             PERFORM {schema}.wake_followers(p_run);
         WHEN 'UpdateAccepted', 'UpdateCompleted', 'UpdateRejected' THEN
             PERFORM {schema}.note_update(p_run, p_event, p_type, p_attributes);
-        WHEN 'SignalSent' THEN
-            PERFORM {schema}.send_to_run(p_run, 'SignalReceived', p_seq, p_name, p_payload, p_attributes);
-        WHEN 'CancelSent' THEN
-            PERFORM {schema}.send_to_run(p_run, 'CancelRequested', p_seq, NULL, NULL, p_attributes);
         WHEN 'ChildStartAwaited' THEN
             PERFORM {schema}.confirm_child(p_run, p_seq, (p_attributes ->> 'child')::int);
     END CASE;

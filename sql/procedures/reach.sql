@@ -61,7 +61,7 @@ BEGIN
 END
 $$;
 
--- Internal: a step of p_run sends another run (or itself) a signal or a cancel: the live one that has the workflow id, or
+-- Internal: a step of p_run sends another run (or itself) a signal or a cancel (p_type: SignalSent, CancelSent): the live one that has the workflow id, or
 -- (child) the one behind the command that started a child.  What became of it is news for p_run: MessageDelivered, or
 -- MessageFailed with the reason closed or missing.  Foreign and missing look the same: a workflow id is looked up with the
 -- rights of the login whose worker takes the step.
@@ -111,11 +111,14 @@ BEGIN
     ELSIF v_status <> 'running' THEN
         v_reason := 'closed';
     ELSE
-        INSERT INTO {schema}.inbox (run_id, type, name, payload) VALUES (v_to, p_type, p_name, p_payload);
+        INSERT INTO {schema}.inbox (run_id, type, name, payload)
+        VALUES (v_to, CASE p_type WHEN 'SignalSent' THEN 'SignalReceived' ELSE 'CancelRequested' END, p_name, p_payload);
     END IF;
+    -- One that has closed with this step needs no news.
     INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
-    VALUES (p_run, CASE WHEN v_reason IS NULL THEN 'MessageDelivered' ELSE 'MessageFailed' END, p_seq, p_name,
-            json_strip_nulls(json_build_object('reason', v_reason)));
+    SELECT p_run, CASE WHEN v_reason IS NULL THEN 'MessageDelivered' ELSE 'MessageFailed' END, p_seq, p_name,
+           json_strip_nulls(json_build_object('reason', v_reason))
+    FROM {schema}.run r WHERE r.run_id = p_run AND r.status = 'running';
     PERFORM {schema}.add_tasks(ARRAY(SELECT DISTINCT t FROM unnest(ARRAY[p_run] || CASE WHEN v_reason IS NULL THEN v_to END) t));
 END
 $$;

@@ -168,7 +168,7 @@ DECLARE
     -- Events that bring something about: see carry_out().
     v_eventful constant text[] := ARRAY[
         'SearchUpserted', 'EntityChanged', 'TopicEmitted', 'OutputWritten', 'ChildStartAwaited', 'ActivityCancelled',
-        'ActivityCancelRequested', 'UpdateAccepted', 'UpdateCompleted', 'UpdateRejected', 'SignalSent', 'CancelSent',
+        'ActivityCancelRequested', 'UpdateAccepted', 'UpdateCompleted', 'UpdateRejected',
         'EscalationOpened', 'EscalationTimedOut', 'EscalationWithdrawn'];
     i int;
 BEGIN
@@ -358,20 +358,30 @@ BEGIN
         END LOOP;
     END IF;
 
-    FOR i IN 1 .. cardinality(p_cancel_seq) LOOP
-        CONTINUE WHEN v_ok[p_cancel_step[i]] IS NOT TRUE;
-        v_told := v_told || {schema}.tell_child(
-            v_run[p_cancel_step[i]], p_cancel_seq[i], 'CancelRequested', NULL, NULL, NULL);
-    END LOOP;
-    IF cardinality(v_told) > 0 THEN
-        PERFORM {schema}.add_tasks(v_told);
-    END IF;
-
     FOR i IN 1 .. v_steps LOOP
         IF v_ok[i] AND p_close[i] IS NOT NULL THEN
             PERFORM {schema}.after_close(v_run[i]);
         END IF;
     END LOOP;
+
+    -- What is said to other runs, once it is clear which of this call's runs have closed, and which go on for them.
+    FOR i IN 1 .. cardinality(p_cancel_seq) LOOP
+        CONTINUE WHEN v_ok[p_cancel_step[i]] IS NOT TRUE;
+        v_told := v_told || {schema}.tell_child(
+            v_run[p_cancel_step[i]], p_cancel_seq[i], 'CancelRequested', NULL, NULL, NULL);
+    END LOOP;
+    IF p_event_type && ARRAY['SignalSent', 'CancelSent'] THEN
+        FOR i IN 1 .. cardinality(p_event_type) LOOP
+            IF v_ok[p_event_step[i]] AND p_event_type[i] IN ('SignalSent', 'CancelSent') THEN
+                PERFORM {schema}.send_to_run(
+                    v_run[p_event_step[i]], p_event_type[i], p_event_seq[i], p_event_name[i], p_event_payload[i],
+                    p_event_attributes[i]::json);
+            END IF;
+        END LOOP;
+    END IF;
+    IF cardinality(v_told) > 0 THEN
+        PERFORM {schema}.add_tasks(v_told);
+    END IF;
     -- What was handed out eagerly wakes nobody.
     IF cardinality(v_woken) > 0 THEN
         PERFORM {schema}.wake(v_woken);

@@ -112,7 +112,7 @@ def test_without_notifications_everything_arrives(
     start_worker(broker)
     messages = [answer.send(n) for n in range(4)]
     waiting = [in_thread(lambda m=m: m.get_result(backend=backend, block=True, timeout=20_000)) for m in messages]  # type: ignore[misc]
-    wait_until(lambda: len(broker.shared("watch", lambda: watch.Watch(broker))._wishes) == 4)
+    wait_until(lambda: len(watch.Watch.of(broker)._wishes) == 4)
     go.set()
     assert [join() for join in waiting] == [0, 1, 2, 3]
     assert waiters(rows) == 0

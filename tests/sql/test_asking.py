@@ -179,6 +179,25 @@ def test_a_step_sends_signals_and_hears_what_became_of_them(db: Session) -> None
     ]
 
 
+def test_a_signal_reaches_who_goes_on_in_the_same_call(db: Session) -> None:
+    run, worker = begin(db, "sender")
+    _, to = db.start(worker.streams[0], "receiver")
+    worker.ack(worker.one())
+    db.post(run)
+    db.post(to)
+    task, other = worker.claim(2)
+    if task.run_id != run:
+        task, other = other, task
+    goes_on = step(other, 1, ("WorkflowContinuedAsNew", None, "wf", b"{}", {"facts": {}}))
+    goes_on.close, goes_on.inbox = "continued_as_new", inbox_ids(db, to)
+    sent = step(task, 1, ("SignalSent", 1, "go", b"1", {"workflow_id": "receiver"}), ("WorkflowCompleted",))
+    sent.close, sent.inbox = "completed", inbox_ids(db, run)
+    assert worker.advance(sent, goes_on) == ["ok", "ok"]
+    assert [row[1:4] for row in db.inbox(derived(to, "next"))] == [("SignalReceived", None, "go")]
+    # Who has closed needs no news.
+    assert db.inbox(run) == []
+
+
 def test_a_step_waits_for_nobody_who_closes_the_other_run(db: Session, connect: Callable[..., Session]) -> None:
     run, worker = begin(db, "sender")
     _, to = db.start(worker.streams[0], "receiver")

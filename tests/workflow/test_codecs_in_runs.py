@@ -352,3 +352,52 @@ def test_runs_that_go_on_for_others(make_broker: MakeBroker, database_url: str) 
         assert again.result(timeout=30) == [expected[0], f"{SECRET} signal", *expected[1:]]
     assert len(tries) == 2
     assert SECRET not in readable(database_url)
+
+
+def test_updates_queries_and_what_comes_with_a_start(database_url: str, make_broker: MakeBroker) -> None:
+    broker = make_broker(codecs=[encrypt()])
+
+    @durable.workflow(broker=broker, queue_name="runs")
+    async def keeps() -> list[str]:
+        kept: list[str] = []
+
+        def check(value: str) -> None:
+            if value in kept:
+                raise ValueError(f"{value} is there")
+
+        @durable.on_update("keep", validator=check)
+        def keep(value: str) -> str:
+            if value == f"{SECRET}-odd":
+                raise LookupError(value)
+            kept.append(value)
+            return f"{value} is kept"
+
+        durable.on_signal("note")(kept.append)
+        durable.on_query("kept")(lambda: kept)
+
+        @durable.on_query("fail")
+        def fail(value: str) -> None:
+            raise KeyError(value)
+
+        await durable.wait_for_signal("end")
+        return kept
+
+    secret = f"{SECRET}-1"
+    handle = keeps.options(workflow_id="k", with_update=("keep", secret), update_id="u").start()
+    keeps.options(workflow_id="k", with_signal=("note", f"{SECRET}-2")).start()
+    query = threading.Thread(target=lambda: handle.query("kept", timeout=20))
+    query.start()
+    wait_until(lambda: b"kept" in readable(database_url).encode(), message="the query waits")
+    with working(broker, "runs"):
+        query.join()
+        assert handle.get_update().result(timeout=10) == f"{secret} is kept"
+        assert handle.query("kept") == [secret, f"{SECRET}-2"]
+        with pytest.raises(durable.UpdateRejected, match=f"{secret} is there"):
+            handle.update("keep", secret, timeout=10)
+        with pytest.raises(durable.UpdateFailed, match=f"{SECRET}-odd"):
+            handle.update("keep", f"{SECRET}-odd", timeout=10)
+        with pytest.raises(durable.QueryFailed, match=SECRET) as caught:
+            handle.query("fail", SECRET)
+        assert caught.value.type == "KeyError"
+        assert "wait_for_signal" in (handle.describe().stack or "")
+        assert SECRET not in readable(database_url)
