@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..codecs import Codecs
 from ..durations import Duration
 from ..errors import QueryFailed, QueryTimedOut, Timeout, WorkflowClosed
 from ..workflow import events
@@ -46,6 +47,10 @@ class EnvironmentUpdate(UpdateHandle[Any]):
     ) -> None:
         super().__init__(None, workflow_id, run_id, update_id, name)  # type: ignore[arg-type]
         self._environment = environment
+
+    @property
+    def _codecs(self) -> Codecs:
+        return Codecs()
 
     def _wait(self, stage: str, timeout: Duration | None) -> tuple[Any, ...]:
         outside_of_workflows(f"wait for the update {self.update_id!r}")

@@ -11,6 +11,7 @@ from dramatiq import Message
 from dramatiq.middleware import Interrupt, Retries
 
 from ..attempt import judge
+from ..codecs import Codecs
 from ..delivery import Delivery, current_delivery
 from ..errors import DurableError, NotEncodable, PayloadTooLarge
 from ..operations import Beat, Defer, Operation
@@ -166,6 +167,8 @@ class Stage:
     """What a delivery of an environment has for a broker: enough to decide on retries, and to take heartbeats."""
 
     claimer = None
+    #: What an attempt says goes to nobody.
+    codecs = Codecs()
 
     def __init__(self, of: Performing) -> None:
         self._of = of

@@ -30,6 +30,7 @@ from .names import check_name
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
+    from ..codecs import Codecs
 
 R = TypeVar("R")
 
@@ -124,10 +125,14 @@ class UpdateHandle(Generic[R]):
                 "its code await durable.wait_condition(durable.all_handlers_finished) before it ends"
             )
         if failure is not None:
-            failure = self.broker.codecs.open_facts({"failure": failure})["failure"]
+            failure = self._codecs.open_facts({"failure": failure})["failure"]
             kind = UpdateRejected if status == "rejected" else UpdateFailed
             raise failure_from_json(failure, kind, update_id=self.update_id)
-        return None if payload is None else loads(self.broker.codecs.decode(payload, what))
+        return None if payload is None else loads(self._codecs.decode(payload, what))
+
+    @property
+    def _codecs(self) -> Codecs:
+        return self.broker.codecs
 
     def _described(self) -> str:
         return f"the update {self._name!r} ({self.update_id})" if self._name else f"the update {self.update_id!r}"
