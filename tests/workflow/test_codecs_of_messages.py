@@ -103,7 +103,7 @@ def test_updates_queries_and_signals(make_broker: MakeBroker, database_url: str)
         handle.signal("end", f"{SECRET} end")
         assert handle.result(timeout=30)[-1] == f"{SECRET} end"
         assert handle.query("find", f"{SECRET} end") == [f"{SECRET} end"]
-        assert met == ["note", "note"]
+        assert set(met) == {"note"}  # as often as the code was brought back
         with pytest.raises(durable.CodecFailed, match="'aes-gcm', and this broker does not know it"):
             durable.get_handle("o", broker=make_broker()).get_update("u-1").result()
         # Asked without the codecs, it is answered with them.
