@@ -55,3 +55,6 @@ CREATE TABLE {schema}.topic_event (
     sent boolean NOT NULL DEFAULT false,
     PRIMARY KEY (subscription_id, run_id, event_id)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0);
+
+-- Whether few or many runs have ids with a prefix decides by which index a list is made.
+ALTER TABLE {schema}.run ALTER COLUMN workflow_id SET STATISTICS 1000;
