@@ -54,7 +54,8 @@ class Processing(Broker):
             self._lost(delivery)
         options = delivery.options
         limits = options[LIMITS]
-        if self.claimer is not None and min(limits.get("start_to_close", 1000), limits.get("heartbeat", 1000)) < 1000:
+        soonest = min(limits.get(name, 1000) for name in ("start_to_close", "schedule_to_close", "heartbeat"))
+        if self.claimer is not None and soonest < 1000:
             # Its alarm may go off before this process would look by itself.
             self.claimer.wake()
         if delivery.attempt > 1 and retry.OPTION not in options:

@@ -127,6 +127,16 @@ def test_schedule_to_close_ends_the_retries(broker: durable.DurableBroker, start
     assert attempt > 2
 
 
+def test_a_short_schedule_to_close_is_in_time(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
+    @durable.activity
+    def slow() -> None:
+        time.sleep(0.8)
+
+    run = trying(slow, schedule_to_close=0.15)
+    start_worker()
+    assert run.start().result(timeout=15)[:2] == ["Timeout", "schedule_to_close"]
+
+
 def test_schedule_to_close_interrupts_what_runs(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     interrupted = threading.Event()
 
