@@ -6,8 +6,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dramatiq.middleware.time_limit import _CtypesTimeoutManager
 
 from dramatiq_durable import embedded
 from tests.support import postgres
@@ -15,6 +17,24 @@ from tests.support.processes import Processes
 
 # The processes of a run find each other by this: workers of pytest-xdist inherit the environment.
 SHARED = "DRAMATIQ_DURABLE_TEST_SHARED"
+
+
+@pytest.fixture(autouse=True)
+def no_deadlines_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Dramatiq's time limits stay behind when a worker's thread ends in the middle of a message; ten minutes later they
+    would hit whatever thread has its number then."""
+    made: list[Any] = []
+    begin = _CtypesTimeoutManager.start
+
+    def start(manager: Any) -> None:
+        made.append(manager)
+        begin(manager)
+
+    monkeypatch.setattr(_CtypesTimeoutManager, "start", start)
+    yield
+    for manager in made:
+        with manager.mu:
+            manager.deadlines.clear()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -425,6 +425,8 @@ RETURNS TABLE (
     run_id uuid, workflow_id text, name text, queue_name text, status text, started_at timestamptz, closed_at timestamptz,
     last_event int, parent_run_id uuid, memo text, task_failure text, parent_workflow_id text, next_run_id uuid)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+-- The end of a chain is the last of an index, however long the chain is.
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 AS $$
 DECLARE
     v_run {schema}.run := {schema}.find_run(p_run, p_workflow_id);
