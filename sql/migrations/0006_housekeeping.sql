@@ -8,6 +8,3 @@ UPDATE {schema}.dead_letter SET attempt = attempt - 1 WHERE reason = 'poison' AN
 
 -- Which runs closed long ago.  No step of a run but its last changes this column.
 CREATE INDEX run_by_close ON {schema}.run (closed_at, run_id) WHERE closed_at IS NOT NULL;
-
--- Which runs that are not over have this parent.
-CREATE INDEX run_open_children ON {schema}.run (parent_run_id) WHERE status = 'running' AND parent_run_id IS NOT NULL;
