@@ -291,6 +291,7 @@ BEGIN
     INSERT INTO {schema}.event (run_id, event_id, type, at, attributes)
     VALUES (p_run, v_run.last_event + 1, p_event, date_trunc('milliseconds', clock_timestamp()), json_build_object('reason', p_reason));
     PERFORM {schema}.after_close(p_run);
+    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     RETURN 'ok';
 END
 $$;
@@ -323,7 +324,8 @@ $$;
 
 -- Internal: what follows from the end of a run.  Its last event is the closing one.
 -- Its queued work is dropped, its children are treated as their parent_close says, another run goes on for it or else its
--- parent and its followers get the outcome, and whoever waits for it is notified.
+-- parent and its followers get the outcome, and whoever waits for it is notified.  Whom it follows itself is the caller's to
+-- forget: its last step may have something to say to them.
 CREATE FUNCTION {schema}.after_close(p_run uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -386,7 +388,6 @@ BEGIN
         END LOOP;
     END IF;
     PERFORM {schema}.cancel_escalations(p_run);
-    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     PERFORM {schema}.tell_update(coalesce(v_run.first_run_id, p_run), NULL, false);
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
