@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +10,7 @@ import dramatiq
 import pytest
 
 import dramatiq_durable as durable
+from dramatiq_durable.testing import Replayer
 from tests.support import wait_until
 
 StartWorker = Callable[..., dramatiq.Worker]
@@ -110,23 +111,18 @@ def test_a_reset_at_a_message_that_came_when_the_code_had_ended(
 
     at_once = work.options(with_signal=("note", "n")).start(False)
     updated = work.options(with_update=("enter", "u")).start(False)
-    later = work.options(with_signal=("go", None)).start(True)
+    both = work.options(with_signal=("go", None)).start(True)
+    both.signal("note", "with it")
     # Its code ends with one signal, and an update comes with it.
-    update = None
-
-    def ask() -> None:
-        nonlocal update
-        update = later.update("enter", "late", update_id="late", wait="accepted", timeout=20)
-
-    import threading
-
-    asking = threading.Thread(target=ask)
+    later = work.options(with_signal=("go", None)).start(True)
+    asking = threading.Thread(target=lambda: later.update("enter", "late", wait="accepted", timeout=20))
     asking.start()
     wait_until(lambda: _waits(broker, "UpdateRequested") == 2)
     start_worker()
     asking.join()
     assert at_once.result(timeout=10) == ["n"]
     assert updated.result(timeout=10) == ["u"]
+    assert both.result(timeout=10) == ["with it"]
     assert later.result(timeout=10) == ["late"]
     assert types(later) == [
         "WorkflowStarted", "SignalReceived", "UpdateAccepted", "UpdateCompleted", "WorkflowCompleted"
@@ -135,15 +131,16 @@ def test_a_reset_at_a_message_that_came_when_the_code_had_ended(
         (at_once, "SignalReceived", ["n"]),
         (updated, "UpdateAccepted", ["u"]),
         (later, "UpdateAccepted", ["late"]),
+        (both, "SignalReceived", ["with it"]),
     ):
-        again = handle.reset(event(handle, type))
+        again = handle.reset(event(handle, type, -1))
         assert again.result(timeout=10) == result
         assert types(again)[-1] == "WorkflowCompleted"
         # It is so for a worker that loads it, too, and after another reset.
         broker.runner.cache.clear()
-        third = again.reset(event(again, type))
+        third = again.reset(event(again, type, -1))
         assert third.result(timeout=10) == result
-        durable.testing.Replayer([work]).replay(third.export())
+        Replayer([work]).replay(third.export())
 
 
 def _waits(broker: durable.DurableBroker, type: str) -> int:
