@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dramatiq
@@ -164,7 +165,7 @@ def test_a_reset_of_an_earlier_run_gives_what_its_followers_were_sent(
             if seen[-1] == "end":
                 return seen
 
-    start_worker()
+    worker = start_worker()
     handle = collect.options(workflow_id="c").start([], 0)
     runs = [handle]
     for n in range(3):
@@ -176,9 +177,51 @@ def test_a_reset_of_an_earlier_run_gives_what_its_followers_were_sent(
             run_id = durable.get_handle("c").describe().run_id
             runs.append(durable.get_handle(run_id=run_id))
             wait_until(lambda n=n: types(runs[-1]).count("SignalReceived") == n + 1)
+    worker.stop()
+    durable.get_handle("c").signal("n", 3)  # its run has not been given it
     again = handle.reset(1)
-    # It is given "turn" twice more, and the run after it, and 0, 1, 2, each once.
-    for _ in range(1):
-        durable.get_handle("c").signal("turn")
+    # "turn" was said twice: the third run of its own waits for it.
+    durable.get_handle("c").signal("turn")
     durable.get_handle("c").signal("n", "end")
-    assert again.result(timeout=10) == [0, 1, 2, "end"]
+    start_worker()
+    assert again.result(timeout=10) == [0, 1, 2, 3, "end"]
+    assert handle.result(timeout=10) == [0, 1, 2, 3, "end"]
+
+
+def test_a_reset_of_an_earlier_attempt_keeps_what_the_next_one_was_to_be_given(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    broken = True
+
+    @durable.workflow
+    async def work() -> list[Any]:
+        seen: list[Any] = []
+
+        @durable.on_update("add")
+        def add(n: int) -> int:
+            seen.append(n)
+            return len(seen)
+
+        durable.on_signal("n")(seen.append)
+        await durable.wait_for_signal("go")
+        if broken:
+            raise ValueError("a bug")
+        await durable.wait_condition(lambda: len(seen) >= 4)
+        return seen
+
+    start_worker()
+    handle = work.options(workflow_id="w", retry=durable.RetryPolicy(initial_interval=3600)).start()
+    handle.signal("n", 1)
+    handle.signal("go")
+    wait_until(lambda: handle.status() == "failed")
+    by_id = durable.get_handle("w")
+    handle.signal("n", 2)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(handle.update, "add", 3, timeout=20)
+        wait_until(lambda: _waits(broker, "UpdateRequested") == 1)
+        handle.signal("n", 4)
+        broken = False
+        again = handle.reset(event(handle, "SignalReceived", 1))
+        assert answer.result() == 3
+    assert again.result(timeout=10) == [1, 2, 3, 4]
+    assert by_id.describe().run_id == again.run_id
