@@ -225,3 +225,37 @@ def test_a_reset_of_an_earlier_attempt_keeps_what_the_next_one_was_to_be_given(
         assert answer.result() == 3
     assert again.result(timeout=10) == [1, 2, 3, 4]
     assert by_id.describe().run_id == again.run_id
+
+
+def test_the_step_of_the_event_comes_first_after_a_reset(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    """Before the signals that came later, and before the ends of children."""
+
+    @durable.activity
+    def nothing() -> None: ...
+
+    @durable.workflow
+    async def kid() -> None:
+        await durable.wait_for_signal("go")
+
+    @durable.workflow
+    async def parent() -> list[str]:
+        order: list[str] = []
+        durable.on_signal("note")(order.append)
+        child = kid.options(workflow_id="kid").start()
+        child.add_done_callback(lambda _: order.append("child"))
+        await nothing.execute()
+        order.append("activity")
+        await durable.wait_condition(lambda: len(order) >= 3)
+        return order
+
+    start_worker()
+    handle = parent.start()
+    wait_until(lambda: "ActivityCompleted" in types(handle))
+    handle.signal("note", "note")
+    wait_until(lambda: "SignalReceived" in types(handle))
+    durable.get_handle("kid").signal("go")
+    assert handle.result(timeout=10) == ["activity", "note", "child"]
+    again = handle.reset(event(handle, "ActivityCompleted"))
+    assert again.result(timeout=10) == ["activity", "note", "child"]
