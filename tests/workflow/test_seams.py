@@ -259,3 +259,27 @@ def test_the_step_of_the_event_comes_first_after_a_reset(
     assert handle.result(timeout=10) == ["activity", "note", "child"]
     again = handle.reset(event(handle, "ActivityCompleted"))
     assert again.result(timeout=10) == ["activity", "note", "child"]
+
+
+def test_an_update_that_ended_with_its_run_is_not_the_next_ones(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    """It was never given to the code: a reset does not bring it back, and whoever asks for it is told so at once."""
+
+    @durable.workflow
+    async def work() -> None:
+        durable.on_update("u")(lambda: None)
+        await durable.wait_for_signal("end")
+
+    worker = start_worker()
+    handle = work.start()
+    wait_until(lambda: handle.describe().history_length == 1 and _waits(broker, "WorkflowStarted") == 0)
+    worker.stop()
+    with pytest.raises(durable.Timeout):
+        handle.update("u", update_id="u", timeout=0.2)
+    handle.terminate()
+    again = handle.reset(1)
+    with pytest.raises(durable.WorkflowClosed):
+        again.get_update("u").result(timeout=5)
+    start_worker()
+    assert again.update("u", timeout=10) is None
