@@ -103,6 +103,11 @@ from .workflow.definition import (
     workflow,
     workflow_stub,
 )
+from .workflow.descriptions import (
+    Description,
+    HistoryEvent,
+    Pending,
+)
 from .workflow.entity import (
     Entity,
 )
@@ -110,9 +115,6 @@ from .workflow.escalating import (
     escalate,
 )
 from .workflow.handle import (
-    Description,
-    HistoryEvent,
-    Pending,
     WorkflowHandle,
 )
 from .workflow.info import (

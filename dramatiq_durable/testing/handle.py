@@ -20,10 +20,11 @@ from ..errors import (
 )
 from ..workflow import events
 from ..workflow.converter import decoders_of, encode
+from ..workflow.descriptions import Description, HistoryEvent, public
 from ..workflow.events import Event, described_failure
 from ..workflow.export import export_history
 from ..workflow.failures import failure_from_json
-from ..workflow.handle import Description, HistoryEvent, WorkflowHandle, _public, outside_of_workflows
+from ..workflow.handle import WorkflowHandle, outside_of_workflows
 from ..workflow.options import check_name
 from .asking import EnvironmentUpdate, ask, request_update
 from .looking import follow, pending_of, stack_of, state_of
@@ -78,7 +79,7 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         return Description(**told)
 
     def history(self) -> list[HistoryEvent]:
-        return [_public(e) for e in self._run().history]
+        return [public(e) for e in self._run().history]
 
     def export(self) -> str:
         """The run's history as JSON text, which a `Replayer` takes."""
