@@ -85,6 +85,12 @@ from .topics import (
 from .using import (
     using,
 )
+from .workflow.activities import (
+    Activity,
+    ActivityStub,
+    activity,
+    activity_stub,
+)
 from .workflow.asking import (
     UpdateHandle,
 )
@@ -95,11 +101,7 @@ from .workflow.continuing import (
     continue_as_new,
 )
 from .workflow.definition import (
-    Activity,
-    ActivityStub,
     Workflow,
-    activity,
-    activity_stub,
     workflow,
     workflow_stub,
 )

@@ -30,9 +30,10 @@ from .errors import ForbiddenInWorkflow, InvalidName, InvalidSchedule, ScheduleN
 from .firing import MOST_BYTES, Maker, to_ms
 from .operations import ControlSchedule, Due, FireByHand, SaveSchedule
 from .outgoing import operation_of
+from .workflow.activities import Activity, ActivityStub
 from .workflow.client import durable_broker
 from .workflow.converter import encode_call
-from .workflow.definition import Activity, ActivityStub, Workflow, global_broker
+from .workflow.definition import Workflow, global_broker
 from .workflow.options import Dispatch, WorkflowOptions, check_call, check_name
 from .workflow.replay import current
 

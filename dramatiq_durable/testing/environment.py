@@ -20,9 +20,10 @@ from ..durations import Duration, parse_duration
 from ..errors import DurableError, WorkflowAlreadyStarted
 from ..operations.activities import unknown_token
 from ..tokens import _parsed
+from ..workflow.activities import ActivityStub
 from ..workflow.client import _brought
 from ..workflow.converter import encode, encode_call
-from ..workflow.definition import ActivityStub, Workflow
+from ..workflow.definition import Workflow
 from ..workflow.events import ACTIVITY_COMPLETED, ACTIVITY_FAILED, UPDATE_REQUESTED, Event
 from ..workflow.failures import failure_to_json
 from ..workflow.interceptors import Interceptors, WorkflowInterceptor
