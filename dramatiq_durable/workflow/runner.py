@@ -25,6 +25,7 @@ from ..errors import (
     LeaseLost,
     Nondeterminism,
 )
+from ..incoming import delivery_of
 from ..operations import (
     Ack,
     Advance,
@@ -366,7 +367,7 @@ class Runner:
                 continue
             key = events.command_id(str(delivery.run_id), send.seq)
             row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload)
-            handed = self.broker.deliver(row)
+            handed = delivery_of(self.broker, row)
             if handed is not None:
                 claimer.take(handed)
 
