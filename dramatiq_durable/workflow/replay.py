@@ -200,11 +200,12 @@ class Execution(Inside):
         self.last_event_id += len(commands)
         return commands
 
-    def replay(self, history: Iterable[Event]) -> None:
+    def replay(self, history: Iterable[Event], more: bool = False) -> None:
         """Apply a recorded history, comparing every command with what the history says.
 
         Parameters:
           history: complete steps, from where this execution stands; a fresh one starts with event 1.
+          more(bool): a reset cut it here, and what the code was told next comes again.
 
         Raises:
           Nondeterminism: the code asks for less, for more, for something else or in another order.
@@ -223,8 +224,8 @@ class Execution(Inside):
                     if compared < len(commands):
                         raise Nondeterminism(event.event_id, "no more commands", describe(commands[compared]))
                     applied += 1
-                    more = applied < len(inputs) and inputs[applied] in events.MESSAGE_TYPES
-                    commands = self.apply(event, more)
+                    follows = inputs[applied] in events.PRECEDES_END if applied < len(inputs) else more
+                    commands = self.apply(event, follows)
                     compared = 0
                 else:
                     if event.type == events.PATCH_RECORDED and self.patches.are_behind(event, commands[compared:]):

@@ -252,7 +252,7 @@ class Runner:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
                 inbox.insert(0, (0, history[0]))
             else:
-                execution.replay(history)
+                execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
         committed = run.recorded and run.execution.last_event_id == row[6]
         return run.execution, inbox, committed
 
@@ -262,7 +262,7 @@ class Runner:
         advance = Advance(delivery.key, delivery.lease, uuid.UUID(str(delivery.run_id)).bytes, expected)
         try:
             for position, event in enumerate(news, 1):
-                more = position < len(news) and news[position].type in events.MESSAGE_TYPES
+                more = position < len(news) and news[position].type in events.PRECEDES_END
                 advance.given += 1
                 if event.type == events.UPDATE_REQUESTED:
                     step = self._admit(event, advance, execution, more)

@@ -29,8 +29,8 @@ END
 $$;
 
 -- Internal: a new run with its first event and its first task.  The run id is the first task's message id.
--- Answers 'started', or, when a live run has the workflow id (or a closed one and p_reuse forbids it), 'exists' and its
--- run id.  The same run id again is the same run: 'started'.
+-- Answers 'started', or, when a live run has the workflow id (or only a closed one and p_reuse forbids it), 'exists' and
+-- its run id.  The same run id again is the same run: 'started'.
 -- p_conflict: fail, use_existing, terminate_existing; p_reuse: allow, allow_failed, reject.
 -- p_options: what the run is started with beside its input, an object or NULL: it is the first event's attributes.
 CREATE FUNCTION {schema}.create_run(
@@ -45,9 +45,13 @@ DECLARE
     -- History's clock starts when the run may take its first step.
     v_due timestamptz := v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond';
     v_live uuid;
+    v_replaces boolean := false;
 BEGIN
     create_run.run_id := p_run;
-    IF p_reuse <> 'allow' THEN
+    -- Where a live run has the id, it is not about the closed ones.
+    IF p_reuse <> 'allow' AND NOT EXISTS (
+        SELECT 1 FROM {schema}.run r
+        WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status = 'running') THEN
         SELECT r.run_id INTO v_live FROM {schema}.run r
         WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status <> 'running' AND r.run_id <> p_run
           AND (p_reuse = 'reject' OR r.status = 'completed')
@@ -63,7 +67,7 @@ BEGIN
         VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'), p_options -> 'memo')
         ON CONFLICT DO NOTHING;
         IF FOUND THEN
-            IF p_reuse <> 'allow' THEN
+            IF p_reuse <> 'allow' AND NOT v_replaces THEN
                 -- The insert may have waited for the end of a run that was live when we looked.
                 SELECT r.run_id INTO v_live FROM {schema}.run r
                 WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status <> 'running'
@@ -96,7 +100,8 @@ BEGIN
         SELECT r.run_id INTO v_live FROM {schema}.run r
         WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status = 'running';
         IF FOUND AND p_conflict = 'terminate_existing' THEN
-            PERFORM {schema}.end_run(v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id');
+            v_replaces := {schema}.end_run(
+                v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id') = 'ok';
         ELSIF FOUND THEN
             create_run.status := 'exists';
             create_run.run_id := v_live;
@@ -107,7 +112,8 @@ BEGIN
 END
 $$;
 
--- Start runs.  Answers per position: started; exists (with the run that has the workflow id); denied; busy (try again).
+-- Start runs.  Answers per position: started; exists (with the run that has the workflow id); closed (so it is, the run has
+-- ended, and may not be used); denied; busy (try again).
 CREATE FUNCTION {schema}.start_runs(
     p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_streams int[], p_names text[], p_inputs bytea[],
     p_conflicts text[], p_reuses text[], p_delays bigint[], p_options text[])
@@ -131,6 +137,10 @@ BEGIN
                 p_options[i]::json, NULL, NULL, NULL);
             status := v_new.status;
             run_id := v_new.run_id;
+            IF status = 'exists' AND p_conflicts[i] = 'use_existing' AND p_reuses[i] <> 'allow' AND EXISTS (
+                SELECT 1 FROM {schema}.run r WHERE r.run_id = v_new.run_id AND r.status <> 'running') THEN
+                status := 'closed';
+            END IF;
         ELSE
             status := 'denied';
             run_id := NULL;
@@ -291,6 +301,7 @@ BEGIN
     INSERT INTO {schema}.event (run_id, event_id, type, at, attributes)
     VALUES (p_run, v_run.last_event + 1, p_event, date_trunc('milliseconds', clock_timestamp()), json_build_object('reason', p_reason));
     PERFORM {schema}.after_close(p_run);
+    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     RETURN 'ok';
 END
 $$;
@@ -323,7 +334,8 @@ $$;
 
 -- Internal: what follows from the end of a run.  Its last event is the closing one.
 -- Its queued work is dropped, its children are treated as their parent_close says, another run goes on for it or else its
--- parent and its followers get the outcome, and whoever waits for it is notified.
+-- parent and its followers get the outcome, and whoever waits for it is notified.  Whom it follows itself is the caller's to
+-- forget: its last step may have something to say to them.
 CREATE FUNCTION {schema}.after_close(p_run uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -386,7 +398,6 @@ BEGIN
         END LOOP;
     END IF;
     PERFORM {schema}.cancel_escalations(p_run);
-    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     PERFORM {schema}.tell_update(coalesce(v_run.first_run_id, p_run), NULL, false);
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
