@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 import dramatiq
@@ -33,6 +35,7 @@ from .commands import (
 )
 from .converter import decoders_of, encode_call, hash_arguments
 from .decoders import Decoder
+from .hints import remember_scope
 from .interceptors import CallContext, intercept
 from .local import run_locally
 from .options import (
@@ -57,6 +60,14 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+
+
+def _declared_in() -> FrameType | None:
+    """Where the decorator is used."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals is globals():
+        frame = frame.f_back
+    return frame
 
 
 # --- activities ----------------------------------------------------------------------------------------
@@ -423,6 +434,7 @@ def activity(
     def decorate(fn: Any) -> Activity[Any, Any]:
         if isinstance(fn, Activity):
             return fn
+        remember_scope(fn.fn if isinstance(fn, Actor) else fn, _declared_in())
         if not isinstance(fn, Actor):
             check_retries(actor_name or fn.__name__, {**options, **ours})
             check_name(actor_name or fn.__name__, "an activity's name")
@@ -646,6 +658,7 @@ def workflow(
                 f"the workflow {shown} is not `async def`: write `async def {shown}(...)` and `await` what it calls; "
                 "plain functions that do the work are activities (@durable.activity)."
             )
+        remember_scope(fn, _declared_in())
         chosen = name or shown
         check_name(chosen, "a workflow's name")
         check_queue_name(queue_name)
