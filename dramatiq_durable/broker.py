@@ -21,7 +21,7 @@ from dramatiq.errors import QueueNotFound
 
 from . import topics
 from .claimer import Claimer
-from .codecs import Codec, Codecs, decode_only
+from .codecs import Codec, Codecs, decode_only, is_encoded
 from .consumer import DurableConsumer
 from .database import Database, translate
 from .delivery import ALARM, DEADLINE, LIMITS, NOTE, TASK_KINDS, TICK, Delivery, current_delivery
@@ -441,6 +441,8 @@ class DurableBroker(Processing, Queues, Broker):
             return None
         queue_name = self._stream_names[stream_id]
         message: Message[Any]
+        # What is of a workflow is encoded, whatever became of it: a dead letter, a callback of an activity.
+        sealed = kind in ("a", "p") or (payload is not None and is_encoded(payload))
         try:
             if kind in TASK_KINDS:
                 message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
@@ -477,6 +479,7 @@ class DurableBroker(Processing, Queues, Broker):
             seq=seq,
             attempt=attempt,
             reclaimed=reclaimed,
+            sealed=sealed,
         )
 
     # --- processing: Dramatiq's signals ---------------------------------------------------------------------

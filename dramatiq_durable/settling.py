@@ -30,6 +30,7 @@ from .operations import (
     FailSettling,
     FailTask,
     FinishEvent,
+    Leave,
     Operation,
     Park,
     Release,
@@ -140,7 +141,7 @@ class Settler:
     def _encoded(self, delivery: Delivery, outcome: Operation) -> Operation:
         """What is stored of the outcome of an activity, or of who was given an event: its values are a workflow's."""
         codecs = self.broker.codecs
-        if not codecs or (delivery.kind != "a" and EVENT not in delivery.options):
+        if not codecs or not (delivery.sealed or EVENT in delivery.options):
             return outcome
         try:
             if isinstance(outcome, CompleteActivity):
@@ -151,7 +152,10 @@ class Settler:
             elif isinstance(outcome, (Reschedule, FinishEvent, Bury)):
                 outcome.payload = codecs.encode(outcome.payload, f"the message for {delivery.actor_name!r}")
                 outcome.failure = codecs.encode_text(outcome.failure)
+            if delivery.left is not None and delivery.broken is None:
+                self._encode_left(delivery.left)
         except PayloadTooLarge as e:
+            delivery.left = None
             if delivery.kind != "a":
                 # A dead letter, as it came.
                 key, lease, why = delivery.key, delivery.lease, text_of(e)
@@ -165,6 +169,13 @@ class Settler:
             delivery.broken = e
             return Reschedule(delivery.key, delivery.lease, 30_000, None, text_of(e))
         return outcome
+
+    def _encode_left(self, left: Leave) -> None:
+        """The values are in what it leaves behind, too: its result for Dramatiq's back end, its callbacks."""
+        for result in left.results:
+            result.value = self.broker.codecs.encode(result.value, "a result")
+        for send in (*left.sends, *left.callbacks):
+            send.payload = self.broker.codecs.encode(send.payload, f"the message for {send.actor!r}")
 
     def not_for_here(self, key: bytes, lease: bytes, attempt: int, error: CodecFailed) -> Operation:
         """What becomes of a message that no codec here can decode: another worker's may."""
