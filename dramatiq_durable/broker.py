@@ -461,7 +461,7 @@ class DurableBroker(Processing, Queues, Broker):
                     message = message.copy(queue_name=queue_name)
         except CodecFailed as e:
             logger.error("message %s on %r goes back: %s", UUID(bytes=key), queue_name, e)
-            self.commit.post(self.settler.not_for_here(key, lease, attempt, e))
+            self.commit.post(self.settler.not_for_here(key, lease, e))
             return None
         except Exception as e:
             # Whatever an encoder raises: its neighbours are handed out.

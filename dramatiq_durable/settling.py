@@ -6,6 +6,7 @@ Outcomes are queued for the group commit; only that of a ``transaction()`` is co
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -50,11 +51,17 @@ logger = logging.getLogger(__name__)
 TASK_BACKOFF = (200, 60_000)
 
 
+#: Of so many messages that cannot be decoded here it is remembered how often they came.
+_REMEMBERED = 10_000
+
+
 class Settler:
     """Answers for a broker's deliveries."""
 
     def __init__(self, broker: DurableBroker) -> None:
         self.broker = broker
+        #: How often each message that cannot be decoded here came here.
+        self._sent_back: OrderedDict[bytes, int] = OrderedDict()
 
     def settle(self, delivery: Delivery, *, failed: bool) -> None:
         """Answer for a delivery that Dramatiq has processed.
@@ -177,10 +184,17 @@ class Settler:
         for send in (*left.sends, *left.callbacks):
             send.payload = self.broker.codecs.encode(send.payload, f"the message for {send.actor!r}")
 
-    def not_for_here(self, key: bytes, lease: bytes, attempt: int, error: CodecFailed) -> Operation:
-        """What becomes of a message that no codec here can decode: another worker's may."""
-        delay = min(TASK_BACKOFF[1], TASK_BACKOFF[0] * 2 ** min(attempt, 20))
-        return Reschedule(key, lease, delay, None, text_of(error))
+    def not_for_here(self, key: bytes, lease: bytes, error: CodecFailed) -> Operation:
+        """What becomes of a message that no codec here can decode: another worker's may.
+
+        It comes again ever more rarely, and no attempt of an activity is lost by it.
+        """
+        times = self._sent_back.pop(key, 0) + 1
+        self._sent_back[key] = times
+        if len(self._sent_back) > _REMEMBERED:
+            self._sent_back.popitem(last=False)
+        delay = min(TASK_BACKOFF[1], TASK_BACKOFF[0] * 2 ** min(times, 20))
+        return Reschedule(key, lease, delay, None, text_of(error), counted=False)
 
     def undecodable(self, key: bytes, lease: bytes, kind: str, attempt: int, error: Exception) -> Operation:
         """What becomes of a message that cannot be decoded: a dead letter; an activity fails in its run."""
