@@ -10,6 +10,7 @@ from dramatiq import Message
 from dramatiq.encoder import JSONEncoder
 
 from . import topics
+from .codecs import is_encoded
 from .delivery import ALARM, DEADLINE, NOTE, TASK_KINDS, TICK, Delivery
 from .errors import CodecFailed
 from .firing import take_tick
@@ -42,6 +43,8 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
         return None
     queue_name = broker.stream_names[stream_id]
     message: Message[Any]
+    # What is of a workflow is encoded, whatever became of it: a dead letter, a callback of an activity.
+    sealed = kind in ("a", "p") or (payload is not None and is_encoded(payload))
     try:
         if kind in TASK_KINDS:
             message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
@@ -60,7 +63,7 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
                 message = message.copy(queue_name=queue_name)
     except CodecFailed as e:
         logger.error("message %s on %r goes back: %s", UUID(bytes=key), queue_name, e)
-        broker.commit.post(broker.settler.not_for_here(key, lease, attempt, e))
+        broker.commit.post(broker.settler.not_for_here(key, lease, e))
         return None
     except Exception as e:
         # Whatever an encoder raises: its neighbours are handed out.
@@ -78,4 +81,5 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
         seq=seq,
         attempt=attempt,
         reclaimed=reclaimed,
+        sealed=sealed,
     )

@@ -21,6 +21,7 @@ from .commands import ActivityCall, ActivityHandle, Cancellation, ScheduleActivi
 from .converter import decoders_of, encode_call, hash_arguments
 from .decoders import Decoder
 from .definition import global_broker
+from .hints import declared_in, remember_scope
 from .interceptors import CallContext, intercept
 from .local import run_locally
 from .options import (
@@ -391,6 +392,7 @@ def activity(
     def decorate(fn: Any) -> Activity[Any, Any]:
         if isinstance(fn, Activity):
             return fn
+        remember_scope(fn.fn if isinstance(fn, Actor) else fn, declared_in())
         if not isinstance(fn, Actor):
             check_retries(actor_name or fn.__name__, {**options, **ours})
             check_name(actor_name or fn.__name__, "an activity's name")

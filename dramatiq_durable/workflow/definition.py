@@ -19,6 +19,7 @@ from . import guard
 from .commands import ChildCall, ChildHandle, CommandFuture, StartChild
 from .converter import decoders_of, encode_call, hash_arguments
 from .decoders import Decoder
+from .hints import declared_in, remember_scope
 from .interceptors import CallContext, intercept
 from .options import (
     WorkflowOptions,
@@ -263,6 +264,7 @@ def workflow(
                 f"the workflow {shown} is not `async def`: write `async def {shown}(...)` and `await` what it calls; "
                 "plain functions that do the work are activities (@durable.activity)."
             )
+        remember_scope(fn, declared_in())
         chosen = name or shown
         check_name(chosen, "a workflow's name")
         check_queue_name(queue_name)

@@ -306,7 +306,7 @@ class WorkflowHandle(Asking, Generic[R]):
         """End the run at once, without a word to its code.  Raises as `cancel`."""
         outside_of_workflows("terminate a workflow")
         check_reason(reason)
-        self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
+        self.broker.commit.submit(Terminate(self._key(), self._workflow_id, self.broker.codecs.encode_text(reason)))
 
     def reset(self, to_event: int) -> WorkflowHandle[R]:
         """Take the run up again at an event, as a new run: its history up to there is kept, the rest is done anew.

@@ -211,7 +211,8 @@ def batch_cancel(where: str, *, broker: dramatiq.Broker | None = None) -> int:
 def batch_terminate(where: str, reason: str | None = None, *, broker: dramatiq.Broker | None = None) -> int:
     """End every running run that meets a condition, without a word to its code; otherwise as `batch_signal`."""
     check_reason(reason)
-    return _tell(broker, where, lambda run: Terminate(run, None, reason))
+    said = _broker(broker).codecs.encode_text(reason)
+    return _tell(broker, where, lambda run: Terminate(run, None, said))
 
 
 def batch_reset(where: str, to_event: int, *, broker: dramatiq.Broker | None = None) -> int:
