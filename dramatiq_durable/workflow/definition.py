@@ -17,6 +17,7 @@ import dramatiq
 from dramatiq import Actor, Broker, Message
 from dramatiq.middleware import Retries
 
+from .. import event_loop
 from ..delivery import LIMITS
 from ..durations import Duration
 from ..errors import ForbiddenInWorkflow, InvalidDefinition, NotConfigured, NotInWorkflow
@@ -431,6 +432,8 @@ def activity(
             fn = dramatiq.actor(
                 actor_name=actor_name, queue_name=queue_name, priority=priority, broker=target, **options
             )(fn)
+        if inspect.iscoroutinefunction(inspect.unwrap(fn.fn)):
+            event_loop.provide(fn.broker)
         made: Activity[Any, Any] = Activity(fn)
         return made._with(ours) if ours else made
 
