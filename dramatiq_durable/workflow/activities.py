@@ -6,6 +6,7 @@ Inside a workflow their ``execute`` and ``start`` issue commands; outside, an ac
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
@@ -14,6 +15,7 @@ import dramatiq
 from dramatiq import Actor, Broker, Message
 from dramatiq.middleware import Retries
 
+from .. import event_loop
 from ..delivery import LIMITS
 from ..durations import Duration
 from ..errors import ForbiddenInWorkflow, NotInWorkflow
@@ -404,6 +406,8 @@ def activity(
             fn = dramatiq.actor(
                 actor_name=actor_name, queue_name=queue_name, priority=priority, broker=target, **options
             )(fn)
+        if inspect.iscoroutinefunction(inspect.unwrap(fn.fn)):
+            event_loop.provide(fn.broker)
         made: Activity[Any, Any] = Activity(fn)
         return made._with(ours) if ours else made
 
