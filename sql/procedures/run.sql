@@ -455,8 +455,9 @@ BEGIN
 END
 $$;
 
--- The history of a run after an event, oldest first.  Times are milliseconds since the epoch.
-CREATE FUNCTION {schema}.get_history(p_run uuid, p_after int)
+-- The history of a run after an event, oldest first, or the first p_most events of that.  Times are milliseconds since
+-- the epoch.
+CREATE FUNCTION {schema}.get_history(p_run uuid, p_after int, p_most int DEFAULT NULL)
 RETURNS TABLE (event_id int, type text, at bigint, seq int, name text, payload bytea, attributes text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -465,7 +466,8 @@ DECLARE
 BEGIN
     RETURN QUERY
         SELECT e.event_id, e.type, (extract(epoch FROM e.at) * 1000)::bigint, e.seq, e.name, e.payload, e.attributes::text
-        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > p_after ORDER BY e.event_id;
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > p_after ORDER BY e.event_id
+        LIMIT p_most;
 END
 $$;
 
