@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
-import psycopg
 
-from .database import translate
 from .errors import ActivityCancelled
 from .operations import FinishActivity
 from .operations.activities import unknown_token
@@ -125,11 +123,8 @@ def heartbeat_activity(token: str, details: Any = None, *, broker: dramatiq.Brok
     run_id, seq, digest = _parsed(token)
     what = "the heartbeat of an activity"
     data = None if details is None else ours.codecs.encode(encode(details, what), what)
-    try:
-        with ours.database.connection() as conn:
-            answer = ours.procedures.beat_by_token(conn, run_id, seq, digest, data)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with ours.database.calling() as conn:
+        answer = ours.procedures.beat_by_token(conn, run_id, seq, digest, data)
     if answer == "cancelled":
         raise ActivityCancelled
     if answer != "ok":

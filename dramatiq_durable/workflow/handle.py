@@ -13,9 +13,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-import psycopg
-
-from ..database import translate
 from ..durations import parse_duration
 from ..errors import (
     DatabaseUnavailable,
@@ -403,11 +400,8 @@ class WorkflowHandle(Asking, Generic[R]):
 
     def _read(self, call: Callable[[Any], Any]) -> Any:
         outside_of_workflows("look at a workflow through a handle")
-        try:
-            with self.broker.database.connection() as conn:
-                return call(conn)
-        except psycopg.Error as e:
-            raise translate(e) from e
+        with self.broker.database.calling() as conn:
+            return call(conn)
 
 
 def check_event(to_event: int) -> None:
