@@ -82,8 +82,10 @@ def complete_activity(token: str, value: Any = None, *, broker: dramatiq.Broker 
 
 
 def fail_activity(token: str, exc: BaseException, *, broker: dramatiq.Broker | None = None) -> None:
-    """Let an activity that waits for this token fail.  With a `RetryPolicy` it is tried again as that says, with
-    another token; without one, and after the last attempt, the workflow gets an `ActivityFailed` with its type and text.
+    """Let an activity that waits for this token fail.
+
+    With a `RetryPolicy` it is tried again as that says, with another token; without one, and after the last attempt, the
+    workflow gets an `ActivityFailed` with its type and text.
 
     Parameters:
       exc(BaseException): what it failed with; it may carry ``next_retry_delay``.  With an `ActivityCancelled` it has
@@ -98,11 +100,8 @@ def fail_activity(token: str, exc: BaseException, *, broker: dramatiq.Broker | N
     outside_of_workflows("end an activity")
     ours = durable_broker(broker or global_broker())
     run_id, seq, digest = _parsed(token)
-    try:
-        with ours.database.connection() as conn:
-            known = ours.procedures.attempt_of_token(conn, run_id, seq, digest)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with ours.database.calling() as conn:
+        known = ours.procedures.attempt_of_token(conn, run_id, seq, digest)
     if known is None:
         raise unknown_token()
     attempt, policy = known

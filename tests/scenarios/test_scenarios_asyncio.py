@@ -216,9 +216,7 @@ def test_first_completed_and_as_completed(start_worker: StartWorker) -> None:
         async def fail() -> None:
             raise ValueError("now")
 
-        done, pending = await asyncio.wait(
-            [boom, asyncio.create_task(fail())], return_when=asyncio.FIRST_EXCEPTION
-        )
+        done, pending = await asyncio.wait([boom, asyncio.create_task(fail())], return_when=asyncio.FIRST_EXCEPTION)
         out.append([str(t.exception()) for t in done])
         boom.cancel()
         return out
@@ -515,7 +513,7 @@ def test_what_cannot_be_replayed_is_refused_at_the_call(start_worker: StartWorke
             elif kind == "socket":
                 socket.create_connection(("127.0.0.1", 1))
             elif kind == "file":
-                open("/tmp/x")  # noqa: SIM115
+                open("/tmp/x")
             elif kind == "send":
                 actor.send()
             elif kind == "subprocess":

@@ -55,7 +55,11 @@ class Point(NamedTuple):
 
 
 ORDER = Order(
-    uuid.UUID(int=5), datetime(2024, 2, 29, 12, tzinfo=UTC), [Line("tea", Decimal("1.10"), Color.BLUE)], {"n": b"\x00\xff"}, Level.LOW
+    uuid.UUID(int=5),
+    datetime(2024, 2, 29, 12, tzinfo=UTC),
+    [Line("tea", Decimal("1.10"), Color.BLUE)],
+    {"n": b"\x00\xff"},
+    Level.LOW,
 )
 
 
@@ -105,7 +109,20 @@ def test_values_by_annotation_everywhere(start_worker: StartWorker) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 0, -0.0, 1e300, 2**70, "", "\u2603 \x00 \U0001f600", [], {}, [None, [1, {"a": []}]], {"": 1, "a b": None}],
+    [
+        None,
+        True,
+        0,
+        -0.0,
+        1e300,
+        2**70,
+        "",
+        "\u2603 \x00 \U0001f600",
+        [],
+        {},
+        [None, [1, {"a": []}]],
+        {"": 1, "a b": None},
+    ],
     ids=repr,
 )
 def test_plain_values_come_back(start_worker: StartWorker, value: Any) -> None:
@@ -202,7 +219,13 @@ def test_search_attributes_of_every_type(start_worker: StartWorker) -> None:
         "parent_id = null",
     ):
         assert ids(where) == [handle.workflow_id], where
-    for where in ("search.text = 'a'", "search.n > 2", "search.yes = true", "status = 'completed'", "search.text = 'it''s'"):
+    for where in (
+        "search.text = 'a'",
+        "search.n > 2",
+        "search.yes = true",
+        "status = 'completed'",
+        "search.text = 'it''s'",
+    ):
         assert ids(where) == [], where
     with pytest.raises(durable.InvalidFilter) as wrong:
         durable.list_workflows("status = 'running' andd name = 'x'")

@@ -22,7 +22,6 @@ from tests.support.processes import Processes
 from . import features, programs
 from .test_replayer import durable_broker
 
-
 ENDED_FROM_OUTSIDE = ("WorkflowTerminated", "WorkflowTimedOut")
 
 
