@@ -84,8 +84,8 @@ def complete_activity(token: str, value: Any = None, *, broker: dramatiq.Broker 
 def fail_activity(token: str, exc: BaseException, *, broker: dramatiq.Broker | None = None) -> None:
     """Let an activity that waits for this token fail.
 
-    With a `RetryPolicy` it is tried again as that says, with another token; without one, and after the last attempt, the
-    workflow gets an `ActivityFailed` with its type and text.
+    With a `RetryPolicy` it is tried again as that says, with another token; without one, and after the last attempt,
+    the workflow gets an `ActivityFailed` with its type and text.
 
     Parameters:
       exc(BaseException): what it failed with; it may carry ``next_retry_delay``.  With an `ActivityCancelled` it has
