@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dramatiq
-import psycopg
 
-from .database import translate
 from .errors import ActivityCancelled
 from .operations import FinishActivity
 from .operations.activities import unknown_token
@@ -84,8 +82,10 @@ def complete_activity(token: str, value: Any = None, *, broker: dramatiq.Broker 
 
 
 def fail_activity(token: str, exc: BaseException, *, broker: dramatiq.Broker | None = None) -> None:
-    """Let an activity that waits for this token fail.  With a `RetryPolicy` it is tried again as that says, with
-    another token; without one, and after the last attempt, the workflow gets an `ActivityFailed` of its type and text.
+    """Let an activity that waits for this token fail.
+
+    With a `RetryPolicy` it is tried again as that says, with another token; without one, and after the last attempt,
+    the workflow gets an `ActivityFailed` with its type and text.
 
     Parameters:
       exc(BaseException): what it failed with; it may carry ``next_retry_delay``.  With an `ActivityCancelled` it has
@@ -100,11 +100,8 @@ def fail_activity(token: str, exc: BaseException, *, broker: dramatiq.Broker | N
     outside_of_workflows("end an activity")
     ours = durable_broker(broker or global_broker())
     run_id, seq, digest = _parsed(token)
-    try:
-        with ours.database.connection() as conn:
-            known = ours.procedures.attempt_of_token(conn, run_id, seq, digest)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with ours.database.calling() as conn:
+        known = ours.procedures.attempt_of_token(conn, run_id, seq, digest)
     if known is None:
         raise unknown_token()
     attempt, policy = known
@@ -125,11 +122,8 @@ def heartbeat_activity(token: str, details: Any = None, *, broker: dramatiq.Brok
     run_id, seq, digest = _parsed(token)
     what = "the heartbeat of an activity"
     data = None if details is None else ours.codecs.encode(encode(details, what), what)
-    try:
-        with ours.database.connection() as conn:
-            answer = ours.procedures.beat_by_token(conn, run_id, seq, digest, data)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with ours.database.calling() as conn:
+        answer = ours.procedures.beat_by_token(conn, run_id, seq, digest, data)
     if answer == "cancelled":
         raise ActivityCancelled
     if answer != "ok":

@@ -73,7 +73,7 @@ class StartRunWith(StartRun):
     def settle(cls, items: Sequence[StartRun], rows: Rows) -> None:
         StartRun.settle(items, rows)
         for item in items:
-            if item.answer[0] == "closed" and item.reuse == "allow":
+            if item.answer[0] == "closed":
                 item.error = WorkflowClosed(
                     f"the workflow {item.workflow_id!r} ended before it could be told anything: start it again"
                 )

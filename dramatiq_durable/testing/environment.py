@@ -20,9 +20,10 @@ from ..durations import Duration, parse_duration
 from ..errors import DurableError, WorkflowAlreadyStarted
 from ..operations.activities import unknown_token
 from ..tokens import _parsed
+from ..workflow.activities import ActivityStub
 from ..workflow.client import _brought
 from ..workflow.converter import encode, encode_call
-from ..workflow.definition import ActivityStub, Workflow
+from ..workflow.definition import Workflow
 from ..workflow.events import UPDATE_REQUESTED, Event
 from ..workflow.interceptors import Interceptors, WorkflowInterceptor
 from ..workflow.options import WorkflowOptions, check_call

@@ -213,7 +213,8 @@ BEGIN
                 SELECT 1 FROM {schema}.inbox b
                 WHERE b.run_id = v_row.run_id AND b.type IN ('SignalReceived', 'UpdateRequested')
                   AND p_close[i] <> 'continued_as_new'
-                  AND NOT EXISTS (SELECT 1 FROM unnest(p_inbox_step, p_inbox_id) u (s, id) WHERE u.id = b.inbox_id));
+                  -- Hashed: there may be thousands of either.
+                  AND b.inbox_id NOT IN (SELECT u.id FROM unnest(p_inbox_id) u (id) WHERE u.id IS NOT NULL));
         END IF;
     END LOOP;
 
