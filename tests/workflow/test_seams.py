@@ -283,3 +283,27 @@ def test_an_update_that_ended_with_its_run_is_not_the_next_ones(
         again.get_update("u").result(timeout=5)
     start_worker()
     assert again.update("u", timeout=10) is None
+
+
+def test_a_child_that_a_reset_starts_again_has_its_own_id(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    @durable.workflow
+    async def kid() -> Any:
+        return await durable.wait_for_signal("go")
+
+    @durable.workflow
+    async def parent() -> Any:
+        child = kid.options(workflow_id="kid", id_reuse="reject").start()
+        await durable.wait_for_signal("first")
+        return await child
+
+    start_worker()
+    handle = parent.start()
+    handle.signal("first")
+    wait_until(lambda: "SignalReceived" in types(handle) and len(handle.children()) == 1)
+    handle.terminate()
+    again = handle.reset(event(handle, "SignalReceived"))
+    wait_until(lambda: durable.get_handle("kid").status() == "running")
+    durable.get_handle("kid").signal("go", "late")
+    assert again.result(timeout=10) == "late"
