@@ -27,6 +27,7 @@ from .database import Database, translate
 from .delivery import ALARM, DEADLINE, LIMITS, NOTE, TASK_KINDS, TICK, Delivery, current_delivery
 from .durations import parse_duration
 from .errors import CodecFailed, DatabaseUnavailable, NotPermitted
+from .event_loop import release_event_loop
 from .firing import take_tick
 from .group_commit import GroupCommit
 from .leases import Membership
@@ -548,6 +549,7 @@ class DurableBroker(Processing, Queues, Broker):
         claimer, self._claimer = self._claimer, None
         if claimer is not None:
             claimer.stop()
+        release_event_loop(self)
 
     def _after_fork(self) -> None:
         """Threads and connections belong to the process that made them."""

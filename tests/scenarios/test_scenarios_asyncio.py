@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -130,6 +131,7 @@ def test_timeouts_in_every_form(start_worker: StartWorker) -> None:
         except durable.Timeout:
             found.append("condition")
         async with asyncio.timeout(None):
+            await durable.sleep(0)
             found.append("none")
         try:
             async with asyncio.timeout(60):
@@ -216,9 +218,7 @@ def test_first_completed_and_as_completed(start_worker: StartWorker) -> None:
         async def fail() -> None:
             raise ValueError("now")
 
-        done, pending = await asyncio.wait(
-            [boom, asyncio.create_task(fail())], return_when=asyncio.FIRST_EXCEPTION
-        )
+        done, pending = await asyncio.wait([boom, asyncio.create_task(fail())], return_when=asyncio.FIRST_EXCEPTION)
         out.append([str(t.exception()) for t in done])
         boom.cancel()
         return out
@@ -328,10 +328,8 @@ def test_cancel_of_a_task_that_ignores_it(start_worker: StartWorker) -> None:
     async def body() -> list[Any]:
         async def stubborn() -> str:
             for _ in range(2):
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(60)
-                except asyncio.CancelledError:
-                    pass
             return "done"
 
         task = asyncio.create_task(stubborn(), name="stubborn")
@@ -442,7 +440,6 @@ def test_random_uuid_and_now_are_the_same_after_replay(start_worker: StartWorker
         out += [durable.now().isoformat(), durable.random().choice("abc")]
         await durable.sleep(0.01)
         out += [durable.random().random(), str(durable.uuid4()), time.monotonic() > 0]
-        assert len(set(map(str, out))) == len(out) or True
         return out
 
     first = run_it(start_worker, body)
@@ -515,18 +512,17 @@ def test_what_cannot_be_replayed_is_refused_at_the_call(start_worker: StartWorke
             elif kind == "socket":
                 socket.create_connection(("127.0.0.1", 1))
             elif kind == "file":
-                open("/tmp/x")  # noqa: SIM115
+                open("/tmp/x")  # noqa: SIM115, ASYNC230
             elif kind == "send":
                 actor.send()
             elif kind == "subprocess":
-                subprocess.run(["true"], check=False)
+                subprocess.run(["true"], check=False)  # noqa: ASYNC221
             elif kind == "sleep":
-                time.sleep(0.1)
+                time.sleep(0.1)  # noqa: ASYNC251
             else:
                 await asyncio.get_running_loop().run_in_executor(None, print)
         except durable.ForbiddenInWorkflow as e:
-            assert str(e)
-            return "refused"
+            return "refused" if str(e) else "no word"
         return "went on"
 
     start_worker()

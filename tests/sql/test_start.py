@@ -148,7 +148,7 @@ def test_reject_also_sees_a_run_that_closes_meanwhile(connect: Callable[..., Ses
     second = in_background(lambda: other.start(stream, "w", reuse="reject"))
     wait_until(lambda: watcher.is_blocked(other), message="the second start waits")
     one.commit()
-    assert waiting()[0] == "used"
+    assert second()[0] == "used"
     assert watcher.value("SELECT count(*) FROM durable.run") == 1
     assert watcher.messages(stream) == 0
 
