@@ -13,11 +13,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 from dramatiq.errors import Retry
 from dramatiq.middleware import Retries, Shutdown
 
-from .database import translate
 from .delivery import LIMITS, Delivery, current_delivery
 from .errors import DurableError, LeaseLost
 from .operations import Beat, Defer
@@ -84,11 +82,8 @@ class ActivityInfo:
             token = broker.commit.context.worker
             if token is None:
                 raise LeaseLost("this worker is not registered (any more)")
-            try:
-                with broker.database.connection() as conn:
-                    row = broker.procedures.activity_of_lease(conn, token, delivery.key, delivery.lease)
-            except psycopg.Error as e:
-                raise translate(e) from e
+            with broker.database.calling() as conn:
+                row = broker.procedures.activity_of_lease(conn, token, delivery.key, delivery.lease)
             if row is None:
                 raise LeaseLost(f"the lease on {self.activity!r} was given to another worker, or its time is over")
             workflow_id, details, deadline = row

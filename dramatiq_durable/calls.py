@@ -8,10 +8,9 @@ from collections.abc import Coroutine, Generator
 from typing import Any
 
 from dramatiq import Actor
-from dramatiq.asyncio import EventLoopThread, async_to_sync
+from dramatiq.asyncio import async_to_sync, get_event_loop_thread
 
 from .delivery import Delivery
-from .event_loop import event_loop_for
 from .workflow.converter import typed
 
 
@@ -36,9 +35,6 @@ class Call:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         delivery = self._delivery
-        thread = None
-        if getattr(self._actor.fn, "__code__", None) is _ASYNC:
-            thread = event_loop_for(delivery.broker)
         if delivery.kind != "a":
             try:
                 delivery.begin()
@@ -54,15 +50,16 @@ class Call:
             raise
         try:
             delivery.begin()
-            delivery.result = self._run(thread, args, kwargs)
+            delivery.result = self._run(args, kwargs)
         finally:
             delivery.end()
         return None
 
-    def _run(self, thread: EventLoopThread | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if thread is None:
-            return self._actor(*args, **kwargs)
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         fn: Any = self._actor.fn
+        thread = get_event_loop_thread()
+        if thread is None or getattr(fn, "__code__", None) is not _ASYNC:
+            return self._actor(*args, **kwargs)
         try:
             return thread.run_coroutine(_InLoop(fn.__wrapped__(*args, **kwargs), self._delivery))
         except concurrent.futures.CancelledError:

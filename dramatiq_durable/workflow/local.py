@@ -19,7 +19,7 @@ from .replay import Execution
 from .retry import delay_after, forbids, is_last
 
 if TYPE_CHECKING:
-    from .definition import _Schedulable
+    from .activities import _Schedulable
     from .options import Dispatch
 
 

@@ -104,8 +104,8 @@ BEGIN
         SELECT r.run_id INTO v_live FROM {schema}.run r
         WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status = 'running';
         IF FOUND AND p_conflict = 'terminate_existing' THEN
-            PERFORM {schema}.end_run(v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id');
-            v_ended := true;
+            v_ended := {schema}.end_run(
+                v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id') = 'ok';
         ELSIF FOUND THEN
             create_run.status := 'exists';
             create_run.run_id := v_live;
@@ -301,6 +301,7 @@ BEGIN
     INSERT INTO {schema}.event (run_id, event_id, type, at, attributes)
     VALUES (p_run, v_run.last_event + 1, p_event, date_trunc('milliseconds', clock_timestamp()), json_build_object('reason', p_reason));
     PERFORM {schema}.after_close(p_run);
+    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     RETURN 'ok';
 END
 $$;
@@ -333,7 +334,8 @@ $$;
 
 -- Internal: what follows from the end of a run.  Its last event is the closing one.
 -- Its queued work is dropped, its children are treated as their parent_close says, another run goes on for it or else its
--- parent and its followers get the outcome, and whoever waits for it is notified.
+-- parent and its followers get the outcome, and whoever waits for it is notified.  Whom it follows itself is the caller's to
+-- forget: its last step may have something to say to them.
 CREATE FUNCTION {schema}.after_close(p_run uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -396,7 +398,6 @@ BEGIN
         END LOOP;
     END IF;
     PERFORM {schema}.cancel_escalations(p_run);
-    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     PERFORM {schema}.tell_update(coalesce(v_run.first_run_id, p_run), NULL, false);
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
@@ -454,8 +455,9 @@ BEGIN
 END
 $$;
 
--- The history of a run after an event, oldest first.  Times are milliseconds since the epoch.
-CREATE FUNCTION {schema}.get_history(p_run uuid, p_after int)
+-- The history of a run after an event, oldest first, or the first p_most events of that.  Times are milliseconds since
+-- the epoch.
+CREATE FUNCTION {schema}.get_history(p_run uuid, p_after int, p_most int DEFAULT NULL)
 RETURNS TABLE (event_id int, type text, at bigint, seq int, name text, payload bytea, attributes text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -464,7 +466,8 @@ DECLARE
 BEGIN
     RETURN QUERY
         SELECT e.event_id, e.type, (extract(epoch FROM e.at) * 1000)::bigint, e.seq, e.name, e.payload, e.attributes::text
-        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > p_after ORDER BY e.event_id;
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > p_after ORDER BY e.event_id
+        LIMIT p_most;
 END
 $$;
 

@@ -512,13 +512,13 @@ def test_what_cannot_be_replayed_is_refused_at_the_call(start_worker: StartWorke
             elif kind == "socket":
                 socket.create_connection(("127.0.0.1", 1))
             elif kind == "file":
-                open("/tmp/x")  # noqa: SIM115, ASYNC230
+                open("/tmp/x")
             elif kind == "send":
                 actor.send()
             elif kind == "subprocess":
-                subprocess.run(["true"], check=False)  # noqa: ASYNC221
+                subprocess.run(["true"], check=False)
             elif kind == "sleep":
-                time.sleep(0.1)  # noqa: ASYNC251
+                time.sleep(0.1)
             else:
                 await asyncio.get_running_loop().run_in_executor(None, print)
         except durable.ForbiddenInWorkflow as e:

@@ -1,4 +1,4 @@
-"""Schedules, the environment of tests, the replayer and starts inside transactions, told by the page of the API alone."""
+"""Schedules, environments, the replayer and what rides a transaction, told by the page of the API alone."""
 
 from __future__ import annotations
 

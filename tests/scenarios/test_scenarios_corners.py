@@ -448,8 +448,8 @@ def test_history_events_are_as_named(start_worker: StartWorker) -> None:
     types = [e.type for e in events]
     for want in (
         "WorkflowStarted", "TimerStarted", "TimerFired", "SideEffectRecorded", "SearchUpserted", "EntityChanged",
-        "TopicEmitted", "OutputWritten", "ChildStarted", "ChildCompleted", "PatchRecorded", "SignalReceived", "SignalSent",
-        "EscalationOpened", "EscalationTimedOut", "WorkflowCompleted",
+        "TopicEmitted", "OutputWritten", "ChildStarted", "ChildCompleted", "PatchRecorded", "SignalReceived",
+        "SignalSent", "EscalationOpened", "EscalationTimedOut", "WorkflowCompleted",
     ):  # fmt: skip
         assert want in types, want
     assert [e.event_id for e in events] == list(range(1, len(events) + 1))
