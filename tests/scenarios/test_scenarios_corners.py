@@ -345,10 +345,10 @@ def test_interceptors_see_what_the_page_says(make_broker: Callable[..., durable.
 
 
 def test_the_same_update_id_at_once_is_one_update(start_worker: StartWorker) -> None:
-    calls: list[int] = []
-
     @durable.workflow
     async def flow() -> int:
+        calls: list[int] = []
+
         @durable.on_update("u")
         async def u() -> int:
             await durable.sleep(0.1)
@@ -526,15 +526,3 @@ def test_a_deterministic_log(start_worker: StartWorker, caplog: pytest.LogCaptur
         flow.start().result(timeout=10)
     messages = [r.getMessage() for r in caplog.records if r.getMessage() in ("first", "second")]
     assert messages == ["first", "second"]
-
-
-def test_replaying_is_false_for_new_code(start_worker: StartWorker) -> None:
-    @durable.workflow
-    async def flow() -> list[bool]:
-        out = [durable.is_replaying()]
-        await durable.sleep(0.01)
-        out.append(durable.is_replaying())
-        return out
-
-    start_worker()
-    assert flow.start().result(timeout=10) == [False, False]
