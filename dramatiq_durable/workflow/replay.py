@@ -102,6 +102,7 @@ class Execution:
         "_pending",
         "_seq",
         "_to_compute",
+        "begun",
         "closed",
         "evicted",
         "facts",
@@ -154,6 +155,8 @@ class Execution:
         """What only looks at the run now, and may change nothing: a query, or an update's validator."""
         self.tainted = False
         """Something that may only look has tried to change the run."""
+        self.begun = False
+        """Its code has begun: before that, its interceptors may wait for something, and nobody answers updates."""
         self.closed = False
         self.evicted = False
         self.history_bytes = 0
@@ -530,10 +533,12 @@ class Execution:
         """The workflow's code, with its interceptors around it."""
         methods = self.interceptors.workflow
         if not methods:
+            self.begun = True
             return self.fn(*args, **kwargs)
 
         def last(ctx: CallContext) -> Coroutine[Any, Any, Any]:
             self._inbound = ctx
+            self.begun = True
             return self.fn(*ctx.args, **ctx.kwargs)
 
         self._inbound = CallContext(self._base.name, tuple(args), kwargs, dict(self._base.headers), self.info)
