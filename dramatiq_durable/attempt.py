@@ -10,7 +10,8 @@ import uuid
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -102,8 +103,46 @@ class ActivityInfo:
         return f"ActivityInfo(activity={self.activity!r}, run_id={self.run_id!r}, attempt={self.attempt})"
 
 
+class LocalActivityInfo(ActivityInfo):
+    """What an activity is part of that runs inside the workflow task: it has no message, and no heartbeats."""
+
+    def __init__(
+        self,
+        activity: str,
+        attempt: int,
+        headers: Mapping[str, Any],
+        scheduled_at: datetime,
+        ids: tuple[str, str],
+        limit: int | None,
+        is_last: bool,
+    ) -> None:
+        self._workflow_id, self.run_id = ids
+        self.activity = activity
+        self.attempt = attempt
+        self.headers = dict(headers)
+        self.scheduled_at = scheduled_at
+        self._limit = limit
+        self._is_last = is_last
+
+    def begin(self) -> None:
+        """The attempt's time runs from here."""
+        deadline = None if self._limit is None else datetime.now(UTC) + timedelta(milliseconds=self._limit)
+        self._known = (self._workflow_id, None, deadline)
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self._is_last
+
+
+#: What the activity is part of that runs inside a workflow task here.
+local_activity: ContextVar[LocalActivityInfo | None] = ContextVar("local_activity", default=None)
+
+
 def activity_info() -> ActivityInfo | None:
     """What the running activity is part of; None outside a workflow's activity."""
+    locally = local_activity.get()
+    if locally is not None:
+        return locally
     delivery = current_delivery.get()
     if delivery is None or delivery.kind != "a" or delivery.run_id is None:
         return None
@@ -135,6 +174,10 @@ def heartbeat(details: Any = None) -> None:
       NotEncodable, PayloadTooLarge, CodecFailed: the details cannot be carried.
       DurableError: outside an activity of a workflow.
     """
+    if local_activity.get() is not None:
+        # The worker that has the run is at it, and nobody else waits for a word.
+        encode(details, "a heartbeat")
+        return
     delivery = _running("heartbeat()")
     delivery.raise_again()
     if details is not None:
@@ -187,6 +230,8 @@ def complete_later() -> str:
       LeaseLost: the activity was given to another worker, or its time is over.
       DatabaseUnavailable: the database cannot be reached.
     """
+    if local_activity.get() is not None:
+        raise DurableError("an activity that runs inside the workflow task cannot end later: run it without local=True")
     delivery = _running("complete_later()")
     assert delivery.run_id is not None
     assert delivery.seq is not None

@@ -81,6 +81,8 @@ class Answerer:
                 run.execution, keep = execution, True
         if live and not execution.begun and name != STACK:
             # Its interceptors wait for something before the code begins, which has the handlers.
+            if not keep:
+                execution.evict()
             return self._later(delivery)
         codecs = self._broker.codecs
         answer, failure = execution.handlers.query(name, codecs.decode(payload, f"the arguments of the query {name!r}"))

@@ -154,7 +154,10 @@ class _Schedulable(Generic[P, R]):
             options = {**options, "headers": {**headers, **options.get("headers", {})}}
         payload = encode_call(args, kwargs, self._function(), self.actor_name)
         if dispatch.local:
-            return cast("ActivityHandle[Any]", run_locally(self, dispatch, kind is ActivityHandle, payload))
+            return cast(
+                "ActivityHandle[Any]",
+                run_locally(self, dispatch, kind is ActivityHandle, payload, options.get("headers", {})),
+            )
         command = ScheduleActivity(
             None,
             self.actor_name,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from ..attempt import LocalActivityInfo, local_activity
 from ..errors import ActivityFailed
 from . import events
 from .commands import Compute, ComputeCall
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from .options import Dispatch
 
 
-def run_locally(activity: _Schedulable[..., Any], dispatch: Dispatch, as_handle: bool, payload: bytes) -> Any:
+def run_locally(
+    activity: _Schedulable[..., Any], dispatch: Dispatch, as_handle: bool, payload: bytes, headers: Mapping[str, Any]
+) -> Any:
     """Run an activity inside the workflow task; its first attempt is asked for at the call.
 
     Returns:
@@ -37,19 +41,34 @@ def run_locally(activity: _Schedulable[..., Any], dispatch: Dispatch, as_handle:
     limits = [(ms, name) for name, ms in dispatch.limits.items()]
     limit = min(limits) if limits else None
 
+    scheduled_at = datetime.fromtimestamp(execution.loop.now_ms / 1000, UTC)
+    misfits: list[BaseException] = []
+    ids = (execution.workflow_id, execution.run_id)
+
     def hopeless(exception: BaseException) -> bool:
-        return forbids(policy, exception) or bool(throws and isinstance(exception, throws))
+        return exception in misfits or forbids(policy, exception) or bool(throws and isinstance(exception, throws))
 
     def call(attempt: int) -> ComputeCall[Any]:
         # Each attempt gets arguments of its own, as one from a message does.
         recorded = loads(payload)
-        args, kwargs = typed(tuple(recorded["args"]), recorded["kwargs"], fn)
+        args, kwargs = tuple(recorded["args"]), recorded["kwargs"]
+        last = is_last(policy, attempt)
+        info = LocalActivityInfo(
+            activity.actor_name, attempt, headers, scheduled_at, ids, None if limit is None else limit[0], last
+        )
+        calls = _told(fn, info)
+        try:
+            args, kwargs = typed(args, kwargs, fn)
+        except Exception as e:
+            # They will not fit the next time either.
+            misfits.append(e)
+            calls = _raising(e)
         command = Compute(
             None,
             activity.actor_name,
             None,
             hash_arguments(payload),
-            fn=fn,
+            fn=calls,
             args=args,
             kwargs=kwargs,
             answer=events.LOCAL_ACTIVITY_COMPLETED,
@@ -72,6 +91,37 @@ def _plain(fn: Any) -> Callable[..., Any]:
     """The function as it was written: an ``async def`` actor's is wrapped for the thread of a message."""
     written = getattr(fn, "__wrapped__", None)
     return written if inspect.iscoroutinefunction(written) else fn
+
+
+def _told(fn: Callable[..., Any], info: LocalActivityInfo) -> Callable[..., Any]:
+    """The function, with what it is part of at hand."""
+    if inspect.iscoroutinefunction(fn):
+
+        async def later(*args: Any, **kwargs: Any) -> Any:
+            info.begin()
+            local_activity.set(info)  # in the context of its own task
+            return await fn(*args, **kwargs)
+
+        return later
+
+    def now(*args: Any, **kwargs: Any) -> Any:
+        info.begin()
+        token = local_activity.set(info)
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            local_activity.reset(token)
+
+    return now
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    """What is called in place of a function whose arguments do not fit."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return refuse
 
 
 async def _attempts(
