@@ -777,3 +777,20 @@ def test_updates_wait_in_an_environment_too(broker: durable.DurableBroker) -> No
         assert handle.query("seen") == [1]
         assert handle.update("add", 2) == 4
         assert handle.result() == [1, 2]
+
+
+def test_headers_of_a_run_that_cannot_be_carried_are_refused_at_the_call() -> None:
+    class Odd(WorkflowInterceptor):
+        async def execute_workflow(self, ctx: CallContext, call_next: CallNext) -> Any:
+            ctx.headers["odd"] = object()
+            return await call_next(ctx)
+
+    async def order() -> list[str]:
+        seen = []
+        for call in (lambda: echo.execute(1), lambda: ship.start("x")):
+            with pytest.raises(durable.NotEncodable, match=r"headers of '\w+', at \['odd'\]") as caught:
+                call()
+            seen.append(type(caught.value).__name__)
+        return seen
+
+    assert run_of(order, through=[Odd()]).result == ["NotEncodable"] * 2
