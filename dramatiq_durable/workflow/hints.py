@@ -30,6 +30,15 @@ def hints_of(subject: Any) -> dict[str, Any]:
         return found
 
 
+def declared_in() -> FrameType | None:
+    """The frame in which one of our decorators is used: the first that is not of the caller's own module."""
+    frame: FrameType | None = sys._getframe(1)
+    decorators = None if frame is None else frame.f_globals
+    while frame is not None and frame.f_globals is decorators:
+        frame = frame.f_back
+    return frame
+
+
 def remember_scope(fn: Callable[..., Any], frame: FrameType | None, around: Any = None) -> None:
     """Keep for a function that is declared inside of another what its annotations may name: the types that are local
     there.

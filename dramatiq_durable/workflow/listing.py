@@ -17,10 +17,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, overload
 
 import dramatiq
-import psycopg
 
 from ..codecs import Codecs, ShownCodecs
-from ..database import translate
 from ..errors import InvalidFilter, WorkflowClosed, WorkflowNotFound
 from ..operations import Operation, Post, Terminate
 from ..using import sending
@@ -390,11 +388,8 @@ def _next_tick(at: str) -> str:
 
 
 def _read(broker: DurableBroker, call: Callable[[Any], Any]) -> Any:
-    try:
-        with broker.database.connection() as conn:
-            return call(conn)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with broker.database.calling() as conn:
+        return call(conn)
 
 
 def _broker(broker: dramatiq.Broker | None) -> DurableBroker:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ..attempt import LocalActivityInfo, local_activity
 from ..errors import ActivityFailed
 from . import events
 from .commands import Compute, ComputeCall
@@ -21,12 +19,12 @@ from .replay import Execution
 from .retry import delay_after, forbids, is_last
 
 if TYPE_CHECKING:
-    from .definition import _Schedulable
+    from .activities import _Schedulable
     from .options import Dispatch
 
 
 def run_locally(
-    activity: _Schedulable[..., Any], dispatch: Dispatch, as_handle: bool, payload: bytes, headers: Mapping[str, Any]
+    activity: _Schedulable[..., Any], dispatch: Dispatch, as_handle: bool, payload: bytes, headers: dict[str, Any]
 ) -> Any:
     """Run an activity inside the workflow task; its first attempt is asked for at the call.
 
@@ -41,22 +39,19 @@ def run_locally(
     limits = [(ms, name) for name, ms in dispatch.limits.items()]
     limit = min(limits) if limits else None
 
-    scheduled_at = datetime.fromtimestamp(execution.loop.now_ms / 1000, UTC)
     misfits: list[BaseException] = []
-    ids = (execution.workflow_id, execution.run_id)
 
     def hopeless(exception: BaseException) -> bool:
-        return exception in misfits or forbids(policy, exception) or bool(throws and isinstance(exception, throws))
+        told = exception in misfits or forbids(policy, exception)
+        return told or bool(throws and isinstance(exception, throws))
+
+    scheduled_ms = execution.loop.now_ms
 
     def call(attempt: int) -> ComputeCall[Any]:
         # Each attempt gets arguments of its own, as one from a message does.
         recorded = loads(payload)
         args, kwargs = tuple(recorded["args"]), recorded["kwargs"]
-        last = is_last(policy, attempt)
-        info = LocalActivityInfo(
-            activity.actor_name, attempt, headers, scheduled_at, ids, None if limit is None else limit[0], last
-        )
-        calls = _told(fn, info)
+        calls = fn
         try:
             args, kwargs = typed(args, kwargs, fn)
         except Exception as e:
@@ -75,6 +70,15 @@ def run_locally(
             attempt=attempt,
             hopeless=hopeless,
             limit=limit,
+            about={
+                "workflow_id": execution.info.workflow_id,
+                "run_id": execution.info.run_id,
+                "activity": activity.actor_name,
+                "attempt": attempt,
+                "headers": headers,
+                "scheduled_ms": scheduled_ms,
+                "is_last_attempt": is_last(policy, attempt),
+            },
         )
         waiting: ComputeCall[Any] = ComputeCall(execution, command, "abandon", decoders_of(fn).result)
         execution.expect(execution.compute(command), waiting)
@@ -91,28 +95,6 @@ def _plain(fn: Any) -> Callable[..., Any]:
     """The function as it was written: an ``async def`` actor's is wrapped for the thread of a message."""
     written = getattr(fn, "__wrapped__", None)
     return written if inspect.iscoroutinefunction(written) else fn
-
-
-def _told(fn: Callable[..., Any], info: LocalActivityInfo) -> Callable[..., Any]:
-    """The function, with what it is part of at hand."""
-    if inspect.iscoroutinefunction(fn):
-
-        async def later(*args: Any, **kwargs: Any) -> Any:
-            info.begin()
-            local_activity.set(info)  # in the context of its own task
-            return await fn(*args, **kwargs)
-
-        return later
-
-    def now(*args: Any, **kwargs: Any) -> Any:
-        info.begin()
-        token = local_activity.set(info)
-        try:
-            return fn(*args, **kwargs)
-        finally:
-            local_activity.reset(token)
-
-    return now
 
 
 def _raising(error: Exception) -> Callable[..., Any]:
