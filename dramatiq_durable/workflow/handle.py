@@ -191,7 +191,7 @@ class WorkflowHandle(Asking, Generic[R]):
             status = self._await_end(run_id, timeout, deadline)
             row = self._row(uuid.UUID(run_id).bytes)
             if row[12] is None:
-                return self._outcome(run_id, status, row[7])
+                return self._outcome(run_id, status, row[7], row[2])
             run_id = str(uuid.UUID(bytes=row[12]))
 
     def _await_end(self, run_id: str, timeout: Any, deadline: float | None) -> str:
@@ -227,7 +227,7 @@ class WorkflowHandle(Asking, Generic[R]):
                 closed.clear()
                 look = min(look * 1.5, LOOKS[1])
 
-    def _outcome(self, run_id: str, status: str, length: int) -> R:
+    def _outcome(self, run_id: str, status: str, length: int, name: str) -> R:
         key = uuid.UUID(run_id).bytes
         last: Event = self._read(lambda conn: self.broker.procedures.get_history(conn, key, length - 1))[0]
         ids = {"workflow_id": self._workflow_id or "", "run_id": run_id}
@@ -235,7 +235,9 @@ class WorkflowHandle(Asking, Generic[R]):
         attributes = last.attributes or {}
         if status == "completed":
             value = None if last.payload is None else loads(last.payload)
-            decode = decoders_of(self._workflow.fn).result if self._workflow is not None else None
+            # A handle that was made of an id knows no workflow; this process may.
+            workflow = self._workflow or self.broker.workflows.get(name)
+            decode = None if workflow is None else decoders_of(workflow.fn).result
             return cast(R, fit(value, decode, f"the result of {what}"))
         if status == "failed":
             raise failure_from_json(described_failure(last), WorkflowFailed, **ids)
