@@ -62,21 +62,22 @@ class ActivityInfo:
 
     @property
     def workflow_id(self) -> str:
-        return self._look_up()[0]
+        return self.look_up()[0]
 
     @property
     def heartbeat_details(self) -> Any:
-        return self._look_up()[1]
+        return self.look_up()[1]
 
     @property
     def deadline(self) -> datetime | None:
-        return self._look_up()[2]
+        return self.look_up()[2]
 
     @property
     def is_last_attempt(self) -> bool:
         return is_last_attempt(self._delivery)
 
-    def _look_up(self) -> tuple[str, Any, datetime | None]:
+    def look_up(self) -> tuple[str, Any, datetime | None]:
+        """The workflow's id, the heartbeat's details and the deadline, as the database had them at the first call."""
         if self._known is None:
             delivery = self._delivery
             broker: DurableBroker = delivery.broker
@@ -142,7 +143,7 @@ def heartbeat(details: Any = None) -> None:
         if delivery.details is None and info is not None and (info.attempt > 1 or delivery.reclaimed):
             # What the attempt before this one said is kept for this one before it is replaced.
             with suppress(DurableError):
-                info._look_up()
+                info.look_up()
         what = f"the heartbeat of {delivery.actor_name!r}"
         delivery.details = delivery.broker.codecs.encode(encode(details, what), what)
     delivery.unsaid = True

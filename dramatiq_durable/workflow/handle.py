@@ -174,7 +174,11 @@ class WorkflowHandle(Asking, Generic[R]):
             ends = procedures.get_events(conn, row[0], [1, row[7]])
             return row, ends[0], ends[-1], procedures.pending_of(conn, row[0]) if row[4] == "running" else []
 
-        found = self._read(look)
+        found, stack = self._read(look), None
+        if found is not None and found[0][4] == "running":
+            # What it waits for is to be as new as where.
+            stack = self._stack()
+            found = self._read(look)
         if found is None:
             raise self._not_found()
         row, first, last, waiting = found
@@ -209,7 +213,7 @@ class WorkflowHandle(Asking, Generic[R]):
                 )
                 for seq, kind, called, attempt, why, due, details in waiting
             ],
-            stack=self._stack() if status == "running" else None,
+            stack=stack if status == "running" else None,
         )
 
     def status(self) -> str:
