@@ -87,8 +87,16 @@ async def journey(folder: str) -> dict[str, Any]:
     last = await step.execute(folder, "last")
     await durable.output("done")
     return {
-        "roll": [roll, durable.random().randint(1, 10**9)], "ids": ids, "first": first, "effect": effect, "pages": pages,
-        "kids": kids, "signal": signal, "last": last, "seen": seen, "stage": await durable.entity().get("stage"),
+        "roll": [roll, durable.random().randint(1, 10**9)],
+        "ids": ids,
+        "first": first,
+        "effect": effect,
+        "pages": pages,
+        "kids": kids,
+        "signal": signal,
+        "last": last,
+        "seen": seen,
+        "stage": await durable.entity().get("stage"),
     }
 
 
@@ -99,3 +107,4 @@ async def chain(folder: str, n: int, until: int) -> int:
     if n == until:
         return n
     durable.continue_as_new(folder, n + 1, until)
+    return None

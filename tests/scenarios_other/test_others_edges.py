@@ -221,8 +221,14 @@ def test_entity_operations_that_do_not_fit(broker: Any, start_worker: StartWorke
         await e.set({"s": "text", "l": [1, 2], "n": 1})
         seen: list[Any] = []
         for operation in (
-            lambda: e.append("s", 1), lambda: e.increment("s"), lambda: e.toggle("s"), lambda: e.increment("s.deep"),
-            lambda: e.remove("l", 9), lambda: e.remove("s", 0), lambda: e.prepend("n", 1), lambda: e.increment("n", "x"),
+            lambda: e.append("s", 1),
+            lambda: e.increment("s"),
+            lambda: e.toggle("s"),
+            lambda: e.increment("s.deep"),
+            lambda: e.remove("l", 9),
+            lambda: e.remove("s", 0),
+            lambda: e.prepend("n", 1),
+            lambda: e.increment("n", "x"),
         ):
             try:
                 seen.append(["ok", await operation()])
@@ -232,7 +238,7 @@ def test_entity_operations_that_do_not_fit(broker: Any, start_worker: StartWorke
 
     start_worker()
     handle = flow.start()
-    seen, whole = handle.result(timeout=20)
+    _seen, whole = handle.result(timeout=20)
     assert whole["s"] == "text"
     assert whole["n"] == 1
     assert handle.describe().entity == whole
@@ -546,10 +552,19 @@ def test_what_runs_and_activities_know_of_themselves(broker: Any, start_worker: 
         info = durable.info()
         assert info.started_at is not None
         return {
-            "workflow_id": info.workflow_id, "run_id": info.run_id, "name": info.name, "queue_name": info.queue_name,
-            "attempt": info.attempt, "parent": info.parent is None, "memo": info.memo, "search": info.search,
-            "headers": info.headers, "length": info.history_length > 0, "bytes": info.history_bytes > 0,
-            "suggested": info.continue_as_new_suggested, "age": (durable.now() - info.started_at).total_seconds() >= 0,
+            "workflow_id": info.workflow_id,
+            "run_id": info.run_id,
+            "name": info.name,
+            "queue_name": info.queue_name,
+            "attempt": info.attempt,
+            "parent": info.parent is None,
+            "memo": info.memo,
+            "search": info.search,
+            "headers": info.headers,
+            "length": info.history_length > 0,
+            "bytes": info.history_bytes > 0,
+            "suggested": info.continue_as_new_suggested,
+            "age": (durable.now() - info.started_at).total_seconds() >= 0,
             "replaying": durable.is_replaying(),
         }
 
@@ -557,9 +572,20 @@ def test_what_runs_and_activities_know_of_themselves(broker: Any, start_worker: 
     handle = flow.options(workflow_id="w", memo={"m": 1}, search={"s": 1}, headers={"h": 1}).start()
     result = handle.result(timeout=20)
     assert result == {
-        "workflow_id": "w", "run_id": handle.run_id, "name": "named", "queue_name": "flows", "attempt": 1,
-        "parent": True, "memo": {"m": 1}, "search": {"s": 1}, "headers": {"h": 1}, "length": True, "bytes": True,
-        "suggested": False, "age": True, "replaying": False,
+        "workflow_id": "w",
+        "run_id": handle.run_id,
+        "name": "named",
+        "queue_name": "flows",
+        "attempt": 1,
+        "parent": True,
+        "memo": {"m": 1},
+        "search": {"s": 1},
+        "headers": {"h": 1},
+        "length": True,
+        "bytes": True,
+        "suggested": False,
+        "age": True,
+        "replaying": False,
     }
     [info] = infos
     assert (info.workflow_id, info.run_id, info.activity, info.attempt) == ("w", handle.run_id, "act", 1)

@@ -74,9 +74,7 @@ def test_how_children_end(broker: Any, start_worker: StartWorker) -> None:
             first: Any = e.__cause__
             seen.append([e.workflow_id, e.type, e.message, first.type, type(first).__name__, first.message])
         for how, error in (("terminate", durable.WorkflowTerminated), ("timeout", durable.WorkflowTimedOut)):
-            child = kid.options(
-                workflow_id=f"{me}-{how}", run_timeout=0.2 if how == "timeout" else None
-            ).start(how)
+            child = kid.options(workflow_id=f"{me}-{how}", run_timeout=0.2 if how == "timeout" else None).start(how)
             await child.started()
             try:
                 await child
@@ -231,6 +229,7 @@ def test_signals_during_continuing_are_all_read(broker: Any, start_worker: Start
             if total == want:
                 return total
         durable.continue_as_new(total, want)
+        return None
 
     start_worker()
     handle = reads.options(workflow_id="r").start(0, 40)

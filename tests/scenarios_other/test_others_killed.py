@@ -76,7 +76,12 @@ def test_a_journey_over_many_dead_workers(app: Any, worker: Start, tmp_path: Pat
     assert update.result(timeout=10) == 2
     assert handle.update("add", "between", update_id="u", timeout=10) == 1
     assert result["pages"][0] == 4
-    assert (result["kids"], result["signal"], result["seen"], result["stage"]) == ([0, 2, 4], "now", ["between", "late"], 3)
+    assert (result["kids"], result["signal"], result["seen"], result["stage"]) == (
+        [0, 2, 4],
+        "now",
+        ["between", "late"],
+        3,
+    )
     assert list(handle.follow()) == [(0, "began"), (1, "effected"), (2, "done")]
     with psycopg.connect(database_url) as conn:
         assert conn.execute("SELECT name FROM effect").fetchall() == [("effect",)]
@@ -124,7 +129,11 @@ def test_a_worker_that_is_stopped_for_a_while(app: Any, worker: Start, tmp_path:
 def cli(database_url: str, *arguments: str, code: int = 0) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "dramatiq_durable.cli", "--url", database_url, *arguments],
-        capture_output=True, text=True, timeout=60, cwd=ROOT, check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TEST_URL": database_url},
     )
     assert done.returncode == code or (code and done.returncode), (arguments, done.stdout, done.stderr)
@@ -200,9 +209,12 @@ def test_a_run_by_the_command_line_alone(broker: Any, start_worker: Any, databas
     assert "w-2" in run("workflow", "show", "w-2")
     assert "enough" in run("workflow", "history", "w-2")
     for wrong in (
-        ("workflow", "show", "nobody"), ("workflow", "signal", "nobody", "x"), ("workflow", "terminate", "w-2"),
+        ("workflow", "show", "nobody"),
+        ("workflow", "signal", "nobody", "x"),
+        ("workflow", "terminate", "w-2"),
         ("workflow", "start", "flow", "--queue", "hall", "--args", "{"),
-        ("escalation", "show", "00000000-0000-0000-0000-000000000000"), ("escalation", "show", "no-uuid"),
+        ("escalation", "show", "00000000-0000-0000-0000-000000000000"),
+        ("escalation", "show", "no-uuid"),
     ):
         output = run(*wrong, code=1)
         assert "Traceback" not in output, output
