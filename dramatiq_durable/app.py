@@ -17,7 +17,6 @@ from .event_loop import DaemonAsyncIO
 from .settings import Settings
 from .workflow import guard
 
-
 # Before the modules that declare workflows, and may keep a clock or uuid4 somewhere for later.
 guard.install()
 

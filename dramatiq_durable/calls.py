@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import sys
 from collections.abc import Coroutine, Generator
-from contextlib import suppress
 from typing import Any
 
 from dramatiq import Actor
 from dramatiq.asyncio import async_to_sync, get_event_loop_thread
 
 from .delivery import Delivery
-from .errors import DurableError
 from .workflow.converter import typed
 
 
@@ -56,7 +53,6 @@ class Call:
             delivery.result = self._run(args, kwargs)
         finally:
             delivery.end()
-            _complete_info(delivery)
         return None
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -82,13 +78,6 @@ class Call:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._actor, name)
-
-
-def _complete_info(delivery: Delivery) -> None:
-    """Who has kept what `activity_info()` answered can read all of it later, too, when the activity is nobody's."""
-    if delivery.info is not None and sys.getrefcount(delivery.info) > 2:  # the delivery's own, and the argument
-        with suppress(DurableError):
-            delivery.info.look_up()
 
 
 class _InLoop:

@@ -158,10 +158,8 @@ def test_children_that_nobody_awaits(broker: Any, start_worker: StartWorker) -> 
     assert durable.get_handle("k-abandon").result(timeout=20) == "abandon"
     for policy, status in (("cancel", "cancelled"), ("terminate", "terminated")):
         handle = durable.get_handle(f"k-{policy}")
-        try:
+        with contextlib.suppress(durable.WorkflowNotFound):  # it never began
             wait_until(lambda handle=handle, status=status: handle.status() == status)
-        except durable.WorkflowNotFound:
-            pass  # it never began
 
 
 def test_a_child_that_is_cancelled_before_it_began(broker: Any, start_worker: StartWorker) -> None:

@@ -573,7 +573,8 @@ def test_codecs_cover_every_value(make_broker: Any, database_url: str) -> None:
         worker.stop()
     with psycopg.connect(database_url) as conn:
         tables = conn.execute(
-            "SELECT table_name FROM information_schema.tables WHERE table_schema = 'durable' AND table_type = 'BASE TABLE'"
+            "SELECT table_name FROM information_schema.tables "
+            "WHERE table_schema = 'durable' AND table_type = 'BASE TABLE'"
         ).fetchall()
         for (table,) in tables:
             for (row,) in conn.execute(f"SELECT t::text FROM durable.{table} t").fetchall():  # type: ignore[attr-defined]
