@@ -49,6 +49,10 @@ from .retry import asked_delay, forbids
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INPUT_TYPES = events.INPUT_TYPES
 _NO_INTERCEPTORS = Interceptors()
+
+#: How much one step may ask for: it is stored by one call, twice (what happened, and what is sent), and many fit into one.
+MAX_STEP_BYTES = 64 * 1024 * 1024
+
 _COMPUTED = (events.LOCAL_ACTIVITY_COMPLETED, events.SIDE_EFFECT_RECORDED)
 
 
@@ -90,6 +94,7 @@ class Execution:
     """
 
     __slots__ = (
+        "_asked_bytes",
         "_base",
         "_cancel_requested",
         "_computing",
@@ -141,6 +146,7 @@ class Execution:
         self.lineage = Lineage(info.run_id)
         self._main: asyncio.Task[Any] | None = None
         self._seq = 0
+        self._asked_bytes = 0
         # By number; what cancels command n has ~n, the closing command 0, a patch its name.
         self._out: dict[int | str, Command] = {}
         self._computing: dict[int, Compute] = {}
@@ -232,6 +238,7 @@ class Execution:
             self.history_bytes += len(event.payload)
         if self.closed:
             return []
+        self._asked_bytes = 0
         scope = Scope(loop)
         try:
             with scope:
@@ -363,6 +370,14 @@ class Execution:
             self.loop.refuse_late()
         if self.reading is not None:
             raise self.change_refused()
+        if command.payload is not None:
+            self._asked_bytes += len(command.payload)
+            if self._asked_bytes > MAX_STEP_BYTES:
+                raise PayloadTooLarge(
+                    f"{command.name!r} is one too many: what one step of a workflow asks for may have "
+                    f"{MAX_STEP_BYTES:,} bytes. Await some of it before you ask for more, or store large values "
+                    "elsewhere and pass their keys."
+                )
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._out[seq] = command
