@@ -98,6 +98,11 @@ class Procedures:
         """A heartbeat from whoever has an activity's token; answers ok, cancelled or missing."""
         return str(self._call(conn, "beat_by_token", Uuid(run_id), seq, token, details)[0][0])
 
+    def attempt_of_token(self, conn: Connection, run_id: bytes, seq: int, token: bytes) -> tuple[int, Any] | None:
+        """The attempt that a token is for, and the activity's policy for retries; None: nobody waits for it."""
+        rows = self._call(conn, "attempt_of_token", Uuid(run_id), seq, token)
+        return (rows[0][0], None if rows[0][1] is None else json.loads(rows[0][1])) if rows else None
+
     def pending_of(self, conn: Connection, run_id: bytes) -> Rows:
         """What a run waits for: (seq, kind, name, attempt, last failure, next attempt at, heartbeat's details)."""
         return self._call(conn, "pending_of", Uuid(run_id))

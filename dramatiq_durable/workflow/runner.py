@@ -25,6 +25,7 @@ from ..errors import (
     LeaseLost,
     Nondeterminism,
 )
+from ..incoming import delivery_of
 from ..operations import (
     Ack,
     Advance,
@@ -260,7 +261,7 @@ class Runner:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
                 inbox.insert(0, (0, history[0]))
             else:
-                execution.replay(history)
+                execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
         elif history:
             run.execution.replay(history)
         if len(history) > LONG_HISTORY:
@@ -275,7 +276,7 @@ class Runner:
         advance = Advance(delivery.key, delivery.lease, uuid.UUID(str(delivery.run_id)).bytes, expected)
         try:
             for position, event in enumerate(news, 1):
-                more = position < len(news) and news[position].type in events.MESSAGE_TYPES
+                more = position < len(news) and news[position].type in events.PRECEDES_END
                 advance.given += 1
                 if event.type == events.UPDATE_REQUESTED:
                     step = self._admit(event, advance, execution, more)
@@ -380,7 +381,7 @@ class Runner:
                 continue
             key = events.command_id(str(delivery.run_id), send.seq)
             row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload)
-            handed = self.broker.deliver(row)
+            handed = delivery_of(self.broker, row)
             if handed is not None:
                 claimer.take(handed)
 

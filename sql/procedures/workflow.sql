@@ -380,6 +380,10 @@ BEGIN
             END IF;
         END LOOP;
     END IF;
+    IF cardinality(array_remove(p_close, NULL)) > 0 THEN
+        DELETE FROM {schema}.follower f USING unnest(v_run, v_ok, p_close) t (run, ok, close)
+        WHERE t.ok AND t.close IS NOT NULL AND f.follower_run_id = t.run;
+    END IF;
     IF cardinality(v_told) > 0 THEN
         PERFORM {schema}.add_tasks(v_told);
     END IF;

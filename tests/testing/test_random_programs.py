@@ -25,7 +25,6 @@ from tests.support.processes import Processes
 from . import features, programs
 from .test_replayer import durable_broker
 
-
 ENDED_FROM_OUTSIDE = ("WorkflowTerminated", "WorkflowTimedOut")
 
 
@@ -226,7 +225,9 @@ def test_killed_at_random_events_for_long(run_process: Processes, database_url: 
 
 
 @pytest.mark.timeout(180)
-def test_two_workers_one_or_the_other_killed_or_stopped(run_process: Processes, database_url: str, tmp_path: Any) -> None:
+def test_two_workers_one_or_the_other_killed_or_stopped(
+    run_process: Processes, database_url: str, tmp_path: Any
+) -> None:
     killed(run_process, database_url, tmp_path, range(20, 32), ["kill", "freeze", "kill"], workers=2)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import dramatiq_durable as durable
 
+
 def declare(broker: durable.DurableBroker) -> None:
     """Declare all of them."""
 

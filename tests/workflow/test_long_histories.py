@@ -78,7 +78,9 @@ def test_dropped_from_memory_on_its_way_it_goes_on(
     start_worker()
     number, result = LONG[name]
     for part in (1, 2, 3):
-        wait_until(lambda part=part: handle.describe().history_length > part * number // 2 or handle.status() != "running")
+        wait_until(
+            lambda part=part: handle.describe().history_length > part * number // 2 or handle.status() != "running"
+        )
         broker.runner.cache.clear()
     assert handle.result(timeout=60) == result
     history = handle.history()
