@@ -174,6 +174,7 @@ class Execution(Inside):
             self.history_bytes += len(event.payload)
         if self.closed:
             return []
+        self._asked_bytes = 0
         scope = Scope(loop)
         try:
             with scope:
