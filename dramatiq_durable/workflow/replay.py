@@ -24,7 +24,7 @@ from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .handlers import Handlers
-from .info import START_FACTS, STATE_FACTS, Info
+from .info import START_FACTS, STATE_FACTS, Info, Parent
 from .inside import Inside, overdue
 from .interceptors import CallContext, Interceptors, through
 from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
@@ -264,6 +264,10 @@ class Execution(Inside):
             self._base.started_at = self.lineage.started_at
         if self._base.started_at is None:
             self._base.started_at = self.now
+        parent = self.facts.get("parent")
+        if parent is not None and self._base.parent is not None:
+            # Another may have become its parent since.
+            self._base.parent = Parent(parent["workflow_id"], parent["run_id"])
         if self._base.name == "" and event.name:
             self._base.name = event.name
         for fact, value in self.facts.items():

@@ -296,6 +296,9 @@ BEGIN
         -- A reset starts it again: the run that had the id was this very child.
         v_options.id_reuse := 'allow';
     END IF;
+    -- Whose child it was started as: that run may be reset, and another be its parent then.
+    v_options.facts := {schema}.with_fact(v_options.facts, 'parent', (
+        SELECT json_build_object('workflow_id', r.workflow_id, 'run_id', r.run_id) FROM {schema}.run r WHERE r.run_id = p_run));
     SELECT * INTO v_new FROM {schema}.create_run(
         {schema}.derived_id(p_run, p_seq::text), p_workflow_id, p_stream, p_name, p_input,
         coalesce(v_options.id_conflict, 'fail'), coalesce(v_options.id_reuse, 'allow'), coalesce(v_options.delay, 0),

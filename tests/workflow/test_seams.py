@@ -363,3 +363,48 @@ def test_what_no_handler_has_begun_with_goes_to_the_next_run(
     assert {type: 2 * n for type, n in given.items()} == _recorded(broker)
     assert again.get_update("e").result(timeout=10) == [1, 3]
     Replayer([work]).replay(handle.export())
+
+
+def test_a_childs_parent_is_the_run_that_started_it(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
+    """Also after that was reset: a child that passes it on replays."""
+
+    @durable.activity
+    def note(run_id: str) -> str:
+        return run_id
+
+    @durable.workflow
+    async def kid(rounds: int) -> list[str]:
+        def parent() -> str:
+            found = durable.info().parent
+            assert found is not None
+            return f"{found.workflow_id} {found.run_id}"
+
+        before = await note.execute(parent())
+        await durable.wait_for_signal("go")
+        if rounds == 0:
+            durable.continue_as_new(1)
+        return [before, await note.execute(parent())]
+
+    @durable.workflow
+    async def parent() -> Any:
+        child = kid.options(workflow_id="kid").start(0)
+        await durable.wait_for_signal("first")
+        return await child
+
+    start_worker()
+    handle = parent.options(workflow_id="parent").start()
+    handle.signal("first")
+    wait_until(lambda: "SignalReceived" in types(handle) and len(handle.children()) == 1)
+    child = durable.get_handle("kid")
+    wait_until(lambda: "ActivityCompleted" in types(child))
+    first = child.describe().run_id
+    again = handle.reset(event(handle, "SignalReceived"))
+    broker.runner.cache.clear()
+    child.signal("go")
+    wait_until(lambda: child.describe().run_id != first and "ActivityCompleted" in types(child))
+    broker.runner.cache.clear()
+    child.signal("go")
+    assert again.result(timeout=10) == [f"parent {handle.run_id}"] * 2
+    described = durable.get_handle("kid").describe().parent
+    assert described is not None
+    assert described.run_id == again.run_id
