@@ -354,8 +354,7 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_done bigint[];
     v_streams int[];
-    v_runs uuid[];
-    v_seqs int[];
+    v_unwanted json;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
@@ -372,13 +371,13 @@ BEGIN
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures, p_counted)
              WITH ORDINALITY t (message_id, lease, delay, payload, failure, counted, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-        RETURNING t.n, m.stream_id, m.kind, m.run_id, m.seq)
-    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id),
-           array_agg(d.run_id) FILTER (WHERE d.kind = 'a'), array_agg(d.seq) FILTER (WHERE d.kind = 'a')
-    INTO v_done, v_streams, v_runs, v_seqs FROM done d;
-    FOR i IN 1 .. coalesce(cardinality(v_runs), 0) LOOP
-        PERFORM {schema}.drop_unwanted(v_runs[i], v_seqs[i]);
-    END LOOP;
+        RETURNING t.n, m.stream_id, m.kind, m.run_id, m.seq,
+                  m.attempt - CASE WHEN t.counted IS FALSE THEN 0 ELSE 1 END AS attempt)
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id), json_agg(
+               json_build_object('run', d.run_id, 'seq', d.seq, 'attempt', d.attempt)) FILTER (WHERE d.kind = 'a')
+    INTO v_done, v_streams, v_unwanted FROM done d;
+    PERFORM {schema}.drop_unwanted(u.run, u.seq, u.attempt)
+    FROM json_to_recordset(v_unwanted) u (run uuid, seq int, attempt int);
     IF v_streams IS NOT NULL THEN
         -- Whoever sleeps learns when they are due.
         PERFORM {schema}.wake(v_streams);
@@ -388,7 +387,8 @@ BEGIN
 END
 $$;
 
--- The worker gives the messages back unprocessed: they are due at once and no attempt is counted.
+-- The worker gives the messages back unprocessed: they are due at once and no attempt is counted.  Activities that nobody
+-- wants any more are dropped.
 CREATE FUNCTION {schema}.release(p_worker uuid, p_messages uuid[], p_leases uuid[])
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
@@ -398,6 +398,7 @@ DECLARE
     v_worker record;
     v_done bigint[];
     v_streams int[];
+    v_unwanted json;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
@@ -405,8 +406,12 @@ BEGIN
         SET lease_token = NULL, worker_id = NULL, started = false
         FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-        RETURNING t.n, m.stream_id)
-    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;
+        RETURNING t.n, m.stream_id, m.kind, m.run_id, m.seq, m.attempt)
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id), json_agg(
+               json_build_object('run', d.run_id, 'seq', d.seq, 'attempt', d.attempt)) FILTER (WHERE d.kind = 'a')
+    INTO v_done, v_streams, v_unwanted FROM done d;
+    PERFORM {schema}.drop_unwanted(u.run, u.seq, u.attempt)
+    FROM json_to_recordset(v_unwanted) u (run uuid, seq int, attempt int);
     IF v_streams IS NOT NULL THEN
         PERFORM {schema}.wake(v_streams);
     END IF;

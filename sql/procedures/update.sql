@@ -121,21 +121,20 @@ END
 $$;
 
 -- Internal: a run goes on for another: so it does with the updates that have no answer.  p_all: those that were accepted,
--- too, because it has their history.
+-- too, because it has their history; else only those that are in its inbox: it is asked anew.
 CREATE FUNCTION {schema}.hand_over_updates(p_from uuid, p_to uuid, p_all boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
-    UPDATE {schema}.run_update u SET run_id = p_to
-    WHERE u.run_id = p_from AND CASE u.status
-        WHEN 'accepted' THEN p_all
+    UPDATE {schema}.run_update u SET run_id = p_to, status = CASE WHEN p_all THEN u.status ELSE 'requested' END
+    WHERE u.run_id = p_from AND u.status IN ('requested', 'accepted') AND (
+        p_all AND u.status = 'accepted'
         -- What was dropped when a run ended is nobody's.
-        WHEN 'requested' THEN EXISTS (
+        OR EXISTS (
             SELECT 1 FROM {schema}.inbox i
-            WHERE i.run_id = p_to AND i.type = 'UpdateRequested' AND i.attributes ->> 'update_id' = u.update_id)
-        ELSE false END;
+            WHERE i.run_id = p_to AND i.type = 'UpdateRequested' AND i.attributes ->> 'update_id' = u.update_id));
 END
 $$;
 
