@@ -211,10 +211,13 @@ class Runner:
             run.taken.difference_update(inbox_id for inbox_id, _ in news)
             news = []
         if not news or execution.closed:
-            if delivery.kind == "w" and not committed:
-                # The step after which nobody waits for this timer is on its way, and may be refused.
-                return Reschedule(delivery.key, delivery.lease, backoff(delivery, REFUSED_BACKOFF))
-            return Ack(delivery.key, delivery.lease)
+            if committed:
+                return Ack(delivery.key, delivery.lease)
+            # What this is about went with a step that is on its way, and may be refused: it took what was in the inbox, or
+            # does not wait for this timer any more.  This delivery goes with it, and comes again where it is not recorded.
+            advance = self._step(delivery, run, execution, [])
+            advance.then = lambda a: self._advanced(delivery, run, a, None)
+            return advance
         run.taken.update(inbox_id for inbox_id, _ in waiting if inbox_id)
         advance = self._step(delivery, run, execution, [event for _, event in news])
         # What a run that continues as new was not given any more is for the next one.
