@@ -103,7 +103,7 @@ class Claimer(threading.Thread):
     def leave(self, worker: Worker) -> None:
         """A Worker stops: where there was another one, that has its streams again; else nothing more is claimed."""
         if self.serves_others(worker):
-            self.workers.remove(worker)
+            self.workers = [each for each in self.workers if each is not worker]
             self._follow(self.workers[-1])
         else:
             self.drain()
