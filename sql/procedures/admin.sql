@@ -1,4 +1,4 @@
--- For operators: administrators only.
+-- For operators: administrators only; what merely counts, also monitors.
 
 -- Internal: raises DD001 unless the caller is an administrator.
 CREATE FUNCTION {schema}.require_admin()
@@ -8,6 +8,21 @@ AS $$
 BEGIN
     IF NOT (SELECT c.is_admin FROM {schema}.caller() c) THEN
         RAISE EXCEPTION 'this needs an administrator of the namespace' USING ERRCODE = 'DD001';
+    END IF;
+END
+$$;
+
+-- Internal: raises DD001 unless the caller is an administrator or a monitor.
+CREATE FUNCTION {schema}.require_monitor()
+RETURNS void
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM 1 FROM {schema}.login l JOIN {schema}.principal p ON p.principal_id = l.principal_id
+    WHERE l.login = session_user AND (l.expires_at IS NULL OR l.expires_at > clock_timestamp())
+      AND (p.is_admin OR p.kind = 'monitor');
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'this needs an administrator of the namespace, or a monitor' USING ERRCODE = 'DD001';
     END IF;
 END
 $$;
@@ -41,7 +56,7 @@ RETURNS TABLE (name text, paused boolean, ready bigint, leased bigint, delayed b
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM {schema}.require_admin();
+    PERFORM {schema}.require_monitor();
     RETURN QUERY
         SELECT s.name, s.paused,
                count(m.message_id) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()),
@@ -72,7 +87,7 @@ RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM {schema}.require_admin();
+    PERFORM {schema}.require_monitor();
     RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind NOT IN ('c', 'd', 'e'));
 END
 $$;
@@ -86,7 +101,7 @@ RETURNS TABLE (
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM {schema}.require_admin();
+    PERFORM {schema}.require_monitor();
     RETURN QUERY
         SELECT w.worker_id, w.login::text, w.host, w.pid, w.threads,
                ARRAY(SELECT s.name FROM {schema}.stream s WHERE s.stream_id = ANY (w.stream_ids) ORDER BY 1),
