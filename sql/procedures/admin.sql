@@ -29,6 +29,7 @@ $$;
 
 -- Give a login (not a stream's worker only: any existing role) its grants.  A principal may have several logins.
 -- Only adds: an administrator who is granted a stream stays one, so that the last of them cannot shut himself out.
+-- Raises DD010 for what was provisioned: a worker's role has what it was made with.
 CREATE FUNCTION {schema}.grant_login(p_login text, p_principal text, p_admin boolean, p_consume text[], p_produce text[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
@@ -37,6 +38,11 @@ DECLARE
     v_principal int;
 BEGIN
     PERFORM {schema}.require_admin();
+    IF EXISTS (SELECT 1 FROM {schema}.principal p WHERE p.kind <> 'application'
+               AND (p.name = p_principal OR p.principal_id = (
+                   SELECT l.principal_id FROM {schema}.login l WHERE l.login = p_login))) THEN
+        RAISE EXCEPTION '% belongs to a worker that was provisioned', quote_literal(p_login) USING ERRCODE = 'DD010';
+    END IF;
     INSERT INTO {schema}.principal AS p (name, is_admin) VALUES (p_principal, p_admin)
     ON CONFLICT (name) DO UPDATE SET is_admin = p.is_admin OR excluded.is_admin RETURNING p.principal_id INTO v_principal;
     INSERT INTO {schema}.login (login, principal_id) VALUES (p_login, v_principal)
@@ -46,6 +52,8 @@ BEGIN
     SELECT v_principal, s.stream_id, s.name = ANY (p_consume), s.name = ANY (p_produce)
     FROM {schema}.stream s WHERE s.name = ANY (p_consume || p_produce)
     ON CONFLICT (principal_id, stream_id) DO UPDATE SET consume = g.consume OR excluded.consume, produce = g.produce OR excluded.produce;
+    PERFORM {schema}.note_role('granted', p_principal, p_login, json_build_object(
+        'admin', p_admin, 'consume', p_consume, 'produce', p_produce));
 END
 $$;
 
