@@ -99,6 +99,12 @@ from .worker_roles import (
     revoke_worker_role,
     rotate_worker_role,
 )
+from .workflow.activities import (
+    Activity,
+    ActivityStub,
+    activity,
+    activity_stub,
+)
 from .workflow.asking import (
     UpdateHandle,
 )
@@ -109,13 +115,14 @@ from .workflow.continuing import (
     continue_as_new,
 )
 from .workflow.definition import (
-    Activity,
-    ActivityStub,
     Workflow,
-    activity,
-    activity_stub,
     workflow,
     workflow_stub,
+)
+from .workflow.descriptions import (
+    Description,
+    HistoryEvent,
+    Pending,
 )
 from .workflow.entity import (
     Entity,
@@ -124,9 +131,6 @@ from .workflow.escalating import (
     escalate,
 )
 from .workflow.handle import (
-    Description,
-    HistoryEvent,
-    Pending,
     WorkflowHandle,
 )
 from .workflow.info import (
