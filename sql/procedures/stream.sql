@@ -55,6 +55,9 @@ BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', cardinality(p_messages));
+    END IF;
     -- Not in a transaction of the caller's own, which may have many of these calls: the block is a subtransaction.
     IF p_sender IS NOT NULL AND v_may @> p_streams AND NOT EXISTS (
         SELECT 1 FROM unnest(p_messages) t (message_id) WHERE substr(t.message_id::text, 15, 1) IS NOT DISTINCT FROM '8')
@@ -132,6 +135,9 @@ BEGIN
         -- The sender's first batch, or one that was given up.
         PERFORM {schema}.begin_batch(p_sender, p_batch, 1);
     END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', 1);
+    END IF;
     INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
     VALUES (p_message, p_stream, p_priority,
             v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond', v_now, p_actor, p_payload)
@@ -153,6 +159,9 @@ CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint, OUT commit
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
+    IF starts_with(session_user, 'dd_') AND NOT EXISTS (SELECT 1 FROM {schema}.sender s WHERE s.sender = p_sender) THEN
+        PERFORM {schema}.check_room('sender', 1);
+    END IF;
     INSERT INTO {schema}.sender AS s (sender, login, batch, given_up, at)
     VALUES (p_sender, session_user, p_batch, p_batch, clock_timestamp())
     ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, given_up = excluded.batch, at = excluded.at
@@ -416,6 +425,9 @@ DECLARE
     v_done bigint[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('dead_letter', cardinality(p_messages));
+    END IF;
     WITH done AS (
         DELETE FROM {schema}.message m
         USING unnest(p_messages, p_leases, p_payloads, p_failures)
