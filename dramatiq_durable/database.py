@@ -21,6 +21,7 @@ from .errors import (
     DurableError,
     InvalidName,
     LeaseLost,
+    LimitReached,
     NotConfigured,
     NotPermitted,
     PayloadTooLarge,
@@ -244,7 +245,7 @@ def translate(error: psycopg.Error) -> Exception:
     if error.sqlstate == "DD006":
         return DurableError(f"{error.diag.message_primary}: nothing was fired, call again")
     if error.sqlstate == "DD007":
-        return NotPermitted(f"{error.diag.message_primary}. {error.diag.message_hint}")
+        return LimitReached(f"{error.diag.message_primary}. {error.diag.message_hint}")
     if isinstance(error, psycopg.errors.CheckViolation):
         if "payload" in (error.diag.constraint_name or ""):
             return PayloadTooLarge("the payload is over 16 MiB: keep the data elsewhere and send a reference to it")

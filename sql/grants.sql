@@ -38,5 +38,6 @@ GRANT EXECUTE ON FUNCTION
     {schema}.list_dead_letters, {schema}.count_dead_letters, {schema}.redrive_dead_letters, {schema}.drop_dead_letters,
     {schema}.import_journal, {schema}.import_messages,
     {schema}.count_prunable, {schema}.prune_runs, {schema}.prune_dead_letters, {schema}.prune_expired,
-    {schema}.queue_counts, {schema}.flush_streams
+    {schema}.queue_counts, {schema}.flush_streams,
+    {schema}.end_sessions
 TO {admin};
