@@ -40,7 +40,7 @@ class NotPermitted(DurableError):
 
 
 class LimitReached(NotPermitted):
-    """The login has as much under way as its max_live allows.  Nothing was stored; there is room again once some is done."""
+    """The login has as much under way as its max_live allows.  Nothing was stored; once some is done there is room."""
 
 
 class PayloadTooLarge(DurableError):

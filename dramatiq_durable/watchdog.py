@@ -1,7 +1,7 @@
 """The watchdog: once a second the sessions of provisioned logins that are over their limits are ended.
 
-What a login's own settings (``statement_timeout`` and such) say binds nobody: it can change them.  This process looks at
-the server's own account of its sessions, as an administrator of the namespace, and ends what is over.
+What a login's own settings (``statement_timeout`` and such) say binds nobody: it can change them.  This process looks
+at the server's own account of its sessions, as an administrator of the namespace, and ends what is over.
 """
 
 from __future__ import annotations

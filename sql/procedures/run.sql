@@ -58,10 +58,10 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    -- Its first task, and perhaps its deadline.
+    -- Its first task; its deadline, if it has one, is there as long as it lives.
     IF starts_with(session_user, 'dd_') THEN
         PERFORM {schema}.check_room('run', 1);
-        PERFORM {schema}.check_room('message', 2);
+        PERFORM {schema}.check_room('message', 1);
     END IF;
     FOR v_try IN 1 .. 3 LOOP
         INSERT INTO {schema}.run (run_id, workflow_id, stream_id, name, started_at, last_event, parent_run_id, parent_seq, parent_close, memo)

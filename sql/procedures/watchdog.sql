@@ -23,9 +23,9 @@ DECLARE
 BEGIN
     PERFORM {schema}.require_admin();
     FOR v_row IN
-        SELECT a.pid || ':' || extract(epoch FROM a.backend_start) AS session, a.pid, l.login, p.name AS principal, w.why,
-               extract(epoch FROM v_now - CASE w.why WHEN 'statement' THEN a.query_start WHEN 'transaction' THEN a.xact_start
-                                          ELSE a.backend_start END)::double precision AS seconds,
+        SELECT a.pid || ':' || coalesce(extract(epoch FROM a.backend_start), 0) AS session, a.pid, l.login, p.name AS principal, w.why,
+               extract(epoch FROM v_now - CASE w.why WHEN 'statement' THEN a.query_start WHEN 'transaction' THEN x.since
+                                          ELSE coalesce(a.backend_start, v_now) END)::double precision AS seconds,
                extract(epoch FROM CASE w.why WHEN 'statement' THEN p.max_statement
                                   WHEN 'transaction' THEN p.max_transaction END)::double precision AS allowed,
                coalesce(host(a.client_addr), 'local') AS address
@@ -34,15 +34,18 @@ BEGIN
         JOIN pg_roles r ON r.rolname = l.login
         -- The one that logged in, not the one that it acts as.  A parallel worker ends with its leader.
         JOIN pg_stat_activity a ON a.usesysid = r.oid AND a.leader_pid IS NULL,
+        -- One that has failed has no beginning any more, and counts from then.
+        LATERAL (SELECT coalesce(
+            a.xact_start, CASE WHEN a.state = 'idle in transaction (aborted)' THEN a.state_change END)) x (since),
         LATERAL (SELECT CASE
             WHEN NOT pg_has_role(r.oid, 'USAGE') THEN 'unseen'
             WHEN least(l.expires_at, r.rolvaliduntil) <= v_now THEN 'expired'
             WHEN NOT r.rolcanlogin THEN 'revoked'
             WHEN a.state IN ('active', 'fastpath function call') AND v_now - a.query_start > p.max_statement THEN 'statement'
-            -- A single statement's transaction begins with it, give or take what lies between Parse and Execute.  One
+            -- A single statement's transaction begins with it, give or take the time between its messages.  One
             -- that is idle and has a transaction is being sent notifications that it does not read.
-            WHEN v_now - a.xact_start > p.max_transaction
-                 AND NOT (a.state = 'active' AND a.query_start < a.xact_start + interval '1 second') THEN 'transaction'
+            WHEN v_now - x.since > p.max_transaction
+                 AND NOT (a.state = 'active' AND a.query_start < x.since + interval '1 second') THEN 'transaction'
             END) w (why)
         WHERE l.provisioned AND NOT p.is_admin AND w.why IS NOT NULL
     LOOP

@@ -43,12 +43,12 @@ def db(connect: Callable[..., Session]) -> Session:
 
 
 @pytest.fixture
-def logins(database_url: str) -> Iterator[Callable[[], tuple[str, str]]]:
+def logins(database_url: str) -> Iterator[Callable[..., tuple[str, str]]]:
     """Makes login roles; answers name and URL.  They are dropped at the end."""
     made: list[sql.Identifier] = []
 
-    def make() -> tuple[str, str]:
-        name = unique_name("login")
+    def make(prefix: str = "login") -> tuple[str, str]:
+        name = unique_name(prefix)
         with psycopg.connect(database_url, autocommit=True) as conn:
             conn.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret'").format(sql.Identifier(name)))
         made.append(sql.Identifier(name))
@@ -69,7 +69,7 @@ def logins(database_url: str) -> Iterator[Callable[[], tuple[str, str]]]:
 
 
 @pytest.fixture
-def grant(db: Session, connect: Callable[..., Session], logins: Callable[[], tuple[str, str]]) -> Iterator[Grant]:
+def grant(db: Session, connect: Callable[..., Session], logins: Callable[..., tuple[str, str]]) -> Iterator[Grant]:
     """Makes a login with grants: ``grant(consume=["a"], produce=["b"])``; answers a session of it."""
     sessions: list[Session] = []
 
@@ -95,6 +95,46 @@ def grant(db: Session, connect: Callable[..., Session], logins: Callable[[], tup
             else db.value("SELECT admin::text FROM durable.roles")
         )
         db.conn.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(name)))
+        session = Scoped(url)
+        session.login, session.url = name, url
+        sessions.append(session)
+        return session
+
+    yield make
+    for session in sessions:
+        session.close()
+
+
+Limited = Callable[..., Scoped]
+
+
+@pytest.fixture
+def limited(db: Session, logins: Callable[..., tuple[str, str]]) -> Iterator[Limited]:
+    """Makes a login with limits: ``limited(produce=("a",), max_live=10)``; answers a session of it."""
+    sessions: list[Session] = []
+
+    def make(
+        consume: tuple[str, ...] = (),
+        produce: tuple[str, ...] = (),
+        *,
+        max_live: int | None = None,
+        max_statement: str | None = None,
+        max_transaction: str | None = None,
+        connections: int = -1,
+    ) -> Scoped:
+        name, url = logins("dd_test")
+        db.sql("SELECT durable.grant_login(%s, %s, false, %s, %s)", name, name, Texts(consume), Texts(produce))
+        db.sql("UPDATE durable.login SET provisioned = true WHERE login = %s", name)
+        db.sql(
+            "UPDATE durable.principal SET kind = 'worker', max_live = %s, max_statement = %s::text::interval, "
+            "max_transaction = %s::text::interval WHERE name = %s",
+            max_live, max_statement, max_transaction, name,
+        )  # fmt: skip
+        owner, worker = db.sql("SELECT owner::text, worker::text FROM durable.roles")[0]
+        role = sql.Identifier(name)
+        db.conn.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(worker), role))
+        db.conn.execute(sql.SQL("GRANT {} TO {}").format(role, sql.Identifier(owner)))
+        db.conn.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(role, sql.Literal(connections)))
         session = Scoped(url)
         session.login, session.url = name, url
         sessions.append(session)
