@@ -193,11 +193,11 @@ DECLARE
     i int;
 BEGIN
     PERFORM {schema}.caller();
-    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_types));
     IF starts_with(session_user, 'dd_') THEN
         PERFORM {schema}.check_room('inbox', cardinality(p_types));
         PERFORM {schema}.check_room('message', cardinality(p_types));
     END IF;
+    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_types));
     FOR i IN 1 .. cardinality(p_types) LOOP
         v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i]);
         v_run := {schema}.lock_live(v_run);

@@ -54,10 +54,10 @@ DECLARE
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
-    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
     IF starts_with(session_user, 'dd_') THEN
         PERFORM {schema}.check_room('message', cardinality(p_messages));
     END IF;
+    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
     -- Not in a transaction of the caller's own, which may have many of these calls: the block is a subtransaction.
     IF p_sender IS NOT NULL AND v_may @> p_streams AND NOT EXISTS (
         SELECT 1 FROM unnest(p_messages) t (message_id) WHERE substr(t.message_id::text, 15, 1) IS NOT DISTINCT FROM '8')
@@ -129,14 +129,14 @@ BEGIN
     THEN
         RETURN -1;
     END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', 1);
+    END IF;
     UPDATE {schema}.sender s SET batch = p_batch, at = v_now
     WHERE s.sender = p_sender AND s.batch < p_batch AND s.login = session_user;
     IF NOT FOUND THEN
         -- The sender's first batch, or one that was given up.
         PERFORM {schema}.begin_batch(p_sender, p_batch, 1);
-    END IF;
-    IF starts_with(session_user, 'dd_') THEN
-        PERFORM {schema}.check_room('message', 1);
     END IF;
     INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
     VALUES (p_message, p_stream, p_priority,

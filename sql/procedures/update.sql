@@ -43,11 +43,11 @@ DECLARE
     i int;
 BEGIN
     PERFORM {schema}.caller();
-    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_ids));
     IF starts_with(session_user, 'dd_') THEN
         PERFORM {schema}.check_room('inbox', cardinality(p_ids));
         PERFORM {schema}.check_room('message', cardinality(p_ids));
     END IF;
+    PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_ids));
     FOR i IN 1 .. cardinality(p_ids) LOOP
         v_run := {schema}.lock_live({schema}.find_run(p_runs[i], p_workflow_ids[i]));
         run_id := v_run.run_id;
