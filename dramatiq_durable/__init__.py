@@ -38,6 +38,7 @@ from .errors import (
     InvalidDefinition,
     InvalidFilter,
     InvalidName,
+    InvalidRole,
     InvalidSchedule,
     LeaseLost,
     LimitReached,
@@ -52,6 +53,8 @@ from .errors import (
     PayloadTooLarge,
     QueryFailed,
     QueryTimedOut,
+    RoleExists,
+    RoleNotFound,
     RunawayWorkflow,
     ScheduleExists,
     ScheduleNotFound,
@@ -86,6 +89,23 @@ from .topics import (
 from .using import (
     using,
 )
+from .worker_logins import (
+    Credential,
+)
+from .worker_roles import (
+    WorkerLogin,
+    WorkerRole,
+    list_worker_roles,
+    provision_worker_role,
+    revoke_worker_role,
+    rotate_worker_role,
+)
+from .workflow.activities import (
+    Activity,
+    ActivityStub,
+    activity,
+    activity_stub,
+)
 from .workflow.asking import (
     UpdateHandle,
 )
@@ -96,13 +116,14 @@ from .workflow.continuing import (
     continue_as_new,
 )
 from .workflow.definition import (
-    Activity,
-    ActivityStub,
     Workflow,
-    activity,
-    activity_stub,
     workflow,
     workflow_stub,
+)
+from .workflow.descriptions import (
+    Description,
+    HistoryEvent,
+    Pending,
 )
 from .workflow.entity import (
     Entity,
@@ -111,9 +132,6 @@ from .workflow.escalating import (
     escalate,
 )
 from .workflow.handle import (
-    Description,
-    HistoryEvent,
-    Pending,
     WorkflowHandle,
 )
 from .workflow.info import (
@@ -192,6 +210,7 @@ __all__ = [
     "ChildWorkflowFailed",
     "Codec",
     "CodecFailed",
+    "Credential",
     "DatabaseUnavailable",
     "Description",
     "DurableBroker",
@@ -209,6 +228,7 @@ __all__ = [
     "InvalidDefinition",
     "InvalidFilter",
     "InvalidName",
+    "InvalidRole",
     "InvalidSchedule",
     "LeaseLost",
     "LimitReached",
@@ -225,6 +245,8 @@ __all__ = [
     "QueryFailed",
     "QueryTimedOut",
     "RetryPolicy",
+    "RoleExists",
+    "RoleNotFound",
     "RunawayWorkflow",
     "ScheduleExists",
     "ScheduleNotFound",
@@ -234,6 +256,8 @@ __all__ = [
     "UpdateFailed",
     "UpdateHandle",
     "UpdateRejected",
+    "WorkerLogin",
+    "WorkerRole",
     "Workflow",
     "WorkflowAlreadyStarted",
     "WorkflowCancelled",
@@ -284,6 +308,7 @@ __all__ = [
     "heartbeat_activity",
     "info",
     "is_replaying",
+    "list_worker_roles",
     "list_workflows",
     "local",
     "logger",
@@ -293,9 +318,12 @@ __all__ = [
     "on_update",
     "output",
     "patched",
+    "provision_worker_role",
     "random",
     "rate_limits",
     "results",
+    "revoke_worker_role",
+    "rotate_worker_role",
     "schedules",
     "side_effect",
     "signal_workflow",

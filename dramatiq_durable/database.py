@@ -25,6 +25,8 @@ from .errors import (
     NotConfigured,
     NotPermitted,
     PayloadTooLarge,
+    RoleExists,
+    RoleNotFound,
     ScheduleExists,
     ScheduleNotFound,
     SchemaOutOfDate,
@@ -154,6 +156,15 @@ class Database:
                 f"no connection to the database within {CONNECT_TIMEOUT} s: {_address(self.conninfo)}"
             ) from e
 
+    @contextmanager
+    def calling(self) -> Iterator[Connection]:
+        """As `connection`, for calls of procedures: the database's errors are raised as ours."""
+        try:
+            with self.connection() as conn:
+                yield conn
+        except psycopg.Error as e:
+            raise translate(e) from e
+
     def _get_pool(self) -> Any:
         import psycopg_pool
 
@@ -246,6 +257,12 @@ def translate(error: psycopg.Error) -> Exception:
         return DurableError(f"{error.diag.message_primary}: nothing was fired, call again")
     if error.sqlstate == "DD007":
         return LimitReached(f"{error.diag.message_primary}. {error.diag.message_hint}")
+    if error.sqlstate == "DD008":
+        return RoleExists(f"{error.diag.message_primary}: choose another name; rotate it for another password")
+    if error.sqlstate == "DD009":
+        return RoleNotFound(f"{error.diag.message_primary}: `dramatiq-durable role list` has the names")
+    if error.sqlstate == "DD010":
+        return NotPermitted(f"{error.diag.message_primary}; nothing was changed")
     if isinstance(error, psycopg.errors.CheckViolation):
         if "payload" in (error.diag.constraint_name or ""):
             return PayloadTooLarge("the payload is over 16 MiB: keep the data elsewhere and send a reference to it")

@@ -23,21 +23,23 @@ GRANT EXECUTE ON FUNCTION
     {schema}.ask_run, {schema}.take_answers, {schema}.withdraw_query, {schema}.query_of_lease, {schema}.answer_queries,
     {schema}.start_activities, {schema}.beat_activities, {schema}.doomed_activities, {schema}.activity_of_lease,
     {schema}.expire_activities, {schema}.defer_activity, {schema}.park_activities, {schema}.finish_activities,
-    {schema}.beat_by_token, {schema}.pending_of,
+    {schema}.attempt_of_token, {schema}.beat_by_token, {schema}.pending_of,
     {schema}.change_escalation, {schema}.claim_escalation, {schema}.get_escalation, {schema}.list_escalations,
     {schema}.count_escalations, {schema}.resolve_escalation,
     {schema}.get_state, {schema}.read_output, {schema}.list_workflows, {schema}.count_workflows,
     {schema}.subscribe, {schema}.unsubscribe, {schema}.list_subscriptions, {schema}.finish_events, {schema}.look_again,
-    {schema}.expire_runs, {schema}.reset_run, {schema}.list_children
+    {schema}.expire_runs, {schema}.reset_run, {schema}.list_children,
+    {schema}.stream_counts, {schema}.stream_is_empty, {schema}.list_workers, {schema}.queue_counts
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).
 GRANT EXECUTE ON FUNCTION
-    {schema}.grant_login, {schema}.stream_counts, {schema}.stream_is_empty, {schema}.list_workers,
-    {schema}.pause_stream, {schema}.peek_messages, {schema}.worker_messages, {schema}.count_waiting, {schema}.purge_messages,
+    {schema}.grant_login, {schema}.pause_stream, {schema}.peek_messages, {schema}.worker_messages, {schema}.count_waiting, {schema}.purge_messages,
     {schema}.list_dead_letters, {schema}.count_dead_letters, {schema}.redrive_dead_letters, {schema}.drop_dead_letters,
     {schema}.import_journal, {schema}.import_messages,
     {schema}.count_prunable, {schema}.prune_runs, {schema}.prune_dead_letters, {schema}.prune_expired,
-    {schema}.queue_counts, {schema}.flush_streams,
-    {schema}.end_sessions
+    {schema}.flush_streams, {schema}.end_sessions,
+    {schema}.add_worker, {schema}.worker_mark, {schema}.worker_logins, {schema}.add_worker_login, {schema}.disable_worker,
+    {schema}.end_worker_sessions, {schema}.give_back_of_worker, {schema}.forget_worker_logins,
+    {schema}.list_roles, {schema}.list_role_events
 TO {admin};

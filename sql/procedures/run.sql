@@ -1,6 +1,7 @@
 -- Runs, from outside: start, signal, cancel, terminate, look.
 --
--- A run belongs to its stream: who may consume or produce there may start, signal and look at its runs.
+-- A run belongs to its stream: who may produce there may start runs, speak to all and look into those that it started
+-- itself; who consumes the stream's workflows may speak to all and look into all.
 
 -- Internal: give each of these runs a task, so that a worker looks into its inbox.
 -- It comes before the first tasks of new runs: what was begun goes on.
@@ -28,14 +29,35 @@ BEGIN
 END
 $$;
 
+-- Internal: whether the runs that had a workflow id before p_run forbid another one.  A live one forbids nothing here: that is
+-- a conflict, and not reuse.
+CREATE FUNCTION {schema}.is_used(p_workflow_id text, p_stream int, p_run uuid, p_reuse text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_latest text;
+BEGIN
+    IF p_reuse = 'allow' THEN
+        RETURN false;
+    END IF;
+    SELECT r.status INTO v_latest FROM {schema}.run r
+    WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.run_id <> p_run
+    -- Of two that began in the same millisecond, the one that is live, or did not go on as the other, is the latest.
+    ORDER BY r.started_at DESC, r.status = 'running' DESC, (r.next_run_id IS NULL) DESC LIMIT 1;
+    RETURN FOUND AND v_latest <> 'running' AND (p_reuse = 'reject' OR v_latest = 'completed');
+END
+$$;
+
 -- Internal: a new run with its first event and its first task.  The run id is the first task's message id.
--- Answers 'started', or, when a live run has the workflow id (or a closed one and p_reuse forbids it), 'exists' and its
--- run id.  The same run id again is the same run: 'started'.
+-- Answers 'started'; 'exists' and its run id, when a live run has the workflow id; 'used', when only closed ones have it and
+-- p_reuse forbids it; 'busy'.  The same run id again is the same run: 'started'.
 -- p_conflict: fail, use_existing, terminate_existing; p_reuse: allow, allow_failed, reject.
 -- p_options: what the run is started with beside its input, an object or NULL: it is the first event's attributes.
+-- p_principal: who starts it; NULL: an administrator.  'denied': it may not terminate the existing one.
 CREATE FUNCTION {schema}.create_run(
     p_run uuid, p_workflow_id text, p_stream int, p_name text, p_input bytea, p_conflict text, p_reuse text, p_delay bigint,
-    p_options json, p_parent uuid, p_parent_seq int, p_parent_close text,
+    p_options json, p_parent uuid, p_parent_seq int, p_parent_close text, p_principal int,
     OUT status text, OUT run_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -45,18 +67,14 @@ DECLARE
     -- History's clock starts when the run may take its first step.
     v_due timestamptz := v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond';
     v_live uuid;
+    v_starter int;
+    v_ended boolean := false;
 BEGIN
     create_run.run_id := p_run;
-    IF p_reuse <> 'allow' THEN
-        SELECT r.run_id INTO v_live FROM {schema}.run r
-        WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status <> 'running' AND r.run_id <> p_run
-          AND (p_reuse = 'reject' OR r.status = 'completed')
-        ORDER BY r.started_at DESC LIMIT 1;
-        IF FOUND THEN
-            create_run.status := 'exists';
-            create_run.run_id := v_live;
-            RETURN;
-        END IF;
+    IF p_reuse <> 'allow' AND NOT EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_run)
+       AND {schema}.is_used(p_workflow_id, p_stream, p_run, p_reuse) THEN
+        create_run.status := 'used';
+        RETURN;
     END IF;
     -- Its first task; its deadline, if it has one, is there as long as it lives.
     IF starts_with(session_user, 'dd_') THEN
@@ -64,22 +82,17 @@ BEGIN
         PERFORM {schema}.check_room('message', 1);
     END IF;
     FOR v_try IN 1 .. 3 LOOP
-        INSERT INTO {schema}.run (run_id, workflow_id, stream_id, name, started_at, last_event, parent_run_id, parent_seq, parent_close, memo)
-        VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'), p_options -> 'memo')
+        INSERT INTO {schema}.run (
+            run_id, workflow_id, stream_id, name, started_at, last_event, parent_run_id, parent_seq, parent_close, memo, principal_id)
+        VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'),
+                p_options -> 'memo', p_principal)
         ON CONFLICT DO NOTHING;
         IF FOUND THEN
-            IF p_reuse <> 'allow' THEN
-                -- The insert may have waited for the end of a run that was live when we looked.
-                SELECT r.run_id INTO v_live FROM {schema}.run r
-                WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status <> 'running'
-                  AND (p_reuse = 'reject' OR r.status = 'completed')
-                ORDER BY r.started_at DESC LIMIT 1;
-                IF FOUND THEN
-                    DELETE FROM {schema}.run r WHERE r.run_id = p_run;
-                    create_run.status := 'exists';
-                    create_run.run_id := v_live;
-                    RETURN;
-                END IF;
+            -- The insert may have waited for the end of a run that was live when we looked.
+            IF NOT v_ended AND {schema}.is_used(p_workflow_id, p_stream, p_run, p_reuse) THEN
+                DELETE FROM {schema}.run r WHERE r.run_id = p_run;
+                create_run.status := 'used';
+                RETURN;
             END IF;
             INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload, attributes)
             VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input, p_options);
@@ -98,10 +111,15 @@ BEGIN
             create_run.status := 'started';
             RETURN;
         END IF;
-        SELECT r.run_id INTO v_live FROM {schema}.run r
+        SELECT r.run_id, r.principal_id INTO v_live, v_starter FROM {schema}.run r
         WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status = 'running';
-        IF FOUND AND p_conflict = 'terminate_existing' THEN
-            PERFORM {schema}.end_run(v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id');
+        IF FOUND AND p_conflict = 'terminate_existing' AND NOT {schema}.may_read(p_principal, p_stream, v_starter) THEN
+            create_run.status := 'denied';
+            create_run.run_id := NULL;
+            RETURN;
+        ELSIF FOUND AND p_conflict = 'terminate_existing' THEN
+            v_ended := {schema}.end_run(
+                v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id') = 'ok';
         ELSIF FOUND THEN
             create_run.status := 'exists';
             create_run.run_id := v_live;
@@ -112,7 +130,8 @@ BEGIN
 END
 $$;
 
--- Start runs.  Answers per position: started; exists (with the run that has the workflow id); denied; busy (try again).
+-- Start runs.  Answers per position: started; exists (with the live run that has the workflow id); used
+-- (closed runs have it, and p_reuses forbids that); denied; busy (try again).
 CREATE FUNCTION {schema}.start_runs(
     p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_streams int[], p_names text[], p_inputs bytea[],
     p_conflicts text[], p_reuses text[], p_delays bigint[], p_options text[])
@@ -126,14 +145,14 @@ DECLARE
     i int;
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
-    v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'e');
+    v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_runs));
     FOR i IN 1 .. cardinality(p_runs) LOOP
         -- Ids of version 8 are the database's own, derived from a run.
         IF p_streams[i] = ANY (v_may) AND substr(p_runs[i]::text, 15, 1) IS DISTINCT FROM '8' THEN
             SELECT * INTO v_new FROM {schema}.create_run(
                 p_runs[i], p_workflow_ids[i], p_streams[i], p_names[i], p_inputs[i], p_conflicts[i], p_reuses[i], p_delays[i],
-                p_options[i]::json, NULL, NULL, NULL);
+                p_options[i]::json, NULL, NULL, NULL, CASE WHEN NOT v_caller.is_admin THEN v_caller.principal_id END);
             status := v_new.status;
             run_id := v_new.run_id;
         ELSE
@@ -147,8 +166,9 @@ END
 $$;
 
 -- Internal: the run that a caller means: by run id, else the live (or else the latest) one with this workflow id.
--- NULL where there is none or the caller may not see it: foreign and missing look the same.
-CREATE FUNCTION {schema}.find_run(p_run uuid, p_workflow_id text)
+-- p_what: r: to look into it, or end it, as may_read() says;  e: to speak to it, as permitted() says.
+-- NULL where there is none or the caller may not do so: foreign and missing look the same.
+CREATE FUNCTION {schema}.find_run(p_run uuid, p_workflow_id text, p_what text)
 RETURNS {schema}.run
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -161,7 +181,9 @@ BEGIN
         SELECT r.* INTO v_run FROM {schema}.run r WHERE r.run_id = p_run;
         IF NOT v_caller.is_admin AND NOT EXISTS (
             SELECT 1 FROM {schema}.stream_grant g
-            WHERE g.principal_id = v_caller.principal_id AND g.stream_id = v_run.stream_id AND (g.consume OR g.produce)) THEN
+            WHERE g.principal_id = v_caller.principal_id AND g.stream_id = v_run.stream_id
+              AND (g.consume AND v_caller.kind <> 'activity'
+                   OR g.produce AND (p_what = 'e' OR v_run.principal_id = v_caller.principal_id))) THEN
             v_run := NULL;
         END IF;
     ELSE
@@ -169,7 +191,9 @@ BEGIN
         WHERE r.workflow_id = p_workflow_id
           AND (v_caller.is_admin OR EXISTS (
               SELECT 1 FROM {schema}.stream_grant g
-              WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id AND (g.consume OR g.produce)))
+              WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id
+                AND (g.consume AND v_caller.kind <> 'activity'
+                     OR g.produce AND (p_what = 'e' OR r.principal_id = v_caller.principal_id))))
         ORDER BY (r.status = 'running') DESC, r.started_at DESC, (r.next_run_id IS NULL) DESC LIMIT 1;
     END IF;
     RETURN v_run;
@@ -199,7 +223,7 @@ BEGIN
     END IF;
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_types));
     FOR i IN 1 .. cardinality(p_types) LOOP
-        v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i]);
+        v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i], 'e');
         v_run := {schema}.lock_live(v_run);
         v_status := CASE WHEN v_run.run_id IS NULL OR p_types[i] NOT IN ('SignalReceived', 'CancelRequested') THEN 'missing'
                     ELSE {schema}.post_one(v_run, p_types[i], p_keys[i], p_names[i], p_payloads[i]) END;
@@ -268,7 +292,7 @@ DECLARE
     v_run {schema}.run;
 BEGIN
     PERFORM {schema}.begin_batch(p_sender, p_batch, 1);
-    v_run := {schema}.find_run(p_run, p_workflow_id);
+    v_run := {schema}.find_run(p_run, p_workflow_id, 'r');
     IF v_run.run_id IS NULL THEN
         RETURN 'missing';
     END IF;
@@ -303,6 +327,7 @@ BEGIN
     INSERT INTO {schema}.event (run_id, event_id, type, at, attributes)
     VALUES (p_run, v_run.last_event + 1, p_event, date_trunc('milliseconds', clock_timestamp()), json_build_object('reason', p_reason));
     PERFORM {schema}.after_close(p_run);
+    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     RETURN 'ok';
 END
 $$;
@@ -335,7 +360,8 @@ $$;
 
 -- Internal: what follows from the end of a run.  Its last event is the closing one.
 -- Its queued work is dropped, its children are treated as their parent_close says, another run goes on for it or else its
--- parent and its followers get the outcome, and whoever waits for it is notified.
+-- parent and its followers get the outcome, and whoever waits for it is notified.  Whom it follows itself is the caller's to
+-- forget: its last step may have something to say to them.
 CREATE FUNCTION {schema}.after_close(p_run uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -398,7 +424,6 @@ BEGIN
         END LOOP;
     END IF;
     PERFORM {schema}.cancel_escalations(p_run);
-    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     PERFORM {schema}.tell_update(coalesce(v_run.first_run_id, p_run), NULL, false);
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
@@ -441,7 +466,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.find_run(p_run, p_workflow_id);
+    v_run {schema}.run := {schema}.find_run(p_run, p_workflow_id, 'r');
 BEGIN
     RETURN QUERY
         SELECT v_run.run_id, v_run.workflow_id, v_run.name, s.name, v_run.status, v_run.started_at, v_run.closed_at,
@@ -456,17 +481,19 @@ BEGIN
 END
 $$;
 
--- The history of a run after an event, oldest first.  Times are milliseconds since the epoch.
-CREATE FUNCTION {schema}.get_history(p_run uuid, p_after int)
+-- The history of a run after an event, oldest first, or the first p_most events of that.  Times are milliseconds since
+-- the epoch.
+CREATE FUNCTION {schema}.get_history(p_run uuid, p_after int, p_most int DEFAULT NULL)
 RETURNS TABLE (event_id int, type text, at bigint, seq int, name text, payload bytea, attributes text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.find_run(p_run, NULL);
+    v_run {schema}.run := {schema}.find_run(p_run, NULL, 'r');
 BEGIN
     RETURN QUERY
         SELECT e.event_id, e.type, (extract(epoch FROM e.at) * 1000)::bigint, e.seq, e.name, e.payload, e.attributes::text
-        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > p_after ORDER BY e.event_id;
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > p_after ORDER BY e.event_id
+        LIMIT p_most;
 END
 $$;
 
@@ -476,7 +503,7 @@ RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.find_run(p_run, NULL);
+    v_run {schema}.run := {schema}.find_run(p_run, NULL, 'r');
     v_status text;
 BEGIN
     -- Whoever waits too often is not told, and finds out by looking.

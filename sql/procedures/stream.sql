@@ -201,6 +201,7 @@ AS $$
 DECLARE
     v_worker_id bigint;
     v_now timestamptz := clock_timestamp();
+    v_kinds "char"[];
     v_may int[];
     v_left int;
     v_priority int;
@@ -219,13 +220,16 @@ DECLARE
 BEGIN
     -- What authenticate() and permitted() answer, in one statement: an idle worker's claim begins with it, and somebody
     -- waits for that one.
-    SELECT w.worker_id, ARRAY(
+    SELECT w.worker_id,
+           -- What such a worker takes; NULL: everything.  Ticks and notes are taken by whoever comes.
+           CASE p.kind WHEN 'activity' THEN '{m,j,a,p,d,c,n}'::"char"[] WHEN 'workflow' THEN '{s,t,w,q,e,c,n}'::"char"[] END,
+           ARRAY(
                SELECT s.stream_id FROM {schema}.stream s
                WHERE s.stream_id = ANY (p_streams) AND NOT s.paused
                  AND (p.is_admin OR EXISTS (
                      SELECT 1 FROM {schema}.stream_grant g
                      WHERE g.principal_id = p.principal_id AND g.stream_id = s.stream_id AND g.consume)))
-    INTO v_worker_id, v_may
+    INTO v_worker_id, v_kinds, v_may
     FROM {schema}.worker w
     JOIN {schema}.login l ON l.login = w.login AND (l.expires_at IS NULL OR l.expires_at > v_now)
     JOIN {schema}.principal p ON p.principal_id = l.principal_id
@@ -250,7 +254,7 @@ BEGIN
             INTO v_tids, v_found, v_rows
             FROM (SELECT m.ctid AS tid, m.message_id, m.kind FROM {schema}.message m
                   WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at <= v_now
-                    AND m.lease_token IS NULL
+                    AND m.lease_token IS NULL AND (v_kinds IS NULL OR m.kind = ANY (v_kinds))
                   ORDER BY m.due_at LIMIT v_left
                   FOR UPDATE SKIP LOCKED) c;
             IF v_tids IS NOT NULL THEN
@@ -281,7 +285,7 @@ BEGIN
                    ELSE
                        (SELECT m.priority FROM {schema}.message m
                         WHERE m.stream_id = p_streams[i] AND m.priority > v_priority AND m.due_at <= v_now
-                          AND m.lease_token IS NULL
+                          AND m.lease_token IS NULL AND (v_kinds IS NULL OR m.kind = ANY (v_kinds))
                         ORDER BY m.priority, m.due_at LIMIT 1)
                    END
             INTO v_due, v_priority;
@@ -347,11 +351,13 @@ BEGIN
 END
 $$;
 
--- The messages are to be tried again: the same rows, with a new payload, due after p_delays milliseconds.
+-- The messages are to be tried again: the same rows, with a new payload, due after p_delays milliseconds.  Where p_counted
+-- is false, nothing was tried, and no attempt is counted.
 -- A new payload was made by the worker's encoder: it is no longer SQL's JSON.
 -- Answers the positions whose lease is no longer the live one.
 CREATE FUNCTION {schema}.reschedule(
-    p_worker uuid, p_messages uuid[], p_leases uuid[], p_delays bigint[], p_payloads bytea[], p_failures text[])
+    p_worker uuid, p_messages uuid[], p_leases uuid[], p_delays bigint[], p_payloads bytea[], p_failures text[],
+    p_counted boolean[] DEFAULT NULL)
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -365,7 +371,8 @@ BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
         UPDATE {schema}.message m
-        SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
+        SET lease_token = NULL, worker_id = NULL, started = false,
+            attempt = m.attempt + CASE WHEN t.counted IS FALSE THEN 0 ELSE 1 END,
             -- What was aborted meanwhile does not wait for its end.
             due_at = v_now + t.n * interval '1 microsecond'
                      + CASE WHEN m.abort_at IS NULL THEN least(greatest(t.delay, 0), 315360000000) ELSE 0 END
@@ -373,8 +380,8 @@ BEGIN
             payload = coalesce(t.payload, m.payload), last_failure = t.failure, unsettled = NULL,
             kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END,
             redriven = CASE WHEN t.payload IS NULL THEN m.redriven END
-        FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures)
-             WITH ORDINALITY t (message_id, lease, delay, payload, failure, n)
+        FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures, p_counted)
+             WITH ORDINALITY t (message_id, lease, delay, payload, failure, counted, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
         RETURNING t.n, m.stream_id)
     SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;

@@ -104,9 +104,7 @@ BEGIN
     END IF;
     FOR v_subscription IN
         SELECT s.subscription_id FROM {schema}.subscription s JOIN {schema}.run r ON r.run_id = p_run
-        WHERE s.topic = p_topic AND (s.space = 0 OR EXISTS (
-            SELECT 1 FROM {schema}.stream_grant g
-            WHERE g.principal_id = s.space AND g.stream_id = r.stream_id AND (g.consume OR g.produce)))
+        WHERE s.topic = p_topic AND {schema}.may_read(nullif(s.space, 0), r.stream_id, r.principal_id)
           -- One with limits that has fallen as far behind as it may is given no more.
           AND (s.space = 0 OR NOT EXISTS (
             SELECT 1 FROM {schema}.principal p,
@@ -213,7 +211,7 @@ $$;
 -- Subscriptions -------------------------------------------------------------------------------------------------------
 
 -- Subscribe actors to topics: what is emitted from now on, they are given.  Who may consume an actor's stream may subscribe
--- it; it is given what runs emit on streams that he has a grant for, an administrator's what any run emits.
+-- it; it is given what those runs emit that he may look into, an administrator's what any run emits.
 -- Answers per position whether that is new; NULL: not permitted.
 CREATE FUNCTION {schema}.subscribe(p_topics text[], p_streams int[], p_actors text[], p_priorities int[])
 RETURNS boolean[]

@@ -48,6 +48,8 @@ BEGIN
                  AND NOT (a.state = 'active' AND a.query_start < x.since + interval '1 second') THEN 'transaction'
             END) w (why)
         WHERE l.provisioned AND NOT p.is_admin AND w.why IS NOT NULL
+          -- Not one of the same name that somebody else has made since.
+          AND shobj_description(r.oid, 'pg_authid') = {schema}.worker_mark(p.name)
     LOOP
         -- Terminated, not cancelled: a statement's end would leave its transaction open, and its client may go on.
         CONTINUE WHEN v_row.why <> 'unseen' AND NOT pg_terminate_backend(v_row.pid);

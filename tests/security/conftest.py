@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from dramatiq_durable import provision_worker_role
 from dramatiq_durable.arrays import Texts
 from tests.sql.api import Session
 from tests.support import unique_name
@@ -17,6 +19,7 @@ class Scoped(Session):
 
     login: str
     url: str
+    principal: str
 
 
 Grant = Callable[..., Scoped]
@@ -79,6 +82,7 @@ def grant(db: Session, connect: Callable[..., Session], logins: Callable[..., tu
         *,
         principal: str | None = None,
         admin: bool = False,
+        kind: str = "application",
     ) -> Scoped:
         name, url = logins()
         db.sql(
@@ -95,6 +99,7 @@ def grant(db: Session, connect: Callable[..., Session], logins: Callable[..., tu
             else db.value("SELECT admin::text FROM durable.roles")
         )
         db.conn.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(name)))
+        db.sql("UPDATE durable.principal SET kind = %s WHERE name = %s", kind, principal or name)
         session = Scoped(url)
         session.login, session.url = name, url
         sessions.append(session)
@@ -109,37 +114,30 @@ Limited = Callable[..., Scoped]
 
 
 @pytest.fixture
-def limited(db: Session, logins: Callable[..., tuple[str, str]]) -> Iterator[Limited]:
-    """Makes a login with limits: ``limited(produce=("a",), max_live=10)``; answers a session of it."""
-    sessions: list[Session] = []
+def limited(db: Session, database_url: str) -> Iterator[Limited]:
+    """Provisions a login with limits: ``limited(produce=("a",), max_live=10)``; answers a session of it."""
+    sessions: list[Scoped] = []
 
-    def make(
-        consume: tuple[str, ...] = (),
-        produce: tuple[str, ...] = (),
-        *,
-        max_live: int | None = None,
-        max_statement: str | None = None,
-        max_transaction: str | None = None,
-        connections: int = -1,
-    ) -> Scoped:
-        name, url = logins("dd_test")
-        db.sql("SELECT durable.grant_login(%s, %s, false, %s, %s)", name, name, Texts(consume), Texts(produce))
-        db.sql("UPDATE durable.login SET provisioned = true WHERE login = %s", name)
-        db.sql(
-            "UPDATE durable.principal SET kind = 'worker', max_live = %s, max_statement = %s::text::interval, "
-            "max_transaction = %s::text::interval WHERE name = %s",
-            max_live, max_statement, max_transaction, name,
-        )  # fmt: skip
-        owner, worker = db.sql("SELECT owner::text, worker::text FROM durable.roles")[0]
-        role = sql.Identifier(name)
-        db.conn.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(worker), role))
-        db.conn.execute(sql.SQL("GRANT {} TO {}").format(role, sql.Identifier(owner)))
-        db.conn.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(role, sql.Literal(connections)))
-        session = Scoped(url)
-        session.login, session.url = name, url
+    def make(consume: tuple[str, ...] = ("own",), produce: tuple[str, ...] = (), **limits: Any) -> Scoped:
+        name = unique_name("worker")
+        made = provision_worker_role(
+            database_url,
+            name=name,
+            streams=consume,
+            produce=produce,
+            **{"max_statement": None, "max_transaction": None, **limits},
+        )
+        # Its settings bind it no longer than it likes.
+        db.conn.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(sql.Identifier(made.role)))
+        session = Scoped(made.url)
+        session.login, session.url, session.principal = made.role, made.url, name
         sessions.append(session)
         return session
 
     yield make
     for session in sessions:
         session.close()
+        role = sql.Identifier(session.login)
+        db.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s", session.login)
+        db.conn.execute(sql.SQL("DROP OWNED BY {}").format(role))
+        db.conn.execute(sql.SQL("DROP ROLE {}").format(role))

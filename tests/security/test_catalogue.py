@@ -27,12 +27,16 @@ WORKER = {
     "start_runs_with", "request_updates", "get_updates",
     "ask_run", "take_answers", "withdraw_query", "query_of_lease", "answer_queries",
     "start_activities", "beat_activities", "doomed_activities", "activity_of_lease", "expire_activities",
-    "defer_activity", "park_activities", "finish_activities", "beat_by_token", "pending_of",
+    "defer_activity", "park_activities", "finish_activities", "attempt_of_token", "beat_by_token", "pending_of",
     "get_state", "read_output", "list_workflows", "count_workflows",
     "subscribe", "unsubscribe", "list_subscriptions", "finish_events", "look_again",
     "expire_runs", "reset_run", "list_children",
 }
 # fmt: on
+
+#: What a monitor may call; any worker may as well, and is refused inside.
+MONITOR = {"stream_counts", "stream_is_empty", "list_workers", "queue_counts"}
+WORKER |= MONITOR
 
 FUNCTIONS = """
     SELECT p.proname::text, p.prosecdef, p.proconfig, l.lanname::text, o.rolname::text, o.rolcanlogin, o.rolsuper,

@@ -15,13 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
-from psycopg import sql
 
-from dramatiq_durable.arrays import Texts
+from dramatiq_durable import provision_worker_role
 from dramatiq_durable.check import check
 from dramatiq_durable.embedded import Server
 from dramatiq_durable.migrate import migrate
@@ -57,7 +55,8 @@ class Hostile:
                     self.ended += 1
                     self.stop.wait(0.05)
                     continue
-                session.sql("SET statement_timeout = 0")
+                for setting in ("statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout"):
+                    session.sql(f"SET {setting} = 0")
                 try:
                     while not self.stop.is_set():
                         what(self, session)
@@ -165,32 +164,18 @@ def server(own_server: Server) -> Server:
 def hostile(server: Server) -> Iterator[Hostile]:
     """A login that may consume a stream of its own, and send there and to the honest one."""
     db = Session(server.url)
-    name = "dd_hostile_1"
-    db.sql("SELECT durable.grant_login(%s, %s, false, %s, %s)", name, name, Texts(["own"]), Texts(["own", "honest"]))
-    db.sql("UPDATE durable.login SET provisioned = true WHERE login = %s", name)
-    db.sql(
-        "UPDATE durable.principal SET kind = 'worker', max_live = %s, max_statement = '3 s', max_transaction = '1 s' "
-        "WHERE name = %s",
-        MAX_LIVE, name,
+    made = provision_worker_role(
+        server.url, name="hostile", streams=["own"], produce=["own", "honest"], connection_limit=CONNECTIONS,
+        max_live=MAX_LIVE, max_statement="3s", max_transaction="1s",
     )  # fmt: skip
-    owner, worker = db.sql("SELECT owner::text, worker::text FROM durable.roles")[0]
-    role = sql.Identifier(name)
-    for statement in (
-        sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret' CONNECTION LIMIT {}").format(role, sql.Literal(CONNECTIONS)),
-        sql.SQL("GRANT {} TO {}").format(sql.Identifier(worker), role),
-        sql.SQL("GRANT {} TO {}").format(role, sql.Identifier(owner)),
-    ):
-        db.conn.execute(statement)
     for finding in check(server.url):
         if finding.name in ("shared_locks", "temporary", "create"):
             for statement in finding.fix.split("; "):
                 db.sql(statement)
-    parts = urlsplit(server.url)
-    url = urlunsplit(parts._replace(netloc=f"{name}:secret@{parts.netloc.rpartition('@')[2]}"))
-    hostile = Hostile(url, (db.stream("own"), db.stream("honest")))
+    hostile = Hostile(made.url, (db.stream("own"), db.stream("honest")))
     yield hostile
     hostile.stop.set()
-    db.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", name)
+    db.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", made.role)
     db.close()
 
 
