@@ -39,6 +39,10 @@ class NotPermitted(DurableError):
     """The login may not do this, or the thing does not exist: the two look the same on purpose."""
 
 
+class LimitReached(NotPermitted):
+    """The login has as much under way as its max_live allows.  Nothing was stored; once some is done there is room."""
+
+
 class PayloadTooLarge(DurableError):
     """A payload is over the cap; keep the data elsewhere and send a reference to it."""
 

@@ -54,6 +54,9 @@ DECLARE
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', cardinality(p_messages));
+    END IF;
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
     -- Not in a transaction of the caller's own, which may have many of these calls: the block is a subtransaction.
     IF p_sender IS NOT NULL AND v_may @> p_streams AND NOT EXISTS (
@@ -126,6 +129,9 @@ BEGIN
     THEN
         RETURN -1;
     END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', 1);
+    END IF;
     UPDATE {schema}.sender s SET batch = p_batch, at = v_now
     WHERE s.sender = p_sender AND s.batch < p_batch AND s.login = session_user;
     IF NOT FOUND THEN
@@ -153,6 +159,9 @@ CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint, OUT commit
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
+    IF starts_with(session_user, 'dd_') AND NOT EXISTS (SELECT 1 FROM {schema}.sender s WHERE s.sender = p_sender) THEN
+        PERFORM {schema}.check_room('sender', 1);
+    END IF;
     INSERT INTO {schema}.sender AS s (sender, login, batch, given_up, at)
     VALUES (p_sender, session_user, p_batch, p_batch, clock_timestamp())
     ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, given_up = excluded.batch, at = excluded.at
@@ -435,6 +444,9 @@ DECLARE
     v_done bigint[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('dead_letter', cardinality(p_messages));
+    END IF;
     WITH done AS (
         DELETE FROM {schema}.message m
         USING unnest(p_messages, p_leases, p_payloads, p_failures)

@@ -16,6 +16,9 @@ BEGIN
        OR cardinality({schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'c')) < cardinality(p_streams) THEN
         RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
     END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('worker', 1);
+    END IF;
     RETURN QUERY
         INSERT INTO {schema}.worker AS w (login, principal_id, host, pid, threads, stream_ids, reclaim_delay, reclaim_count)
         VALUES (session_user, v_caller.principal_id, left(p_host, 200), p_pid, p_threads, p_streams,
