@@ -316,7 +316,7 @@ class Run:
             facts, delay = again
             payload = self.history[0].payload
         facts = {**facts, "previous": self.run_id}
-        unread = [self.history[event_id - 1] for event_id in closing.get("unread", ())]
+        unread = [self._unread(self.history[event_id - 1]) for event_id in closing.get("unread", ())]
         never_given = [e for e in self._unseen if e.type in _HANDED_ON]
         self.next = Run(
             self.environment,
@@ -336,6 +336,13 @@ class Run:
         for update in self.updates.values():
             if update.run is self and update.status == "requested":
                 update.run = self.next
+
+    def _unread(self, event: Event) -> Event:
+        """What no code has read, as the next run is given it."""
+        if event.type != events.UPDATE_ACCEPTED:
+            return event
+        self.updates[(event.attributes or {})["update_id"]].status = "requested"
+        return event._replace(type=events.UPDATE_REQUESTED)
 
     def _next_attempt(self, closing: dict[str, Any]) -> tuple[dict[str, Any], int] | None:
         """The facts of the attempt that follows, and in how many milliseconds."""
