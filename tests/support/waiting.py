@@ -58,9 +58,9 @@ WHERE r.status = 'running'
 def lost(conn: psycopg.Connection[Any], schema: str = "durable") -> list[tuple[Any, ...]]:
     """What will never reach the runs that wait for it, as rows (run id, what is wrong, type, number, name).
 
-    Nothing is, at any moment: what wakes a run changes in one transaction with what it is about.  Runs whose interceptors
-    have their code wait before it begins are an exception: updates wait in their inboxes.  What a run that was reset
-    asks for again is not looked at.
+    Nothing is, at any moment: what wakes a run changes in one transaction with what it is about.  Runs whose
+    interceptors have their code wait before it begins are an exception: updates wait in their inboxes.  What a run that
+    was reset asks for again is not looked at.
 
     Parameters:
       conn: of a superuser, or the owner of the namespace.
