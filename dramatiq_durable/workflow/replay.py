@@ -24,13 +24,13 @@ from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .handlers import Handlers
-from .info import START_FACTS, STATE_FACTS, Info
+from .info import START_FACTS, STATE_FACTS, Info, Parent
 from .inside import Inside, overdue
 from .interceptors import CallContext, Interceptors, through
 from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
-from .retry import asked_delay, forbids
+from .retry import asked_delay, forbids, is_last
 
 _INPUT_TYPES = events.INPUT_TYPES
 _NO_INTERCEPTORS = Interceptors()
@@ -68,6 +68,7 @@ class Execution(Inside):
         "_cancel_requested",
         "_keep",
         "_recorded_at",
+        "begun",
         "closed",
         "evicted",
         "facts",
@@ -98,6 +99,8 @@ class Execution(Inside):
         self.facts: dict[str, Any] = {}
         self.patches = Patches(self)
         self._cancel_requested = False
+        self.begun = False
+        """Its code has begun: before that, its interceptors may wait for something, and nobody answers updates."""
         #: The time of the last event.
         self._recorded_at = 0
         self.closed = False
@@ -187,6 +190,7 @@ class Execution(Inside):
             self.history_bytes += len(event.payload)
         if self.closed:
             return []
+        self._asked_bytes = 0
         scope = Scope(loop)
         try:
             with scope:
@@ -284,6 +288,10 @@ class Execution(Inside):
             self._base.started_at = self.lineage.started_at
         if self._base.started_at is None:
             self._base.started_at = self.now
+        parent = self.facts.get("parent")
+        if parent is not None and self._base.parent is not None:
+            # Another may have become its parent since.
+            self._base.parent = Parent(parent["workflow_id"], parent["run_id"])
         if self._base.name == "" and event.name:
             self._base.name = event.name
         for fact, value in self.facts.items():
@@ -303,10 +311,12 @@ class Execution(Inside):
         """The workflow's code, with its interceptors around it."""
         methods = self.interceptors.workflow
         if not methods:
+            self.begun = True
             return self.fn(*args, **kwargs)
 
         def last(ctx: CallContext) -> Coroutine[Any, Any, Any]:
             self._inbound = ctx
+            self.begun = True
             return self.fn(*ctx.args, **ctx.kwargs)
 
         self._inbound = CallContext(self._base.name, tuple(args), kwargs, dict(self._base.headers), self.info)
@@ -354,8 +364,8 @@ class Execution(Inside):
         return self._main is not None and (self._failure is not None or self._main.done())
 
     def _end(self) -> None:
-        # Handlers that were given something begin, whatever the code has come to meanwhile.
-        if self.handlers.unstarted and self.loop.ready:
+        # Handlers that were given something begin, whatever the code has come to meanwhile: here, or in the next run.
+        if self.handlers.unstarted and self.loop.ready and not self._is_followed():
             self.loop.drain(self.handlers)
         if self._failure is not None:
             self._finish(self._failed(self._failure))
@@ -379,7 +389,7 @@ class Execution(Inside):
                 except (NotEncodable, PayloadTooLarge) as e:
                     closing = self._failed(e)
             elif (again := ContinueAsNewRequested.within(exc)) is not None:
-                again.unread = self.mailbox.unread()
+                again.unread = self._unread()
                 again.facts = {k: v for k, v in {**self.handed_on(), **again.facts}.items() if v is not None}
                 closing = again
             elif isinstance(exc, Exception):
@@ -393,14 +403,31 @@ class Execution(Inside):
         policy = self.facts.get("retry")
         if policy is None:
             return FailWorkflow(failure=failure_to_json(exc))
-        ends_all = self._cancel_requested or forbids(policy, exc)
-        # What failed elsewhere goes by the name of the exception that was raised there.
-        ends_all = ends_all or (isinstance(exc, Failure) and exc.type in (policy.get("non_retryable") or ()))
         return FailWorkflow(
-            failure=failure_to_json(exc, retryable=not ends_all),
-            unread=self.mailbox.unread(),
+            failure=failure_to_json(exc, retryable=self._is_retried(policy, exc)),
+            unread=self._unread(),
             retry_delay_ms=asked_delay(exc),
         )
+
+    def _is_retried(self, policy: dict[str, Any], exc: BaseException) -> bool:
+        if self._cancel_requested or forbids(policy, exc):
+            return False
+        # What failed elsewhere goes by the name of the exception that was raised there.
+        return not (isinstance(exc, Failure) and exc.type in (policy.get("non_retryable") or ()))
+
+    def _is_followed(self) -> bool:
+        """Whether the code has ended, and another run goes on with what it has not read, as far as is known here."""
+        policy, main = self.facts.get("retry"), self._main
+        exc: BaseException | None = self._failure
+        if exc is None and main is not None and main.done() and not main.cancelled():
+            exc = main.exception()
+        if policy is None or not isinstance(exc, Exception):
+            return self._goes_on()
+        return self._is_retried(policy, exc) and not is_last(policy, self._base.attempt)
+
+    def _unread(self) -> list[int]:
+        """The signals that no code has read, and the updates whose handlers have not begun, by their events."""
+        return sorted([*self.mailbox.unread(), *self.handlers.unstarted])
 
     def _finish(self, closing: Command) -> None:
         self._out[0] = closing
