@@ -263,9 +263,27 @@ RUN = "run_options"
 
 #: Dramatiq's, by which somebody who has called an actor so far may call a workflow.
 _OF_MESSAGES = frozenset(
-    "max_retries min_backoff max_backoff retry_when throws on_retry_exhausted time_limit max_age priority broker_priority "
-    "on_success on_failure pipe_ignore pipe_target store_results result_ttl notify_shutdown unique_key "
-    "unique_conflict".split()
+    [
+        "max_retries",
+        "min_backoff",
+        "max_backoff",
+        "retry_when",
+        "throws",
+        "on_retry_exhausted",
+        "time_limit",
+        "max_age",
+        "priority",
+        "broker_priority",
+        "on_success",
+        "on_failure",
+        "pipe_ignore",
+        "pipe_target",
+        "store_results",
+        "result_ttl",
+        "notify_shutdown",
+        "unique_key",
+        "unique_conflict",
+    ]
 )
 
 #: Those that the run itself knows.
