@@ -102,6 +102,12 @@ PRECEDES_END: Final = MESSAGE_TYPES | {WORKFLOW_RESET}
 
 ESCALATION_ANSWERS: Final = frozenset({ESCALATION_RESOLVED, ESCALATION_CANCELLED})
 """What was said from outside to an escalation."""
+TIMER_STARTS: Final = frozenset({TIMER_STARTED, ESCALATION_OPENED})
+"""With their ``ms``, they start a timer."""
+
+TIMER_ENDS: Final = frozenset({TIMER_FIRED, ESCALATION_TIMED_OUT})
+"""What a timer that is due means to the run."""
+
 RESETTABLE_TYPES: Final = INPUT_TYPES - {WORKFLOW_RESET}
 """Events with which a step begins that can be taken again."""
 

@@ -67,6 +67,7 @@ class Execution(Inside):
     __slots__ = (
         "_cancel_requested",
         "_keep",
+        "_recorded_at",
         "begun",
         "closed",
         "evicted",
@@ -100,6 +101,8 @@ class Execution(Inside):
         self._cancel_requested = False
         self.begun = False
         """Its code has begun: before that, its interceptors may wait for something, and nobody answers updates."""
+        #: The time of the last event.
+        self._recorded_at = 0
         self.closed = False
         self.evicted = False
         self.is_replaying = False
@@ -108,12 +111,14 @@ class Execution(Inside):
         self.handlers = Handlers(self)
 
     # --- events in, commands out -----------------------------------------------------------------------
-    def step(self, event: Event, more: bool = False) -> Step:
+    def step(self, event: Event, more: bool = False, now: int = 0) -> Step:
         """Apply one input event and number everything.
 
         Parameters:
           event(Event): its ``event_id`` is ignored: it gets the next one, and the commands' events those after it.
           more(bool): something that is said to the code comes next: as ``apply``.
+          now(int): the time, in milliseconds since the epoch, if what happened may have waited for long: what the code
+            asks for is recorded with it, and its timers run from then.
 
         Returns:
           Step: the events to store, in order, and the commands to carry out.
@@ -124,25 +129,32 @@ class Execution(Inside):
         event_id = self.last_event_id + 1
         _, type, at, seq, name, payload, attributes = event
         # What is recorded keeps to history's clock: news from other machines' clocks may lie behind it.
-        event = Event(event_id, type, max(at, self.loop.now_ms), seq, name, payload, attributes)
+        self._recorded_at = at = max(at, self._recorded_at)
+        event = Event(event_id, type, at, seq, name, payload, attributes)
         commands = self.apply(event, more)
-        return Step([event, *self._recorded(commands)], commands)
+        return Step([event, *self._recorded(commands, now)], commands)
 
-    def close_late(self) -> Step:
+    def close_late(self, now: int = 0) -> Step:
         """What was to come next does not come: a run that has ended closes now, with the step before."""
         if self.closed or not self._has_ended():
             return Step([], [])
         with self.scope():
             self._end()
         commands = self._gathered()
-        return Step(self._recorded(commands), commands)
+        return Step(self._recorded(commands, now), commands)
 
-    def _recorded(self, commands: list[Command]) -> list[Event]:
-        now = self.loop.now_ms
-        return [
-            Event(event_id, c.event_type, now, c.seq, c.name, c.payload, c.attributes())
+    def _recorded(self, commands: list[Command], now: int) -> list[Event]:
+        if not commands:
+            return []
+        self._recorded_at = at = max(now, self._recorded_at)
+        recorded = [
+            Event(event_id, c.event_type, at, c.seq, c.name, c.payload, c.attributes())
             for event_id, c in enumerate(commands, self.last_event_id + 1 - len(commands))
         ]
+        for event in recorded:
+            if event.type in events.TIMER_STARTS:
+                self._clock(event)
+        return recorded
 
     def apply(self, event: Event, more: bool = False) -> list[Command]:
         """Apply one input event and run the code until it waits.
@@ -240,11 +252,15 @@ class Execution(Inside):
                     compare(event, commands[compared])
                     compared += 1
                     self.last_event_id = event.event_id
+                    if event.type in events.TIMER_STARTS:
+                        self._clock(event)
             if compared < len(commands):
                 missing = self.last_event_id + 1 if compared else self.last_event_id - len(commands) + 1
                 raise Nondeterminism(missing, "no more commands", describe(commands[compared]))
         finally:
             self.is_replaying = False
+        if history:
+            self._recorded_at = max(self._recorded_at, history[-1].at)
 
     def evict(self) -> None:
         """Drop the run from memory.  Code that runs because of it (``finally`` blocks) can do nothing any more."""
@@ -311,6 +327,7 @@ class Execution(Inside):
                 raise Nondeterminism(event.event_id, events.describe(event.type, event.name), got)
         pending = self._pending.pop(cast(int, event.seq), None)
         if pending is not None:
+            self._timers.pop(cast(int, event.seq), None)
             pending.resolve(event)
 
     def _on_signal(self, event: Event) -> None:
@@ -426,6 +443,7 @@ class Execution(Inside):
         loop.drop()
         self._main = None
         self._pending.clear()
+        self._timers.clear()
         self._computing.clear()
         self._to_compute.clear()
         self.mailbox.clear()
