@@ -102,11 +102,11 @@ class Claimer(threading.Thread):
 
     def leave(self, worker: Worker) -> None:
         """A Worker stops: where there was another one, that has its streams again; else nothing more is claimed."""
-        if not self.serves_others(worker):
-            self.drain()
-        elif worker in self.workers:  # else it had left before: workers may be stopped twice
-            self.workers.remove(worker)
+        if self.serves_others(worker):
+            self.workers = [each for each in self.workers if each is not worker]
             self._follow(self.workers[-1])
+        else:
+            self.drain()
 
     def serves_others(self, worker: Worker) -> bool:
         """Whether another Worker than this one is there."""

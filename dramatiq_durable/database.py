@@ -21,9 +21,12 @@ from .errors import (
     DurableError,
     InvalidName,
     LeaseLost,
+    LimitReached,
     NotConfigured,
     NotPermitted,
     PayloadTooLarge,
+    RoleExists,
+    RoleNotFound,
     ScheduleExists,
     ScheduleNotFound,
     SchemaOutOfDate,
@@ -252,6 +255,14 @@ def translate(error: psycopg.Error) -> Exception:
         )
     if error.sqlstate == "DD006":
         return DurableError(f"{error.diag.message_primary}: nothing was fired, call again")
+    if error.sqlstate == "DD007":
+        return LimitReached(f"{error.diag.message_primary}. {error.diag.message_hint}")
+    if error.sqlstate == "DD008":
+        return RoleExists(f"{error.diag.message_primary}: choose another name; rotate it for another password")
+    if error.sqlstate == "DD009":
+        return RoleNotFound(f"{error.diag.message_primary}: `dramatiq-durable role list` has the names")
+    if error.sqlstate == "DD010":
+        return NotPermitted(f"{error.diag.message_primary}; nothing was changed")
     if isinstance(error, psycopg.errors.CheckViolation):
         if "payload" in (error.diag.constraint_name or ""):
             return PayloadTooLarge("the payload is over 16 MiB: keep the data elsewhere and send a reference to it")

@@ -39,6 +39,10 @@ class NotPermitted(DurableError):
     """The login may not do this, or the thing does not exist: the two look the same on purpose."""
 
 
+class LimitReached(NotPermitted):
+    """The login has as much under way as its max_live allows.  Nothing was stored; once some is done there is room."""
+
+
 class PayloadTooLarge(DurableError):
     """A payload is over the cap; keep the data elsewhere and send a reference to it."""
 
@@ -104,6 +108,18 @@ class ScheduleExists(DurableError):
 
 class ScheduleNotFound(DurableError):
     """There is no schedule of this name."""
+
+
+class InvalidRole(DurableError, ValueError):
+    """A worker's role cannot be as it was described: its kind, its streams, a limit, its end."""
+
+
+class RoleExists(DurableError):
+    """There is a worker's role, or a granted login, of this name already."""
+
+
+class RoleNotFound(DurableError):
+    """There is no worker's role of this name."""
 
 
 class LeaseLost(DurableError):

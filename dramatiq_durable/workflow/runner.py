@@ -214,8 +214,9 @@ class Runner:
         if not news or execution.closed:
             if committed:
                 return Ack(delivery.key, delivery.lease)
-            # What this is about went with a step that is on its way, and may be refused: it took what was in the inbox, or
-            # does not wait for this timer any more.  This delivery goes with it, and comes again where it is not recorded.
+            # What this is about went with a step that is on its way, and may be refused: it took what was in the inbox,
+            # or does not wait for this timer any more.  This delivery goes with it, and comes again where it is not
+            # recorded.
             advance = self._step(delivery, run, execution, [])
             advance.then = lambda a: self._advanced(delivery, run, a, None)
             return advance

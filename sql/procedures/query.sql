@@ -30,7 +30,7 @@ CREATE FUNCTION {schema}.ask_run(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.last_run({schema}.find_run(p_run, p_workflow_id));
+    v_run {schema}.run := {schema}.last_run({schema}.find_run(p_run, p_workflow_id, 'e'));
     v_now timestamptz := clock_timestamp();
 BEGIN
     known := v_run.run_id IS NOT NULL;
@@ -42,6 +42,10 @@ BEGIN
                      WHERE v_run.stream_id = ANY (w.stream_ids) AND w.beat_at + w.reclaim_delay > v_now);
     IF p_heard AND NOT heard THEN
         RETURN;
+    END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('run_query', 1);
+        PERFORM {schema}.check_room('message', 1);
     END IF;
     query_id := gen_random_uuid();
     INSERT INTO {schema}.run_query (query_id, run_id, stream_id, name, input, channel, until)

@@ -1,4 +1,4 @@
--- What Dramatiq's brokers do with a queue as a whole.  Administrators only.
+-- What Dramatiq's brokers do with a queue as a whole.  For administrators; the counts, also for monitors.
 
 -- What a stream has: ready (due, and with no worker), delayed, and its dead letters.
 CREATE FUNCTION {schema}.queue_counts(p_stream int)
@@ -6,7 +6,7 @@ RETURNS TABLE (ready bigint, delayed bigint, dead bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM {schema}.require_admin();
+    PERFORM {schema}.require_monitor();
     RETURN QUERY
         SELECT count(*) FILTER (WHERE m.due_at <= clock_timestamp()), count(*) FILTER (WHERE m.due_at > clock_timestamp()),
                (SELECT count(*) FROM {schema}.dead_letter d WHERE d.stream_id = p_stream)

@@ -54,6 +54,9 @@ DECLARE
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', cardinality(p_messages));
+    END IF;
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
     -- Not in a transaction of the caller's own, which may have many of these calls: the block is a subtransaction.
     IF p_sender IS NOT NULL AND v_may @> p_streams AND NOT EXISTS (
@@ -126,6 +129,9 @@ BEGIN
     THEN
         RETURN -1;
     END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', 1);
+    END IF;
     UPDATE {schema}.sender s SET batch = p_batch, at = v_now
     WHERE s.sender = p_sender AND s.batch < p_batch AND s.login = session_user;
     IF NOT FOUND THEN
@@ -153,6 +159,9 @@ CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint, OUT commit
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
+    IF starts_with(session_user, 'dd_') AND NOT EXISTS (SELECT 1 FROM {schema}.sender s WHERE s.sender = p_sender) THEN
+        PERFORM {schema}.check_room('sender', 1);
+    END IF;
     INSERT INTO {schema}.sender AS s (sender, login, batch, given_up, at)
     VALUES (p_sender, session_user, p_batch, p_batch, clock_timestamp())
     ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, given_up = excluded.batch, at = excluded.at
@@ -192,6 +201,7 @@ AS $$
 DECLARE
     v_worker_id bigint;
     v_now timestamptz := clock_timestamp();
+    v_kinds "char"[];
     v_may int[];
     v_left int;
     v_priority int;
@@ -210,13 +220,16 @@ DECLARE
 BEGIN
     -- What authenticate() and permitted() answer, in one statement: an idle worker's claim begins with it, and somebody
     -- waits for that one.
-    SELECT w.worker_id, ARRAY(
+    SELECT w.worker_id,
+           -- What such a worker takes; NULL: everything.  Ticks and notes are taken by whoever comes.
+           CASE p.kind WHEN 'activity' THEN '{m,j,a,p,d,c,n}'::"char"[] WHEN 'workflow' THEN '{s,t,w,q,e,c,n}'::"char"[] END,
+           ARRAY(
                SELECT s.stream_id FROM {schema}.stream s
                WHERE s.stream_id = ANY (p_streams) AND NOT s.paused
                  AND (p.is_admin OR EXISTS (
                      SELECT 1 FROM {schema}.stream_grant g
                      WHERE g.principal_id = p.principal_id AND g.stream_id = s.stream_id AND g.consume)))
-    INTO v_worker_id, v_may
+    INTO v_worker_id, v_kinds, v_may
     FROM {schema}.worker w
     JOIN {schema}.login l ON l.login = w.login AND (l.expires_at IS NULL OR l.expires_at > v_now)
     JOIN {schema}.principal p ON p.principal_id = l.principal_id
@@ -241,7 +254,7 @@ BEGIN
             INTO v_tids, v_found, v_rows
             FROM (SELECT m.ctid AS tid, m.message_id, m.kind FROM {schema}.message m
                   WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at <= v_now
-                    AND m.lease_token IS NULL
+                    AND m.lease_token IS NULL AND (v_kinds IS NULL OR m.kind = ANY (v_kinds))
                   ORDER BY m.due_at LIMIT v_left
                   FOR UPDATE SKIP LOCKED) c;
             IF v_tids IS NOT NULL THEN
@@ -272,7 +285,7 @@ BEGIN
                    ELSE
                        (SELECT m.priority FROM {schema}.message m
                         WHERE m.stream_id = p_streams[i] AND m.priority > v_priority AND m.due_at <= v_now
-                          AND m.lease_token IS NULL
+                          AND m.lease_token IS NULL AND (v_kinds IS NULL OR m.kind = ANY (v_kinds))
                         ORDER BY m.priority, m.due_at LIMIT 1)
                    END
             INTO v_due, v_priority;
@@ -431,6 +444,9 @@ DECLARE
     v_done bigint[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('dead_letter', cardinality(p_messages));
+    END IF;
     WITH done AS (
         DELETE FROM {schema}.message m
         USING unnest(p_messages, p_leases, p_payloads, p_failures)

@@ -12,8 +12,12 @@ DECLARE
     v_caller record;
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
-    IF cardinality({schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'c')) < cardinality(p_streams) THEN
+    IF v_caller.kind = 'producer'
+       OR cardinality({schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'c')) < cardinality(p_streams) THEN
         RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
+    END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('worker', 1);
     END IF;
     RETURN QUERY
         INSERT INTO {schema}.worker AS w (login, principal_id, host, pid, threads, stream_ids, reclaim_delay, reclaim_count)

@@ -1,4 +1,4 @@
-"""What runs wait for, and whether anything is left that will bring it: nobody else would find out that a wake-up was lost."""
+"""What runs wait for, and whether anything is left that will bring it: nobody else finds out about a lost one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ENDS = {
     "CancelSent": ["MessageDelivered", "MessageFailed"],
 }  # fmt: skip
 
-#: A run whose inbox nobody will look into: what is put there comes with a task, and that goes with the step that takes it.
+#: A run whose inbox nobody will look into: what is put there comes with a task, which goes with the step that takes it.
 _UNHEARD = """
 SELECT r.run_id::text, 'nobody looks into its inbox', i.type, i.seq, i.name
 FROM {schema}.run r JOIN {schema}.inbox i USING (run_id)
@@ -57,8 +57,8 @@ WHERE r.status = 'running'
 def lost(conn: psycopg.Connection[Any], schema: str = "durable") -> list[tuple[Any, ...]]:
     """What will never reach the runs that wait for it, as rows (run id, what is wrong, type, number, name).
 
-    Holds at any moment: what wakes a run changes in one transaction with what it is about.  Runs whose interceptors have
-    their code wait before it begins are an exception: updates wait in their inboxes.
+    Holds at any moment: what wakes a run changes in one transaction with what it is about.  Runs whose interceptors
+    have their code wait before it begins are an exception: updates wait in their inboxes.
 
     Parameters:
       conn: of a superuser, or the owner of the namespace.
