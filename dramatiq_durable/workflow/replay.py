@@ -389,7 +389,7 @@ class Execution(Inside):
                 except (NotEncodable, PayloadTooLarge) as e:
                     closing = self._failed(e)
             elif (again := ContinueAsNewRequested.within(exc)) is not None:
-                again.unread = self._unread()
+                again.unread = self.unread()
                 again.facts = {k: v for k, v in {**self.handed_on(), **again.facts}.items() if v is not None}
                 closing = again
             elif isinstance(exc, Exception):
@@ -405,7 +405,7 @@ class Execution(Inside):
             return FailWorkflow(failure=failure_to_json(exc))
         return FailWorkflow(
             failure=failure_to_json(exc, retryable=self._is_retried(policy, exc)),
-            unread=self._unread(),
+            unread=self.unread(),
             retry_delay_ms=asked_delay(exc),
         )
 
@@ -425,7 +425,7 @@ class Execution(Inside):
             return self._goes_on()
         return self._is_retried(policy, exc) and not is_last(policy, self._base.attempt)
 
-    def _unread(self) -> list[int]:
+    def unread(self) -> list[int]:
         """The signals that no code has read, and the updates whose handlers have not begun, by their events."""
         return sorted([*self.mailbox.unread(), *self.handlers.unstarted])
 

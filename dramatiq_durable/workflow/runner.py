@@ -40,6 +40,7 @@ from ..operations.base import to_json
 from ..settling import TASK_BACKOFF, backoff, text_of
 from . import events
 from .answering import Answerer
+from .attempts import left_unread
 from .cache import CachedRun, RunCache
 from .carrying import Carrier, now_ms
 from .computing import computed
@@ -281,7 +282,8 @@ class Runner:
             run.execution = execution
             if len(history) == 1:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
-                inbox.insert(0, (0, history[0]))
+                left = left_unread(self.answerer, workflow, execution.info, history[0])
+                inbox[:0] = [(0, event) for event in (history[0], *left)]
             else:
                 execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
         elif history:

@@ -1,4 +1,4 @@
-"""What runs wait for, and whether anything is left that will bring it: nobody else finds out that a wake-up was lost."""
+"""What runs wait for, and whether anything is left that will bring it: nobody else finds out about a lost one."""
 
 from __future__ import annotations
 
