@@ -26,7 +26,7 @@ from .consumer import DurableConsumer
 from .database import Database, translate
 from .delivery import LIMITS, TASK_KINDS, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, NotPermitted
+from .errors import DatabaseUnavailable, NotPermitted, WorkflowAlreadyStarted
 from .group_commit import GroupCommit
 from .incoming import delivery_of
 from .leases import Membership
@@ -156,7 +156,7 @@ class DurableBroker(Processing, Queues, Broker):
 
         The actor's options keep every middleware's hands off the tasks: none may expire or interrupt one.
         """
-        options = {"max_age": None, "time_limit": float("inf"), "max_retries": None}
+        options = {"max_age": None, "time_limit": float("inf"), "max_retries": None, "throws": WorkflowAlreadyStarted}
         if workflow.name not in self.actors:
             # Known before the queue is: a running worker consumes it at once, as one that carries runs.
             self.workflows[workflow.name] = workflow

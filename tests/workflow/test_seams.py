@@ -152,9 +152,8 @@ def _waits(broker: durable.DurableBroker, type: str) -> int:
 
 def _recorded(broker: durable.DurableBroker) -> dict[str, int]:
     with broker.database.connection() as conn:
-        return dict(
-            conn.execute("SELECT type, count(*) FROM durable.event WHERE name IS NOT NULL GROUP BY 1").fetchall()
-        )
+        rows = conn.execute("SELECT type, count(*) FROM durable.event WHERE name IS NOT NULL GROUP BY 1").fetchall()
+    return {str(type): int(count) for type, count in rows}
 
 
 def test_a_reset_of_an_earlier_run_gives_what_its_followers_were_sent(
