@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -81,3 +84,26 @@ def assert_nothing_is_lost(url: str) -> None:
     """
     with psycopg.connect(url, autocommit=True) as conn:
         assert lost(conn) == []
+
+
+@contextmanager
+def nothing_lost(url: str) -> Iterator[None]:
+    """Look all the time whether something is lost, and fail at the end if it was: what comes later may wake the run by
+    chance."""
+    ended, found = threading.Event(), []
+
+    def look() -> None:
+        while not found and not ended.wait(0.05):
+            # The server may be killed meanwhile.
+            with suppress(psycopg.OperationalError), psycopg.connect(url, autocommit=True) as conn:
+                while not found and not ended.wait(0.05):
+                    found.extend(lost(conn))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        assert found == []
