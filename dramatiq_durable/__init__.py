@@ -85,6 +85,12 @@ from .topics import (
 from .using import (
     using,
 )
+from .workflow.activities import (
+    Activity,
+    ActivityStub,
+    activity,
+    activity_stub,
+)
 from .workflow.asking import (
     UpdateHandle,
 )
@@ -95,13 +101,14 @@ from .workflow.continuing import (
     continue_as_new,
 )
 from .workflow.definition import (
-    Activity,
-    ActivityStub,
     Workflow,
-    activity,
-    activity_stub,
     workflow,
     workflow_stub,
+)
+from .workflow.descriptions import (
+    Description,
+    HistoryEvent,
+    Pending,
 )
 from .workflow.entity import (
     Entity,
@@ -110,9 +117,6 @@ from .workflow.escalating import (
     escalate,
 )
 from .workflow.handle import (
-    Description,
-    HistoryEvent,
-    Pending,
     WorkflowHandle,
 )
 from .workflow.info import (

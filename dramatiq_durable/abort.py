@@ -8,9 +8,7 @@ from contextlib import suppress
 from typing import Literal
 
 import dramatiq
-import psycopg
 
-from .database import translate
 from .delivery import key_of
 from .workflow.client import durable_broker
 from .workflow.definition import global_broker
@@ -53,12 +51,9 @@ def abort(message_id: str, *, mode: AbortMode = "abort", broker: dramatiq.Broker
     with suppress(ValueError):
         # An activity's id is the database's own, which key_of gives to no plain message.
         keys.add(uuid.UUID(message_id).bytes)
-    try:
-        with ours.database.connection() as conn:
-            answer: Aborted = ours.procedures.abort_message(conn, list(keys), mode == "abort")
-            return answer
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with ours.database.calling() as conn:
+        answer: Aborted = ours.procedures.abort_message(conn, list(keys), mode == "abort")
+        return answer
 
 
 async def aabort(message_id: str, *, mode: AbortMode = "abort", broker: dramatiq.Broker | None = None) -> Aborted:

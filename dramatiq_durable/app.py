@@ -9,25 +9,13 @@ from __future__ import annotations
 import importlib
 
 import dramatiq
-from dramatiq import Broker, Worker
-from dramatiq.asyncio import EventLoopThread, set_event_loop_thread
-from dramatiq.middleware import AsyncIO, CurrentMessage
+from dramatiq.middleware import CurrentMessage
 
 from .broker import DurableBroker
 from .errors import NotConfigured
+from .event_loop import DaemonAsyncIO
 from .settings import Settings
 from .workflow import guard
-
-
-class DaemonAsyncIO(AsyncIO):
-    """Dramatiq's own, with a thread that does not keep a process alive that was told twice to end."""
-
-    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        thread = EventLoopThread(self.logger)
-        thread.daemon = True
-        thread.start(timeout=10.0)
-        set_event_loop_thread(thread)
-
 
 # Before the modules that declare workflows, and may keep a clock or uuid4 somewhere for later.
 guard.install()

@@ -13,15 +13,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import psycopg
 from dramatiq.errors import Retry
 from dramatiq.middleware import Retries, Shutdown
 
-from .database import translate
 from .delivery import LIMITS, Delivery, current_delivery
 from .errors import DurableError, LeaseLost
 from .operations import Beat, Defer
 from .workflow import retry
+from .workflow.computing import current_local
 from .workflow.converter import encode, loads
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ BEAT = 1.0
 class ActivityInfo:
     """What a running activity is part of.
 
-    What is kept in the database is looked up once, at the first use of one of ``workflow_id``, ``heartbeat_details``
-    and ``deadline``.
+    What is kept in the database (``workflow_id``, ``heartbeat_details``, ``deadline``) is looked up once, when the code
+    first asks for the info, so that it can be read when the activity has ended, too.
 
     Attributes:
       workflow_id(str), run_id(str): the run that scheduled it.
@@ -83,11 +82,8 @@ class ActivityInfo:
             token = broker.commit.context.worker
             if token is None:
                 raise LeaseLost("this worker is not registered (any more)")
-            try:
-                with broker.database.connection() as conn:
-                    row = broker.procedures.activity_of_lease(conn, token, delivery.key, delivery.lease)
-            except psycopg.Error as e:
-                raise translate(e) from e
+            with broker.database.calling() as conn:
+                row = broker.procedures.activity_of_lease(conn, token, delivery.key, delivery.lease)
             if row is None:
                 raise LeaseLost(f"the lease on {self.activity!r} was given to another worker, or its time is over")
             workflow_id, details, deadline = row
@@ -98,19 +94,56 @@ class ActivityInfo:
             )
         return self._known
 
+    def look_up(self) -> None:
+        """Look up what is kept in the database, if that can be done now; else it is when it is used."""
+        with suppress(DurableError):
+            self._look_up()
+
     def __repr__(self) -> str:
         return f"ActivityInfo(activity={self.activity!r}, run_id={self.run_id!r}, attempt={self.attempt})"
 
 
+class LocalActivityInfo(ActivityInfo):
+    """The same for an activity that runs inside the workflow task."""
+
+    def __init__(self, about: Mapping[str, Any]) -> None:
+        self.run_id = about["run_id"]
+        self.activity = about["activity"]
+        self.attempt = about["attempt"]
+        self.headers = dict(about["headers"])
+        self.scheduled_at = datetime.fromtimestamp(about["scheduled_ms"] / 1000, UTC)
+        deadline = about["deadline_ms"]
+        self._known = (
+            about["workflow_id"],
+            None,
+            None if deadline is None else datetime.fromtimestamp(deadline / 1000, UTC),
+        )
+        self._is_last_attempt: bool = about["is_last_attempt"]
+
+    @property
+    def is_last_attempt(self) -> bool:
+        return self._is_last_attempt
+
+
 def activity_info() -> ActivityInfo | None:
     """What the running activity is part of; None outside a workflow's activity."""
+    about = current_local.get()
+    if about is not None:
+        return LocalActivityInfo(about)
+    info = _info()
+    if info is not None:
+        info.look_up()
+    return info
+
+
+def _info() -> ActivityInfo | None:
     delivery = current_delivery.get()
     if delivery is None or delivery.kind != "a" or delivery.run_id is None:
         return None
     if delivery.info is None:
         delivery.info = ActivityInfo(delivery)
-    info: ActivityInfo = delivery.info
-    return info
+    found: ActivityInfo = delivery.info
+    return found
 
 
 def _running(what: str) -> Delivery:
@@ -124,7 +157,7 @@ def heartbeat(details: Any = None) -> None:
     """Say that the running activity goes on, and how far it has come.
 
     Cheap enough for every turn of a loop: at the most one a second is told to the database (more often where the
-    ``heartbeat`` limit is shorter), and nothing is waited for.
+    ``heartbeat`` limit is shorter), and nothing is waited for.  Inside a local activity it does nothing.
 
     Parameters:
       details: any value that the converter can carry; the next attempt, after a failure or a crash, finds the latest
@@ -135,14 +168,16 @@ def heartbeat(details: Any = None) -> None:
       NotEncodable, PayloadTooLarge, CodecFailed: the details cannot be carried.
       DurableError: outside an activity of a workflow.
     """
+    if current_local.get() is not None:
+        # It is no longer than a step of its run: nobody would know what to do with it.
+        return
     delivery = _running("heartbeat()")
     delivery.raise_again()
     if details is not None:
-        info = activity_info()
+        info = _info()
         if delivery.details is None and info is not None and (info.attempt > 1 or delivery.reclaimed):
             # What the attempt before this one said is kept for this one before it is replaced.
-            with suppress(DurableError):
-                info._look_up()
+            info.look_up()
         what = f"the heartbeat of {delivery.actor_name!r}"
         delivery.details = delivery.broker.codecs.encode(encode(details, what), what)
     delivery.unsaid = True

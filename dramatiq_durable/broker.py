@@ -11,12 +11,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from dramatiq import Actor, Broker, Consumer, Message, Middleware
 from dramatiq.common import current_millis
-from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import QueueNotFound
 
 from . import topics
@@ -24,13 +24,12 @@ from .claimer import Claimer
 from .codecs import Codec, Codecs, decode_only
 from .consumer import DurableConsumer
 from .database import Database, translate
-from .delivery import ALARM, DEADLINE, LIMITS, NOTE, TASK_KINDS, TICK, Delivery, current_delivery
+from .delivery import LIMITS, TASK_KINDS, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import CodecFailed, DatabaseUnavailable, NotPermitted
-from .firing import take_tick
+from .errors import DatabaseUnavailable, NotPermitted
 from .group_commit import GroupCommit
+from .incoming import delivery_of
 from .leases import Membership
-from .operations import Expire, ExpireRun, LookAgain
 from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .processing import Processing
@@ -117,7 +116,7 @@ class DurableBroker(Processing, Queues, Broker):
         self.settler = Settler(self)
         self._embedded: Any = None
         self._streams: dict[str, int] = {}
-        self._stream_names: dict[int, str] = {}
+        self.stream_names: dict[int, str] = {}
         self._claimer: Claimer | None = None
         self._listener: Listener | None = None
         #: Where this process's clients wait for runs to close.
@@ -178,7 +177,7 @@ class DurableBroker(Processing, Queues, Broker):
 
     def _consumed(self) -> list[str]:
         consumers = [] if self._claimer is None else list(self._claimer.consumers)
-        return [self._stream_names[stream_id] for stream_id in consumers]
+        return [self.stream_names[stream_id] for stream_id in consumers]
 
     def _subscribe(self, consumes: Callable[[str], bool]) -> None:
         """Store the subscriptions of actors whose queues this process consumes."""
@@ -216,7 +215,7 @@ class DurableBroker(Processing, Queues, Broker):
                     continue
                 raise translate(e) from e
             self._streams.update(found)
-            self._stream_names.update({i: n for n, i in found.items()})
+            self.stream_names.update({i: n for n, i in found.items()})
             return
 
     # --- sending ----------------------------------------------------------------------------------------
@@ -372,7 +371,7 @@ class DurableBroker(Processing, Queues, Broker):
             self._claimer = Claimer(
                 self.commit,
                 Membership(self.procedures, self.reclaim_delay, self.reclaim_count),
-                self.deliver,
+                partial(delivery_of, self),
                 self._listen_for_worker,
                 poll_interval=self.settings.poll_interval,
             )
@@ -419,65 +418,6 @@ class DurableBroker(Processing, Queues, Broker):
     def claimer(self) -> Claimer | None:
         """The thread that claims for this process, while it is a worker."""
         return self._claimer
-
-    def deliver(self, row: tuple[Any, ...]) -> Delivery | None:
-        """A claimed row as a delivery.  None for ticks of schedules and alarms of activities, which are dealt with
-        without an actor, and for what cannot be decoded, which goes to the dead letters."""
-        key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
-        if kind == TICK:
-            take_tick(self.commit, key, lease)
-            return None
-        if kind == ALARM:
-            self.commit.post(Expire(key, lease))
-            if self._claimer is not None:
-                # It may go off again soon.
-                self._claimer.expect(stream_id)
-            return None
-        if kind == NOTE:
-            self.commit.post(LookAgain(key, lease))
-            return None
-        if kind == DEADLINE:
-            self.commit.post(ExpireRun(key, lease))
-            return None
-        queue_name = self._stream_names[stream_id]
-        message: Message[Any]
-        try:
-            if kind in TASK_KINDS:
-                message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
-            elif payload.startswith(topics.MARK):
-                message = topics.message_of(queue_name, actor, key, payload, self.codecs)
-            else:
-                # An activity's, or one with an event that was given before, which may have become a dead letter.
-                payload = self.codecs.decode(payload, f"the message for {actor!r}")
-                # What SQL wrote is JSON, whatever encoder is set here.
-                message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
-                # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
-                message.options.pop("eta", None)
-                if not isinstance(message.actor_name, str):
-                    raise TypeError(f"the actor's name is a {type(message.actor_name).__name__}")
-                if message.queue_name != queue_name:
-                    message = message.copy(queue_name=queue_name)
-        except CodecFailed as e:
-            logger.error("message %s on %r goes back: %s", UUID(bytes=key), queue_name, e)
-            self.commit.post(self.settler.not_for_here(key, lease, attempt, e))
-            return None
-        except Exception as e:
-            # Whatever an encoder raises: its neighbours are handed out.
-            logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)
-            self.commit.post(self.settler.undecodable(key, lease, kind, attempt, e))
-            return None
-        return Delivery(
-            message,
-            self,
-            stream_id=stream_id,
-            key=key,
-            lease=lease,
-            kind=kind,
-            run_id=None if run_id is None else str(UUID(bytes=run_id)),
-            seq=seq,
-            attempt=attempt,
-            reclaimed=reclaimed,
-        )
 
     # --- processing: Dramatiq's signals ---------------------------------------------------------------------
 

@@ -18,14 +18,14 @@ import psycopg
 from dramatiq.common import iter_queue
 
 from .arrays import Uuid
-from .attempt import send_heartbeat
 from .database import Connection
 from .delivery import ALARM, DEADLINE, TASK_KINDS, TICK, Delivery
-from .errors import Abort, DatabaseUnavailable, DurableError, LeaseLost
+from .errors import DatabaseUnavailable, DurableError, LeaseLost
 from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Claim, Operation, Release
 from .pace import Pace
+from .reporting import Reports
 
 if TYPE_CHECKING:
     from dramatiq import Worker
@@ -75,6 +75,7 @@ class Claimer(threading.Thread):
         #: What this process has leased, by lease token.
         self.held: dict[bytes, Delivery] = {}
         self.pace = Pace()
+        self.reports = Reports(membership, self._as_worker, poll_interval)
         self._done: deque[bytes] = deque()
         self._reserved = 0
         self._lock = threading.Lock()
@@ -86,8 +87,6 @@ class Claimer(threading.Thread):
         self._registered_wait = False
         self._second_look = False
         self._next_look = 0.0
-        self._told = False
-        self._next_report = 0.0
         self._looks = 0
         self._draining = False
         self._stop_by: float | None = None
@@ -106,7 +105,7 @@ class Claimer(threading.Thread):
 
     def look_after(self) -> None:
         """Something that runs here may have been aborted."""
-        self._told = True
+        self.reports.told = True
         self._event.set()
 
     def expect(self, stream_id: int) -> None:
@@ -222,7 +221,7 @@ class Claimer(threading.Thread):
         self.pace.measure()
         if self.membership.token is not None and self.membership.due_in() <= 0:
             self._beat()
-        if self._told or time.monotonic() >= self._next_report:
+        if self.reports.due():
             self._report()
         claims = self._plan()
         if claims or self.commit.due_in() <= 0:
@@ -381,43 +380,10 @@ class Claimer(threading.Thread):
             self._declared_dead()
 
     def _report(self) -> None:
-        """Say what runs for longer than a moment, and interrupt what is to be aborted.
-
-        While only short messages run nothing is said, unless somebody asks.
-        """
-        now = time.monotonic()
-        told, self._told = self._told, False
-        self._next_report = now + self.poll_interval
-        held = list(self.held.values())
-        running = [(d, now - d.begun) for d in held if d.begun is not None]
-        long_ones = [(d.key, int(age * 1000)) for d, age in running if age >= self.poll_interval]
-        if self.membership.token is None or not self.held or not (told or long_ones):
-            return
-        # What has not begun may be cancelled, too: then it does not begin.
-        looked_at = held if told else [d for d, age in running if age >= self.poll_interval]
-        activities = [d for d in looked_at if d.kind == "a"]
-        for activity in activities:
-            if activity.unsaid and not activity.settled:
-                send_heartbeat(activity)
-        keys, ages = [key for key, _ in long_ones], [age for _, age in long_ones]
-        procedures = self.membership.procedures
         try:
-            leases = self._as_worker(lambda conn, token: procedures.report_running(conn, token, keys, ages))
-            if activities:
-                named = [d.key for d in activities], [d.lease for d in activities]
-                doomed = self._as_worker(lambda conn, token: procedures.doomed_activities(conn, token, *named))
-                for n, reason in doomed:
-                    activities[n - 1].doom(reason)
+            self.reports.report(self.held)
         except LeaseLost:
             self._declared_dead()
-            return
-        except DatabaseUnavailable:
-            self._told = True
-            raise
-        for lease in leases:
-            delivery = self.held.get(lease)
-            if delivery is not None:
-                delivery.interrupt(Abort)
 
     def _as_worker(self, call: Callable[[Connection, bytes], Any]) -> Any:
         """Make a call with this worker's token: a connection that has to be made anew brings a new one."""

@@ -28,6 +28,8 @@ _TEXT = re.compile(r"<encoded by ([A-Za-z0-9._,-]+)> ([A-Za-z0-9+/]*={0,2})")
 _VALUES = ("memo", "headers", "hash")
 #: Facts that have such facts inside.
 _NESTS = ("options", "facts")
+#: Why somebody has ended a run: a text, which the database puts into the event.
+_REASON = "reason"
 #: What of a failure says more than its kind.
 _TELLING = ("message", "traceback", "cause")
 #: The database itself reads what these events carry: people search for it.
@@ -235,6 +237,8 @@ class Codecs:
                 encoded = _TEXT.fullmatch(value)
                 if encoded is not None:
                     found = loads(self._from_text(encoded, f"the {name}"))
+            elif name == _REASON and isinstance(value, str):
+                found = self.decode_text(value)
             elif name in _NESTS and isinstance(value, dict):
                 found = self.open_facts(value)
             elif name == "failure" and isinstance(value, dict):
@@ -264,10 +268,22 @@ class Codecs:
         text = failure.get("encoded")
         encoded = _TEXT.fullmatch(text) if isinstance(text, str) else None
         if encoded is None:
-            return failure
+            return self._open_last(failure)
         telling = loads(self._from_text(encoded, "a failure"))
         opened = {name: value for name, value in failure.items() if name != "encoded"}
         return {**opened, **(telling if isinstance(telling, dict) else {"message": telling})}
+
+    def _open_last(self, failure: dict[str, Any]) -> dict[str, Any]:
+        """An activity whose time is over has the failure of its last attempt as the cause: it is the database that says
+        so, which takes its kind from a text that it cannot read."""
+        cause = failure.get("cause")
+        encoded = _TEXT.match(str(cause.get("type"))) if isinstance(cause, dict) else None
+        if not isinstance(cause, dict) or encoded is None:
+            return failure
+        said = self._from_text(encoded, "a failure").decode("utf-8", "surrogatepass")
+        kind, _, message = said.partition(": ")
+        rest = cause["type"][encoded.end() :]
+        return {**failure, "cause": {**cause, "type": kind, "message": message + rest}}
 
 
 class ShownCodecs(Codecs):

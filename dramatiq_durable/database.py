@@ -153,6 +153,15 @@ class Database:
                 f"no connection to the database within {CONNECT_TIMEOUT} s: {_address(self.conninfo)}"
             ) from e
 
+    @contextmanager
+    def calling(self) -> Iterator[Connection]:
+        """As `connection`, for calls of procedures: the database's errors are raised as ours."""
+        try:
+            with self.connection() as conn:
+                yield conn
+        except psycopg.Error as e:
+            raise translate(e) from e
+
     def _get_pool(self) -> Any:
         import psycopg_pool
 

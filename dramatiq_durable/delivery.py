@@ -49,6 +49,7 @@ class Delivery(MessageProxy, Interruptible):
         run), q (a query).
       run_id(str | None), seq(int | None): the run and the command that it belongs to.
       attempt(int): counted from 1.
+      sealed(bool): it came encoded by codecs: so goes back, and out, all that it has to say.
       reclaimed(bool): it was taken from a dead worker, aborted or redriven: its start has to be recorded.
       result, exception: what came of the actor.
       again(int | None): milliseconds after which the actor itself wants it again.
@@ -101,6 +102,7 @@ class Delivery(MessageProxy, Interruptible):
         seq: int | None = None,
         attempt: int = 1,
         reclaimed: bool = False,
+        sealed: bool = False,
     ) -> None:
         super().__init__(message)
         # Hooks ask for these a dozen times a message, and a proxy's way to its message is long.
@@ -117,6 +119,7 @@ class Delivery(MessageProxy, Interruptible):
         self.seq = seq
         self.attempt = attempt
         self.reclaimed = reclaimed
+        self.sealed = sealed
 
     def doom(self, reason: str) -> None:
         """Interrupt an activity that is of no more use: it was "cancelled", or its lease is "gone"."""

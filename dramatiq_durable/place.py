@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import dramatiq
-import psycopg
 
-from .database import Connection, translate
+from .database import Connection
 from .errors import DurableError, NotConfigured
 from .procedures import Procedures
 
@@ -82,8 +81,5 @@ class Place:
           DatabaseUnavailable, NotPermitted, SchemaOutOfDate: as for every use of a namespace.
         """
         broker = self.broker
-        try:
-            with broker.database.connection() as conn:
-                return function(broker.procedures, conn)
-        except psycopg.Error as e:
-            raise translate(e) from e
+        with broker.database.calling() as conn:
+            return function(broker.procedures, conn)

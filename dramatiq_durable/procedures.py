@@ -98,6 +98,11 @@ class Procedures:
         """A heartbeat from whoever has an activity's token; answers ok, cancelled or missing."""
         return str(self._call(conn, "beat_by_token", Uuid(run_id), seq, token, details)[0][0])
 
+    def attempt_of_token(self, conn: Connection, run_id: bytes, seq: int, token: bytes) -> tuple[int, Any] | None:
+        """The attempt that a token is for, and the activity's policy for retries; None: nobody waits for it."""
+        rows = self._call(conn, "attempt_of_token", Uuid(run_id), seq, token)
+        return (rows[0][0], None if rows[0][1] is None else json.loads(rows[0][1])) if rows else None
+
     def pending_of(self, conn: Connection, run_id: bytes) -> Rows:
         """What a run waits for: (seq, kind, name, attempt, last failure, next attempt at, heartbeat's details)."""
         return self._call(conn, "pending_of", Uuid(run_id))
@@ -134,9 +139,9 @@ class Procedures:
         """The children of a run, as rows of (run id, workflow id)."""
         return self._call(conn, "list_children", None if run_id is None else Uuid(run_id), workflow_id)
 
-    def get_history(self, conn: Connection, run_id: bytes, after: int = 0) -> list[Event]:
-        """A run's events after one, oldest first."""
-        rows = self._call(conn, "get_history", Uuid(run_id), after)
+    def get_history(self, conn: Connection, run_id: bytes, after: int = 0, most: int | None = None) -> list[Event]:
+        """A run's events after one, oldest first; at most so many."""
+        rows = self._call(conn, "get_history", Uuid(run_id), after, most)
         return [
             self.codecs.open(Event(id_, type_, at, seq, name, payload, from_json(facts)))
             for id_, type_, at, seq, name, payload, facts in rows
@@ -144,7 +149,7 @@ class Procedures:
 
     def get_events(self, conn: Connection, run_id: bytes, ids: Sequence[int]) -> list[Event]:
         """These of a run's events, oldest first."""
-        return [self.get_history(conn, run_id, i - 1)[0] for i in dict.fromkeys(ids)]
+        return [self.get_history(conn, run_id, i - 1, 1)[0] for i in dict.fromkeys(ids)]
 
     def await_run(self, conn: Connection, run_id: bytes, channel: bytes) -> str | None:
         """Have a channel notified when the run closes; answers its status now."""

@@ -74,6 +74,7 @@ class PostgresBackend(ResultBackend):
           ResultTimeout: it did not come in time.
           ResultFailure: the actor failed, and that is its result.
           DatabaseUnavailable, NotPermitted: it cannot be looked up.
+          CodecFailed: it is an activity's, and this broker has not the codecs that encoded it.
         """
         # What was stored with another queue's messages is no result of this one.
         wanted = self.build_message_key(message), q_name(message.queue_name)
@@ -82,12 +83,16 @@ class PostgresBackend(ResultBackend):
             found = self.place.call(lambda procedures, conn: procedures.get_results(conn, [wanted]))
             if not found:
                 raise ResultMissing(message)
-            return self.unwrap_result(self.encoder.decode(found[wanted]))
+            return self._result_of(found[wanted])
         seconds = (DEFAULT_TIMEOUT if timeout is None else timeout) / 1000
         value = Watch.of(self.place.broker).wait(wanted, seconds)
         if value is None:
             raise ResultTimeout(message)
-        return self.unwrap_result(self.encoder.decode(value))
+        return self._result_of(value)
+
+    def _result_of(self, value: bytes) -> Any:
+        # That of a workflow's activity went through codecs.
+        return self.unwrap_result(self.encoder.decode(self.place.broker.codecs.decode(value, "a result")))
 
     def build_message_key(self, message: Any) -> str:
         """The key of a message's result; a hash where it cannot be kept as it is."""

@@ -9,38 +9,35 @@ principal; administrators share theirs.
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice, takewhile
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import dramatiq
-import psycopg
 from dramatiq import Actor, Message
 
 from .broker import DurableBroker
 from .cron import Cron
-from .database import translate
 from .durations import Duration, parse_duration
-from .errors import ForbiddenInWorkflow, InvalidName, InvalidSchedule, ScheduleNotFound
+from .errors import InvalidName, InvalidSchedule, ScheduleNotFound
 from .firing import MOST_BYTES, Maker, to_ms
 from .operations import ControlSchedule, Due, FireByHand, SaveSchedule
 from .outgoing import operation_of
+from .twins import twin
+from .workflow.activities import Activity, ActivityStub
 from .workflow.client import durable_broker
 from .workflow.converter import encode_call
-from .workflow.definition import Activity, ActivityStub, Workflow, global_broker
+from .workflow.definition import Workflow, global_broker
+from .workflow.handle import outside_of_workflows
 from .workflow.options import Dispatch, WorkflowOptions, check_call, check_name
-from .workflow.replay import current
 
 Overlap = Literal["skip", "buffer_one", "allow"]
 IfExists = Literal["fail", "update", "keep"]
 Target = Actor[Any, Any] | ActivityStub | Workflow[Any, Any]
-P = ParamSpec("P")
-T = TypeVar("T")
 
 #: A schedule's name is part of its runs' workflow ids.
 MAX_NAME = 150
@@ -269,25 +266,14 @@ def list(*, broker: dramatiq.Broker | None = None) -> builtins.list[Schedule]:
     return [_public(row) for row in _rows(_broker(broker), None)]
 
 
-def _twin(function: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """The same, awaited."""
-
-    async def awaited(*args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.to_thread(function, *args, **kwargs)
-
-    awaited.__name__ = awaited.__qualname__ = f"a{function.__name__}"
-    awaited.__doc__ = f"As `{function.__name__}`, awaited."
-    return awaited
-
-
-acreate = _twin(create)
-apause = _twin(pause)
-aresume = _twin(resume)
-adelete = _twin(delete)
-atrigger = _twin(trigger)
-abackfill = _twin(backfill)
-adescribe = _twin(describe)
-alist = _twin(list)
+acreate = twin(create)
+apause = twin(pause)
+aresume = twin(resume)
+adelete = twin(delete)
+atrigger = twin(trigger)
+abackfill = twin(backfill)
+adescribe = twin(describe)
+alist = twin(list)
 
 
 # --- definitions ------------------------------------------------------------------------------------------
@@ -417,11 +403,8 @@ class Row(NamedTuple):
 
 
 def _rows(broker: DurableBroker, name: str | None) -> builtins.list[Row]:
-    try:
-        with broker.database.connection() as conn:
-            return [Row(*row) for row in broker.procedures.list_schedules(conn, name)]
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with broker.database.calling() as conn:
+        return [Row(*row) for row in broker.procedures.list_schedules(conn, name)]
 
 
 def _one(broker: DurableBroker, name: str) -> Row:
@@ -473,8 +456,5 @@ def _utc(at: datetime | None) -> datetime | None:
 
 
 def _broker(broker: dramatiq.Broker | None) -> DurableBroker:
-    if current() is not None:
-        raise ForbiddenInWorkflow(
-            "inside a workflow you cannot use schedules: it could not be replayed. Make it an activity"
-        )
+    outside_of_workflows("use schedules")
     return durable_broker(broker if broker is not None else global_broker())

@@ -6,6 +6,7 @@ Outcomes are queued for the group commit; only that of a ``transaction()`` is co
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from .operations import (
     FailSettling,
     FailTask,
     FinishEvent,
+    Leave,
     Operation,
     Park,
     Release,
@@ -49,11 +51,17 @@ logger = logging.getLogger(__name__)
 TASK_BACKOFF = (200, 60_000)
 
 
+#: Of so many messages that cannot be decoded here it is remembered how often they came.
+_REMEMBERED = 10_000
+
+
 class Settler:
     """Answers for a broker's deliveries."""
 
     def __init__(self, broker: DurableBroker) -> None:
         self.broker = broker
+        #: How often each message that cannot be decoded here came here.
+        self._sent_back: OrderedDict[bytes, int] = OrderedDict()
 
     def settle(self, delivery: Delivery, *, failed: bool) -> None:
         """Answer for a delivery that Dramatiq has processed.
@@ -140,7 +148,7 @@ class Settler:
     def _encoded(self, delivery: Delivery, outcome: Operation) -> Operation:
         """What is stored of the outcome of an activity, or of who was given an event: its values are a workflow's."""
         codecs = self.broker.codecs
-        if not codecs or (delivery.kind != "a" and EVENT not in delivery.options):
+        if not codecs or not (delivery.sealed or EVENT in delivery.options):
             return outcome
         try:
             if isinstance(outcome, CompleteActivity):
@@ -151,7 +159,10 @@ class Settler:
             elif isinstance(outcome, (Reschedule, FinishEvent, Bury)):
                 outcome.payload = codecs.encode(outcome.payload, f"the message for {delivery.actor_name!r}")
                 outcome.failure = codecs.encode_text(outcome.failure)
+            if delivery.left is not None and delivery.broken is None:
+                self._encode_left(delivery.left)
         except PayloadTooLarge as e:
+            delivery.left = None
             if delivery.kind != "a":
                 # A dead letter, as it came.
                 key, lease, why = delivery.key, delivery.lease, text_of(e)
@@ -166,10 +177,24 @@ class Settler:
             return Reschedule(delivery.key, delivery.lease, 30_000, None, text_of(e))
         return outcome
 
-    def not_for_here(self, key: bytes, lease: bytes, attempt: int, error: CodecFailed) -> Operation:
-        """What becomes of a message that no codec here can decode: another worker's may."""
-        delay = min(TASK_BACKOFF[1], TASK_BACKOFF[0] * 2 ** min(attempt, 20))
-        return Reschedule(key, lease, delay, None, text_of(error))
+    def _encode_left(self, left: Leave) -> None:
+        """The values are in what it leaves behind, too: its result for Dramatiq's back end, its callbacks."""
+        for result in left.results:
+            result.value = self.broker.codecs.encode(result.value, "a result")
+        for send in (*left.sends, *left.callbacks):
+            send.payload = self.broker.codecs.encode(send.payload, f"the message for {send.actor!r}")
+
+    def not_for_here(self, key: bytes, lease: bytes, error: CodecFailed) -> Operation:
+        """What becomes of a message that no codec here can decode: another worker's may.
+
+        It comes again ever more rarely, and no attempt of an activity is lost by it.
+        """
+        times = self._sent_back.pop(key, 0) + 1
+        self._sent_back[key] = times
+        if len(self._sent_back) > _REMEMBERED:
+            self._sent_back.popitem(last=False)
+        delay = min(TASK_BACKOFF[1], TASK_BACKOFF[0] * 2 ** min(times, 20))
+        return Reschedule(key, lease, delay, None, text_of(error), counted=False)
 
     def undecodable(self, key: bytes, lease: bytes, kind: str, attempt: int, error: Exception) -> Operation:
         """What becomes of a message that cannot be decoded: a dead letter; an activity fails in its run."""

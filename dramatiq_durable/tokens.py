@@ -6,21 +6,25 @@ import asyncio
 import binascii
 import hashlib
 from base64 import urlsafe_b64decode
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import dramatiq
-import psycopg
 
-from .database import translate
 from .errors import ActivityCancelled
 from .operations import FinishActivity
 from .operations.activities import unknown_token
+from .settling import text_of
 from .workflow import events
 from .workflow.client import durable_broker
 from .workflow.converter import encode
 from .workflow.definition import global_broker
 from .workflow.failures import failure_to_json
 from .workflow.handle import outside_of_workflows
+from .workflow.retry import forbids, next_delay
+
+if TYPE_CHECKING:
+    from .broker import DurableBroker
 
 _SECRET = 20
 
@@ -38,16 +42,22 @@ def _parsed(token: str) -> tuple[bytes, int, bytes]:
     return data[:16], int.from_bytes(data[16:20], "big"), hashlib.sha256(data[20:]).digest()
 
 
-def _finish(
-    token: str, type: str, payload: bytes | None, attributes: dict[str, Any] | None, broker: dramatiq.Broker | None
-) -> None:
-    outside_of_workflows("end an activity")
-    ours = durable_broker(broker or global_broker())
-    codecs = ours.codecs
-    facts = codecs.seal_facts(attributes)
-    ours.commit.submit(
-        FinishActivity(*_parsed(token), type, codecs.encode(payload, "the result of an activity"), facts)
-    )
+def _finish(operation: FinishActivity, broker: DurableBroker) -> None:
+    codecs = broker.codecs
+    operation.payload = codecs.encode(operation.payload, "the result of an activity")
+    operation.attributes = codecs.seal_facts(operation.attributes)
+    operation.failure = codecs.encode_text(operation.failure)
+    broker.commit.submit(operation)
+
+
+def described(exc: BaseException, policy: Mapping[str, Any] | None, attempt: int) -> dict[str, Any]:
+    """What a workflow is told of an attempt that failed for good, where whoever had its token says so."""
+    cancelled = isinstance(exc, ActivityCancelled)
+    hopeless = cancelled or (policy is not None and forbids(policy, exc))
+    failure = {**failure_to_json(exc, retryable=not hopeless), "attempt": attempt}
+    if cancelled:
+        failure["type"] = "ActivityCancelled"
+    return failure
 
 
 def complete_activity(token: str, value: Any = None, *, broker: dramatiq.Broker | None = None) -> None:
@@ -65,15 +75,21 @@ def complete_activity(token: str, value: Any = None, *, broker: dramatiq.Broker 
       DatabaseUnavailable: the database cannot be reached; nothing was done.
       OutcomeUnknown: the connection broke, and whether it was ended is not known.
     """
-    _finish(token, events.ACTIVITY_COMPLETED, encode(value, "the result of an activity"), None, broker)
+    outside_of_workflows("end an activity")
+    payload = encode(value, "the result of an activity")
+    operation = FinishActivity(*_parsed(token), events.ACTIVITY_COMPLETED, payload, None)
+    _finish(operation, durable_broker(broker or global_broker()))
 
 
 def fail_activity(token: str, exc: BaseException, *, broker: dramatiq.Broker | None = None) -> None:
-    """Let an activity that waits for this token fail for good; it is not tried again.
+    """Let an activity that waits for this token fail.
+
+    With a `RetryPolicy` it is tried again as that says, with another token; without one, and after the last attempt,
+    the workflow gets an `ActivityFailed` with its type and text.
 
     Parameters:
-      exc(BaseException): what it failed with; the workflow gets an `ActivityFailed` that tells its type and text.  With
-        an `ActivityCancelled` it has ended as cancelled.
+      exc(BaseException): what it failed with; it may carry ``next_retry_delay``.  With an `ActivityCancelled` it has
+        ended as cancelled.
 
     Raises:
       TypeError: it is no exception.
@@ -81,10 +97,17 @@ def fail_activity(token: str, exc: BaseException, *, broker: dramatiq.Broker | N
     """
     if not isinstance(exc, BaseException):
         raise TypeError(f"fail_activity takes an exception, like ValueError('declined'), not {exc!r:.60}")
-    failure = failure_to_json(exc, retryable=False)
-    if isinstance(exc, ActivityCancelled):
-        failure["type"] = "ActivityCancelled"
-    _finish(token, events.ACTIVITY_FAILED, None, {"failure": failure}, broker)
+    outside_of_workflows("end an activity")
+    ours = durable_broker(broker or global_broker())
+    run_id, seq, digest = _parsed(token)
+    with ours.database.calling() as conn:
+        known = ours.procedures.attempt_of_token(conn, run_id, seq, digest)
+    if known is None:
+        raise unknown_token()
+    attempt, policy = known
+    facts = {"failure": described(exc, policy, attempt)}
+    delay = None if isinstance(exc, ActivityCancelled) else next_delay(policy, attempt, exc)
+    _finish(FinishActivity(run_id, seq, digest, events.ACTIVITY_FAILED, None, facts, delay, text_of(exc)), ours)
 
 
 def heartbeat_activity(token: str, details: Any = None, *, broker: dramatiq.Broker | None = None) -> None:
@@ -99,11 +122,8 @@ def heartbeat_activity(token: str, details: Any = None, *, broker: dramatiq.Brok
     run_id, seq, digest = _parsed(token)
     what = "the heartbeat of an activity"
     data = None if details is None else ours.codecs.encode(encode(details, what), what)
-    try:
-        with ours.database.connection() as conn:
-            answer = ours.procedures.beat_by_token(conn, run_id, seq, digest, data)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with ours.database.calling() as conn:
+        answer = ours.procedures.beat_by_token(conn, run_id, seq, digest, data)
     if answer == "cancelled":
         raise ActivityCancelled
     if answer != "ok":

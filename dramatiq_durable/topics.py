@@ -14,11 +14,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-import psycopg
 from dramatiq import Actor, Message
 
 from .codecs import Codecs
-from .database import translate
 from .delivery import EVENT, current_delivery
 from .errors import NotPermitted
 from .workflow.client import durable_broker
@@ -129,11 +127,8 @@ def register(broker: DurableBroker, subscriptions: list[tuple[str, str, str, int
     streams = [broker.stream_id(queue_name) for _, queue_name, _, _ in subscriptions]
     topics, actors = [t for t, _, _, _ in subscriptions], [a for _, _, a, _ in subscriptions]
     priorities = [p for _, _, _, p in subscriptions]
-    try:
-        with broker.database.connection() as conn:
-            answers = broker.procedures.subscribe(conn, topics, streams, actors, priorities)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with broker.database.calling() as conn:
+        answers = broker.procedures.subscribe(conn, topics, streams, actors, priorities)
     for (topic, queue_name, actor, _), new in zip(subscriptions, answers, strict=True):
         if new is None:
             raise NotPermitted(
@@ -145,11 +140,8 @@ def register(broker: DurableBroker, subscriptions: list[tuple[str, str, str, int
 def drop(broker: DurableBroker, topic: str, queue_name: str, actor: str) -> bool:
     """End a subscription: see `unsubscribe`."""
     stream_id = broker.stream_id(queue_name)
-    try:
-        with broker.database.connection() as conn:
-            return broker.procedures.unsubscribe(conn, topic, stream_id, actor)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with broker.database.calling() as conn:
+        return broker.procedures.unsubscribe(conn, topic, stream_id, actor)
 
 
 def message_of(queue_name: str, actor: str, key: bytes, payload: bytes, codecs: Codecs) -> Message[Any]:

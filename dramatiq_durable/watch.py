@@ -15,9 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import psycopg
-
-from .database import translate
 from .errors import DatabaseUnavailable
 from .procedures import Procedures, Wanted
 
@@ -224,8 +221,5 @@ class Watch:
     def _find(self, wanted: list[Any], channel: bytes | None) -> dict[Any, Any]:
         if not wanted:
             return {}
-        try:
-            with self._broker.database.connection() as conn:
-                return self._look_for(self._broker.procedures, conn, list(set(wanted)), channel, int(WISH * 1000))
-        except psycopg.Error as e:
-            raise translate(e) from e
+        with self._broker.database.calling() as conn:
+            return self._look_for(self._broker.procedures, conn, list(set(wanted)), channel, int(WISH * 1000))

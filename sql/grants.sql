@@ -23,7 +23,7 @@ GRANT EXECUTE ON FUNCTION
     {schema}.ask_run, {schema}.take_answers, {schema}.withdraw_query, {schema}.query_of_lease, {schema}.answer_queries,
     {schema}.start_activities, {schema}.beat_activities, {schema}.doomed_activities, {schema}.activity_of_lease,
     {schema}.expire_activities, {schema}.defer_activity, {schema}.park_activities, {schema}.finish_activities,
-    {schema}.beat_by_token, {schema}.pending_of,
+    {schema}.attempt_of_token, {schema}.beat_by_token, {schema}.pending_of,
     {schema}.change_escalation, {schema}.claim_escalation, {schema}.get_escalation, {schema}.list_escalations,
     {schema}.count_escalations, {schema}.resolve_escalation,
     {schema}.get_state, {schema}.read_output, {schema}.list_workflows, {schema}.count_workflows,

@@ -53,6 +53,14 @@ def test_costs_latency_and_idleness_are_counted() -> None:
     assert "statements, 200 streams" in found["idle"]
 
 
+def test_the_share_of_our_imports_is_counted() -> None:
+    found = tables("imports")["imports"]
+    share = found["share of ours in all imports"]
+    assert 0 < share["value"] < 1
+    assert share["value"] == pytest.approx(share["figures"]["ours ms"] / share["figures"]["ms"])
+    assert found["modules of ours"]["value"] > 50
+
+
 def test_an_unknown_question_or_peer_is_refused() -> None:
     for arguments in (["--only", "speed"], ["--peers", "celery"]):
         done = run(*arguments)

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import psycopg
 import pytest
 
-from dramatiq_durable import embedded, supervisor
+from dramatiq_durable import binaries, embedded, supervisor
 from dramatiq_durable.errors import DatabaseUnavailable, NotConfigured, Timeout
 from tests.support import wait_until
 from tests.support.postgres import chosen_binaries, make_directory, stopped
@@ -280,7 +280,7 @@ def test_paths_that_no_socket_can_have(instance_directory: Path, name: str) -> N
 def test_a_folder_somebody_else_laid_in_tmp_is_refused(instance_directory: Path) -> None:
     directory = instance_directory / ("x" * 120)
     directory.mkdir()
-    account = embedded._account(directory / "data")
+    account = binaries.account_of(directory / "data")
     folder = embedded._socket_directory(directory, account)
     folder.chmod(0o777)
     try:
@@ -327,7 +327,7 @@ def test_the_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unreachable_packages() -> Iterator[Path]:
     """A site-packages with the embedded Postgres that nobody but its owner can enter."""
-    package, _ = embedded._find_package() or pytest.fail("the embedded Postgres is not installed")
+    package, _ = binaries.find_package() or pytest.fail("the embedded Postgres is not installed")
     above = make_directory()
     above.chmod(0o700)
     for pattern in (package.name, f"{package.name}.libs", f"{package.name}-*.dist-info"):
@@ -346,8 +346,8 @@ def test_unreachable_binaries_are_copied_once(
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(unreachable_packages)!r})
-from dramatiq_durable import embedded
-embedded.ROOT_CACHE = Path({str(cache)!r})
+from dramatiq_durable import binaries
+binaries.ROOT_CACHE = Path({str(cache)!r})
 """
     instances = [instance_directory / f"instance{n}" for n in range(3)]
     users = [run_process.python(prepare + USER, instance, "") for instance in instances]

@@ -56,30 +56,6 @@ def test_it_costs_little_more_than_dramatiq_and_psycopg(modules: set[str]) -> No
     assert len(more) < 25, sorted(more)
 
 
-def test_import_time() -> None:
-    """Best of several, in microseconds, as the interpreter measures it: counted without what both need."""
-
-    def own(line: str) -> int:
-        return int(line.removeprefix("import time:").split("|")[0])
-
-    best = 10**9
-    share = 1.0
-    for _ in range(3):
-        result = subprocess.run(
-            [sys.executable, "-X", "importtime", "-c", "import dramatiq, psycopg; import dramatiq_durable"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=ROOT,
-        )
-        lines = [line for line in result.stderr.splitlines() if line.startswith("import time:") and "self" not in line]
-        total = sum(own(line) for line in lines)
-        ours = sum(own(line) for line in lines if line.rpartition("|")[2].strip().startswith("dramatiq_durable"))
-        if total < best:
-            best, share = total, ours / total
-    assert share < 0.55, f"{share:.0%} of {best} us are ours"
-
-
 def test_every_public_name_is_there() -> None:
     assert len(set(durable.__all__)) == len(durable.__all__)
     for name in durable.__all__:

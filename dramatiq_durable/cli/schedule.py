@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from .. import schedules
+from ..workflow.activities import ActivityStub
 from ..workflow.converter import encode_call
-from ..workflow.definition import ActivityStub
 from ..workflow.options import check_name, check_queue_name
 from .output import cell, duration, print_facts, print_json, print_rows
 from .target import Target, option_json

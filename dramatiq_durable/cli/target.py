@@ -10,12 +10,10 @@ from typing import Any
 
 import click
 import dramatiq
-import psycopg
 from psycopg import sql
 
 from ..broker import DurableBroker
 from ..codecs import Codec, ShownCodecs, decode_only
-from ..database import translate
 from ..migrate import check_namespace
 from ..settings import Settings, check_url
 
@@ -94,13 +92,10 @@ class Target:
             sql.Identifier(procedure),
             sql.SQL(", ").join([sql.Placeholder()] * len(arguments)),
         )
-        try:
-            with self.broker.database.connection() as conn:
-                cursor = conn.execute(call, arguments)
-                names = [column.name for column in cursor.description or ()]
-                return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-        except psycopg.Error as e:
-            raise translate(e) from e
+        with self.broker.database.calling() as conn:
+            cursor = conn.execute(call, arguments)
+            names = [column.name for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def close(self) -> None:
         """Close what was opened; the embedded server stops with its last user."""

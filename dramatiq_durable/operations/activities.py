@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..arrays import Blobs, Ints, Texts, Uuid, Uuids
+from ..arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
 from ..errors import OutcomeUnknown, UnknownToken
 from .base import Context, LeaseOperation, Operation, Rows, to_json
 
@@ -96,7 +96,7 @@ class FinishActivity(Operation):
     """Whoever has its token ends an activity."""
 
     procedure = "finish_activities"
-    parameters = 8
+    parameters = 10
     rank = 19
     numbered = True
 
@@ -106,6 +106,9 @@ class FinishActivity(Operation):
     type: str
     payload: bytes | None
     attributes: dict[str, Any] | None
+    #: In how many milliseconds another attempt follows, unless it was cancelled; and what this one shows until then.
+    delay: int | None = None
+    failure: str | None = None
 
     @classmethod
     def arguments(cls, items: Sequence[FinishActivity], context: Context) -> list[Any]:
@@ -118,6 +121,8 @@ class FinishActivity(Operation):
             Texts([i.type for i in items]),
             Blobs([i.payload for i in items]),
             Texts([to_json(i.attributes) for i in items]),
+            Longs([i.delay for i in items]),
+            Texts([i.failure for i in items]),
         ]
 
     @classmethod

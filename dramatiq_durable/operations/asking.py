@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..arrays import Blobs, Texts, Uuids
-from ..errors import WorkflowAlreadyStarted, WorkflowClosed
+from ..errors import WorkflowClosed
 from .base import Context, LeaseOperation, Operation, Rows, to_json
 from .sending import StartRun, unreachable
 
@@ -73,14 +73,7 @@ class StartRunWith(StartRun):
     def settle(cls, items: Sequence[StartRun], rows: Rows) -> None:
         StartRun.settle(items, rows)
         for item in items:
-            if item.answer[0] != "closed":
-                continue
-            if item.reuse != "allow":
-                item.error = WorkflowAlreadyStarted(
-                    f"a run that has ended has the workflow id {item.workflow_id!r}, and id_reuse is {item.reuse!r}: "
-                    "choose another id, or id_reuse='allow'"
-                )
-            else:
+            if item.answer[0] == "closed":
                 item.error = WorkflowClosed(
                     f"the workflow {item.workflow_id!r} ended before it could be told anything: start it again"
                 )

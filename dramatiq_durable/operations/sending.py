@@ -180,6 +180,11 @@ class StartRun(Operation):
                 item.error = DatabaseUnavailable(
                     f"the workflow id {item.workflow_id!r} is being fought over, try again"
                 )
+            elif status == "used":
+                item.error = WorkflowAlreadyStarted(
+                    f"a run that has ended has the workflow id {item.workflow_id!r}, and id_reuse is {item.reuse!r}: "
+                    "choose another id, or id_reuse='allow'"
+                )
             elif status == "exists" and item.conflict != "use_existing":
                 item.error = WorkflowAlreadyStarted(
                     f"a run has the workflow id {item.workflow_id!r} already; choose another id, or another "

@@ -59,12 +59,14 @@ class Reschedule(LeaseOperation):
     """The message is to be tried again after ``delay`` milliseconds, with a new payload if there is one."""
 
     procedure = "reschedule"
-    parameters = 6
+    parameters = 7
     rank = 13
 
     delay: int
     payload: bytes | None = None
     failure: str | None = None
+    #: Whether it was an attempt.
+    counted: bool = True
 
     @classmethod
     def arguments(cls, items: Sequence[Reschedule], context: Context) -> list[Any]:
@@ -73,6 +75,7 @@ class Reschedule(LeaseOperation):
             Longs([i.delay for i in items]),
             Blobs([i.payload for i in items]),
             Texts([i.failure for i in items]),
+            Bools([i.counted for i in items]),
         ]
 
 

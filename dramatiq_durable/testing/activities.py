@@ -11,6 +11,7 @@ from dramatiq.middleware import TimeLimitExceeded
 from ..attempt import ActivityInfo
 from ..delivery import LIMITS, Delivery
 from ..errors import ActivityCancelled, DurableError
+from ..tokens import described
 from ..workflow import events, retry
 from ..workflow.commands import ScheduleActivity
 from ..workflow.converter import decode_call, encode, loads
@@ -86,12 +87,30 @@ class ScheduledActivity(Performing):
         self.details = details if details is not None else self.details
         self._arm("heartbeat", self.environment.now_ms)
 
-    def finish(self, digest: bytes, type: str, payload: bytes | None, failure: dict[str, Any] | None) -> bool:
+    def complete(self, digest: bytes, payload: bytes) -> bool:
         """End it from elsewhere; False if that is not its token."""
-        if digest != self.token or self.run.activities.get(self.seq) is not self:
+        if not self._has(digest):
             return False
-        self._answer(type, payload, None if failure is None else {**failure, "attempt": self.attempt})
+        self._answer(events.ACTIVITY_COMPLETED, payload)
         return True
+
+    def fail(self, digest: bytes, error: BaseException) -> bool:
+        """Let it fail from elsewhere; False if that is not its token."""
+        if not self._has(digest):
+            return False
+        policy = self.message.options.get(retry.OPTION)
+        delay = None if isinstance(error, ActivityCancelled) else retry.next_delay(policy, self.attempt, error)
+        if delay is None or self.cancelled:
+            self._answer(events.ACTIVITY_FAILED, None, described(error, policy, self.attempt))
+            return True
+        self.token = None
+        self._disarm("start_to_close", "heartbeat")
+        self.last_failure = f"{type(error).__name__}: {error}"
+        self.try_again(delay)
+        return True
+
+    def _has(self, digest: bytes) -> bool:
+        return digest == self.token and self.run.activities.get(self.seq) is self
 
     # --- inside -------------------------------------------------------------------------------------------
 

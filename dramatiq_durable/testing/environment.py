@@ -20,11 +20,11 @@ from ..durations import Duration, parse_duration
 from ..errors import DurableError, WorkflowAlreadyStarted
 from ..operations.activities import unknown_token
 from ..tokens import _parsed
+from ..workflow.activities import ActivityStub
 from ..workflow.client import _brought
 from ..workflow.converter import encode, encode_call
-from ..workflow.definition import ActivityStub, Workflow
-from ..workflow.events import ACTIVITY_COMPLETED, ACTIVITY_FAILED, UPDATE_REQUESTED, Event
-from ..workflow.failures import failure_to_json
+from ..workflow.definition import Workflow
+from ..workflow.events import UPDATE_REQUESTED, Event
 from ..workflow.interceptors import Interceptors, WorkflowInterceptor
 from ..workflow.options import WorkflowOptions, check_call
 from . import turns
@@ -217,10 +217,11 @@ class Environment:
           UnknownToken: nobody waits for it (any more).
           NotEncodable, PayloadTooLarge: the value cannot be carried.
         """
-        self._finish(token, ACTIVITY_COMPLETED, encode(value, "the result of an activity"), None)
+        payload = encode(value, "the result of an activity")
+        self._finish(token, lambda activity, digest: activity.complete(digest, payload))
 
     def fail_activity(self, token: str, exc: BaseException) -> None:
-        """Let an activity that waits for this token fail for good: as `durable.fail_activity`.
+        """Let an activity that waits for this token fail: as `durable.fail_activity`.
 
         Raises:
           TypeError: it is no exception.
@@ -228,13 +229,13 @@ class Environment:
         """
         if not isinstance(exc, BaseException):
             raise TypeError(f"fail_activity takes an exception, like ValueError('declined'), not {exc!r:.60}")
-        self._finish(token, ACTIVITY_FAILED, None, failure_to_json(exc, retryable=False))
+        self._finish(token, lambda activity, digest: activity.fail(digest, exc))
 
-    def _finish(self, token: str, type: str, payload: bytes | None, failure: dict[str, Any] | None) -> None:
+    def _finish(self, token: str, end: Callable[[Any, bytes], bool]) -> None:
         run_id, seq, digest = _parsed(token)
         run = self._runs.get(str(uuid.UUID(bytes=run_id)))
         activity = None if run is None else run.activities.get(seq)
-        if activity is None or not activity.finish(digest, type, payload, failure):
+        if activity is None or not end(activity, digest):
             raise unknown_token()
         self.settle()
 

@@ -20,14 +20,15 @@ from ..errors import (
 )
 from ..workflow import events
 from ..workflow.converter import decoders_of, encode
+from ..workflow.descriptions import Description, HistoryEvent, public, value_of
 from ..workflow.events import Event, described_failure
 from ..workflow.export import export_history
 from ..workflow.failures import failure_from_json
-from ..workflow.handle import Description, HistoryEvent, WorkflowHandle, _public, outside_of_workflows
+from ..workflow.handle import WorkflowHandle, outside_of_workflows
 from ..workflow.options import check_name
 from .asking import EnvironmentUpdate, ask, request_update
 from .looking import follow, pending_of, stack_of, state_of
-from .runs import Run, value_of
+from .runs import Run
 
 if TYPE_CHECKING:
     from ..workflow.definition import Workflow
@@ -68,8 +69,8 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
             "search": search,
             "entity": entity,
             "history_length": len(run.history),
-            "input": value_of(run.history[0].payload),
-            "result": value_of(last.payload) if run.status == "completed" else None,
+            "input": value_of(run.history[0]),
+            "result": value_of(last) if run.status == "completed" else None,
             "failure": described_failure(last) if run.status == "failed" else None,
             "pending": pending_of(run) if run.status == "running" else [],
             "stack": stack_of(run),
@@ -78,7 +79,7 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         return Description(**told)
 
     def history(self) -> list[HistoryEvent]:
-        return [_public(e) for e in self._run().history]
+        return [public(e) for e in self._run().history]
 
     def export(self) -> str:
         """The run's history as JSON text, which a `Replayer` takes."""
@@ -117,7 +118,7 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
         reason = (last.attributes or {}).get("reason")
         if run.status == "completed":
             decode = decoders_of(run.workflow.fn).result
-            value = value_of(last.payload)
+            value = value_of(last)
             return cast(R, value if decode is None else decode(value))
         if run.status == "failed":
             ids = {"workflow_id": run.workflow_id, "run_id": run.run_id}

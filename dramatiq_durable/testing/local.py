@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dramatiq.middleware import Interrupt, TimeLimitExceeded
 
 from ..workflow.commands import Compute
-from ..workflow.computing import OutOfTime, computed
+from ..workflow.computing import OutOfTime, about_now, computed, current_local
 
 if TYPE_CHECKING:
     from .runs import Run
@@ -27,10 +28,14 @@ class LocalCall:
         if command.hopeless is not None:  # an activity, and no mere function
             fn = environment.mocked(name) or fn
             environment.calls.append((name, tuple(command.args), command.kwargs))
-        self._turns = environment.turns_of(lambda: fn(*command.args, **command.kwargs))
+        self._turns = environment.turns_of(lambda: self._call(fn))
         if command.limit is not None:
             environment.at(environment.now_ms + command.limit[0], self._expire)
         self._take_turn()
+
+    def _call(self, fn: Callable[..., Any]) -> Any:
+        current_local.set(about_now(self._command, self._run.environment.now_ms))
+        return fn(*self._command.args, **self._command.kwargs)
 
     def _take_turn(self) -> None:
         if not self._turns.ended:

@@ -12,7 +12,7 @@ from ..errors import DurableError, Timeout
 from ..workflow import events
 from ..workflow.attributes import search_values
 from ..workflow.converter import loads
-from ..workflow.handle import Pending
+from ..workflow.descriptions import Pending
 from ..workflow.handlers import STACK
 from ..workflow.info import STATE_FACTS
 from ..workflow.replay import Execution

@@ -29,14 +29,14 @@ from ..workflow.commands import (
     WithdrawEscalation,
 )
 from ..workflow.computing import computed
-from ..workflow.converter import decode_call, encode, encode_call, loads
+from ..workflow.converter import encode_call
 from ..workflow.events import Event
-from ..workflow.failures import failure_to_json
 from ..workflow.info import Info, Parent
 from ..workflow.ordering import in_order
 from ..workflow.replay import Execution, Step
 from ..workflow.retry import delay_after, is_last
 from .activities import ScheduledActivity
+from .children import start_mocked
 from .local import LocalCall
 from .replayer import interceptors_of, replay
 
@@ -396,7 +396,7 @@ class Run:
         workflow = environment.workflow_named(name, self.workflow.broker)
         mock = environment.mocked(name)
         if mock is not None:
-            self._mocked_child(command, mock, workflow, payload)
+            start_mocked(self, command, mock, workflow, payload)
             return
         if workflow is None:
             raise DurableError(
@@ -433,34 +433,6 @@ class Run:
         if child is not None or command.child in self.mocks:
             facts = {"child": command.child} if child is None else {"child": command.child, "run_id": child.run_id}
             self.environment.post(self, Event(0, events.CHILD_START_CONFIRMED, 0, command.seq, None, None, facts))
-
-    def _mocked_child(
-        self, command: StartChild, mock: Callable[..., Any], workflow: Workflow[Any, Any] | None, payload: bytes
-    ) -> None:
-        environment, seq = self.environment, command.seq
-        assert seq is not None
-        args, kwargs = decode_call(payload, mock if workflow is None else workflow.fn)
-        environment.calls.append((command.name or "", tuple(args), kwargs))
-        turns = self.mocks[seq] = environment.turns_of(lambda: mock(*args, **kwargs))
-
-        def take_turn() -> None:
-            if seq not in self.mocks:
-                return
-            turns.take()
-            if not turns.ended:
-                environment.at(turns.wakes_at, take_turn)
-                return
-            del self.mocks[seq]
-            type, value, facts = events.CHILD_COMPLETED, None, None
-            if turns.error is None:
-                value = encode(turns.value, f"the result of {command.name!r}")
-            elif isinstance(turns.error, Exception):
-                type, facts = events.CHILD_FAILED, {"failure": failure_to_json(turns.error)}
-            else:
-                raise turns.error
-            environment.post(self, Event(0, type, 0, seq, command.name, value, facts))
-
-        environment.at(environment.now_ms + command.options.get("delay_ms", 0), take_turn)
 
     def _cancel_child(self, command: CancelChild) -> None:
         assert command.seq is not None
@@ -521,7 +493,3 @@ _CARRIERS: dict[type[Command], Callable[[Run, Any], None]] = {
     SendSignal: Run._send,
     SendCancel: Run._send,
 }
-
-
-def value_of(payload: bytes | None) -> Any:
-    return None if payload is None else loads(payload)

@@ -22,11 +22,12 @@ class CachedRun:
 
     Attributes:
       taken(set): items of the inbox that the execution was given, and that may still be in it.
+      shared(bool): others had taken the run further when this worker looked last: what is in memory may be old.
       computes(bool): its code has local activities, which an activity's outcome does not wait for.
       latest(Advance | None): the execution's latest step: the next one counts only if it is recorded.
     """
 
-    __slots__ = ("_doomed", "computes", "execution", "latest", "lock", "taken")
+    __slots__ = ("_doomed", "computes", "execution", "latest", "lock", "shared", "taken")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -34,6 +35,7 @@ class CachedRun:
         self.taken: set[int] = set()
         self.latest: Advance | None = None
         self.computes = False
+        self.shared = False
         self._doomed = False
 
     @contextmanager

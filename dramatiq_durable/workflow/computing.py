@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 import traceback
+from contextvars import ContextVar
 from typing import Any
 
 from dramatiq.asyncio import get_event_loop_thread
@@ -18,6 +19,9 @@ from .converter import encode
 from .events import Event
 from .failures import failure_to_json
 from .retry import asked_delay
+
+#: What is known of the local activity whose code runs here.
+current_local: ContextVar[dict[str, Any] | None] = ContextVar("current_local", default=None)
 
 
 def computed(command: Compute) -> Event:
@@ -85,6 +89,21 @@ def _call(command: Compute) -> Any:
 
 
 def _run(command: Compute) -> Any:
+    known = current_local.set(about_now(command, int(time.time() * 1000)))
+    try:
+        return _called(command)
+    finally:
+        current_local.reset(known)
+
+
+def about_now(command: Compute, now_ms: int) -> dict[str, Any] | None:
+    """What `activity_info()` tells the code of an attempt that begins now."""
+    if command.about is None:
+        return None
+    return {**command.about, "deadline_ms": None if command.limit is None else now_ms + command.limit[0]}
+
+
+def _called(command: Compute) -> Any:
     value = command.fn(*command.args, **command.kwargs)
     if not asyncio.iscoroutine(value):
         return value

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ..errors import NotDecodable, NotEncodable, PayloadTooLarge
-from .decoders import Decoder, decoder_for, hints_of
+from .decoders import Decoder, decoder_for
+from .hints import hints_of
 from .plain import KEYS as _KEYS
 from .plain import dumps as _dumps
 

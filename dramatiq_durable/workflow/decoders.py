@@ -15,11 +15,13 @@ import json
 import types
 import typing
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from typing import Annotated, Any, Literal, NewType, TypeVar, Union
 
 from ..errors import NotDecodable
+from .hints import hints_of
 from .plain import WRITTEN, dumps, is_model, load_model
 
 Decoder = Callable[[Any], Any]
@@ -50,23 +52,13 @@ _WRAPPERS = tuple(
 )
 
 
-def hints_of(subject: Any) -> dict[str, Any]:
-    """Return resolved annotations; those of a function or class that cannot be resolved are left out.
-
-    A name that exists only for type checkers must not make a workflow undecodable: its value stays JSON.
-    """
-    try:
-        return typing.get_type_hints(subject, include_extras=True)
-    except Exception:
-        annotations = getattr(subject, "__annotations__", {})
-        return {name: hint for name, hint in annotations.items() if not isinstance(hint, str)}
-
-
 def decoder_for(annotation: Any) -> Decoder | None:
     """Return the decoder of an annotation, or None where JSON's value is the value.
 
     A decoder raises NotDecodable for a value that does not fit.
     """
+    if _looked_at.get():
+        return _compile(annotation)
     try:
         return _cached(annotation)
     except TypeError:  # an annotation that cannot be hashed, e.g. Annotated with a list
@@ -82,6 +74,8 @@ def _compile(annotation: Any) -> Decoder | None:
     annotation = _bare(annotation)
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
+    if (alias := _alias(annotation)) is not None:
+        return _recursive(alias, annotation)
     if isinstance(annotation, TypeVar):
         return _union(annotation.__constraints__) if annotation.__constraints__ else decoder_for(annotation.__bound__)
     if origin in (Union, types.UnionType):
@@ -91,10 +85,10 @@ def _compile(annotation: Any) -> Decoder | None:
     if origin is tuple or annotation is tuple:
         return _tuple(arguments)
     if origin in _SEQUENCES:
-        item = decoder_for(arguments[0])
+        item = decoder_for(arguments[0]) if arguments else None
         return None if item is None else _collect(list, item)
     if origin in _MAPPINGS:
-        return _mapping(*arguments)
+        return _mapping(*arguments) if arguments else None
     if origin in _COLLECTIONS or annotation in _COLLECTIONS:
         return _collect(_COLLECTIONS[origin or annotation], decoder_for(arguments[0]) if arguments else None)
     if isinstance(origin or annotation, type):
@@ -110,10 +104,63 @@ def _bare(annotation: Any) -> Any:
             annotation = typing.get_args(annotation)[0]
         elif isinstance(annotation, NewType):
             annotation = annotation.__supertype__
-        elif type(annotation).__name__ == "TypeAliasType":
-            annotation = annotation.__value__
+        elif (alias := _alias(annotation)) is not None and not _names(alias.__value__, alias, set()):
+            annotation = _aliased(alias, annotation)
         else:
             return annotation
+
+
+def _alias(annotation: Any) -> Any:
+    """What the statement ``type`` has made, also where its parameters are given; None if it is no such thing."""
+    for subject in (annotation, typing.get_origin(annotation)):
+        if type(subject).__name__ == "TypeAliasType":
+            return subject
+    return None
+
+
+def _aliased(alias: Any, annotation: Any) -> Any:
+    return _substituted(alias.__value__, dict(zip(alias.__type_params__, typing.get_args(annotation), strict=False)))
+
+
+def _names(annotation: Any, alias: Any, seen: set[int]) -> bool:
+    """Whether an annotation has an alias in it: that alias stands for something which contains itself."""
+    if _alias(annotation) is alias:
+        return True
+    other = _alias(annotation)
+    if other is not None:
+        if id(other) in seen:
+            return False
+        seen.add(id(other))
+        if _names(other.__value__, alias, seen):
+            return True
+    return any(_names(argument, alias, seen) for argument in typing.get_args(annotation))
+
+
+#: Aliases that contain themselves, while it is looked what they say.
+_looked_at: ContextVar[tuple[Any, ...]] = ContextVar("looked_at", default=())
+
+
+def _recursive(alias: Any, annotation: Any) -> Decoder | None:
+    """The decoder of what contains itself; None where nothing in it says what a value is."""
+    if alias in _looked_at.get():
+        return None
+    token = _looked_at.set((*_looked_at.get(), alias))
+    try:
+        says = _compile(_aliased(alias, annotation))
+    finally:
+        _looked_at.reset(token)
+    if says is None:
+        return None
+
+    @functools.cache  # made at first use
+    def inside() -> Decoder | None:
+        return _compile(_aliased(alias, annotation))
+
+    def decode(value: Any) -> Any:
+        make = inside()
+        return value if make is None else make(value)
+
+    return decode
 
 
 def _misfit(value: Any, expected: str, error: BaseException | None = None) -> NotDecodable:
@@ -304,8 +351,21 @@ def _as_key(value: Any) -> str:
 # --- what has fields -----------------------------------------------------------------------------------------
 def _fields_of(cls: Any, annotation: Any) -> dict[str, Any]:
     """The annotations of a class's fields, its type variables replaced by what they stand for."""
-    hints, known = hints_of(cls), _variables(cls, typing.get_args(annotation))
+    hints = {name: _itself(hint, annotation) for name, hint in hints_of(cls).items()}
+    known = _variables(cls, typing.get_args(annotation))
     return {name: _substituted(hint, known) for name, hint in hints.items()} if known else hints
+
+
+def _itself(hint: Any, cls: Any) -> Any:
+    """A hint with the class in place of ``Self``."""
+    if hint is typing.Self:
+        return cls
+    given = typing.get_args(hint)
+    arguments = tuple(_itself(argument, cls) for argument in given)
+    if all(new is old for new, old in zip(arguments, given, strict=True)):
+        return hint
+    origin = typing.get_origin(hint)
+    return (Union if origin is types.UnionType else origin)[arguments]
 
 
 def _variables(cls: Any, arguments: tuple[Any, ...]) -> dict[Any, Any]:
@@ -331,17 +391,23 @@ def _dataclass(cls: Any, annotation: Any) -> Decoder:
     @functools.cache  # resolved at first use: a dataclass may refer to itself
     def fields() -> dict[str, Decoder | None]:
         hints = _fields_of(cls, annotation)
-        return {f.name: decoder_for(hints.get(f.name, Any)) for f in dataclasses.fields(cls) if f.init}
+        return {f.name: decoder_for(hints.get(f.name, Any)) for f in dataclasses.fields(cls)}
+
+    set_later = [f.name for f in dataclasses.fields(cls) if not f.init]
 
     def decode(value: Any) -> Any:
         if not isinstance(value, dict):
             raise _misfit(value, cls.__name__)
         # Unknown fields are dropped: code that was given a new field and rolled back still reads old and new values.
         given = _given(fields(), value)
+        later = {name: given.pop(name) for name in set_later if name in given}
         try:
-            return cls(**given)
+            made = cls(**given)
         except _MISFITS as e:
             raise NotDecodable(f"an object with {', '.join(value) or 'nothing'} is no {cls.__name__} ({e})") from e
+        for name, found in later.items():
+            object.__setattr__(made, name, found)
+        return made
 
     return decode
 

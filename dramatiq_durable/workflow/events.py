@@ -97,6 +97,9 @@ INPUT_TYPES: Final = frozenset(
 MESSAGE_TYPES: Final = frozenset({SIGNAL_RECEIVED, UPDATE_ACCEPTED, UPDATE_REQUESTED})
 """What is said to a run's code: no run closes over one that its code was not given."""
 
+PRECEDES_END: Final = MESSAGE_TYPES | {WORKFLOW_RESET}
+"""What code that has come to its end is given all the same, before the run closes: a reset may bring messages again."""
+
 ESCALATION_ANSWERS: Final = frozenset({ESCALATION_RESOLVED, ESCALATION_CANCELLED})
 """What was said from outside to an escalation."""
 RESETTABLE_TYPES: Final = INPUT_TYPES - {WORKFLOW_RESET}

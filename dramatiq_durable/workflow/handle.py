@@ -10,13 +10,9 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-import psycopg
-
-from ..database import translate
 from ..durations import parse_duration
 from ..errors import (
     DatabaseUnavailable,
@@ -33,6 +29,7 @@ from ..using import sending
 from .asking import Asking
 from .attributes import search_values
 from .converter import decoders_of, encode, fit, loads
+from .descriptions import Description, HistoryEvent, Pending, public, value_of
 from .events import Event, described_failure
 from .export import export_history
 from .failures import failure_from_json
@@ -52,79 +49,6 @@ R = TypeVar("R")
 
 #: How often a waiting client looks by itself, in seconds: at first, and at the longest.
 LOOKS = (0.05, 2.0)
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryEvent:
-    """One event of a run's history.
-
-    Attributes:
-      event_id(int): its place in the run's one order, from 1.
-      type(str): what happened, for example ``ActivityCompleted``.
-      name(str | None): of the activity, the child, the signal.
-      at(datetime): UTC.
-      attributes(dict): the rest: ``seq`` (the number of the command), values decoded from JSON.
-    """
-
-    event_id: int
-    type: str
-    name: str | None
-    at: datetime
-    attributes: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """What a run waits for.
-
-    Attributes:
-      kind(str): activity, timer or child.
-      name(str | None): of the activity or the child's workflow.
-      seq(int): the number of the command, as in the history.
-      attempt(int | None): which attempt of the activity runs or comes next, from 1.
-      last_failure(str | None): why the attempt before it failed, or a child's last task.
-      next_attempt_at(datetime | None): when it is due, while that lies ahead; UTC.
-      heartbeat_details: what the activity said last with ``heartbeat(details)``.
-    """
-
-    kind: str
-    name: str | None
-    seq: int
-    attempt: int | None
-    last_failure: str | None
-    next_attempt_at: datetime | None
-    heartbeat_details: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A run as it stands.
-
-    Attributes:
-      input: ``{"args": [...], "kwargs": {...}}``, as JSON.
-      result: what it returned, as JSON, if it has completed.
-      failure(dict | None): what it failed with: ``type``, ``message``, ``traceback``, ``cause``.
-      pending(list[Pending]): what it waits for.
-    """
-
-    workflow_id: str
-    run_id: str
-    name: str
-    queue_name: str
-    status: str
-    started_at: datetime
-    closed_at: datetime | None
-    parent: Parent | None
-    memo: dict[str, Any]
-    search: dict[str, Any]
-    entity: dict[str, Any]
-    history_length: int
-    task_failure: str | None
-    input: Any
-    result: Any
-    failure: dict[str, Any] | None
-    pending: list[Pending]
-    stack: str | None = None
 
 
 class WorkflowHandle(Asking, Generic[R]):
@@ -194,8 +118,8 @@ class WorkflowHandle(Asking, Generic[R]):
             entity=entity,
             history_length=length,
             task_failure=self.broker.codecs.decode_text(failure),
-            input=_value(first),
-            result=_value(last) if status == "completed" else None,
+            input=value_of(first),
+            result=value_of(last) if status == "completed" else None,
             failure=described_failure(last) if status == "failed" else None,
             pending=[
                 Pending(
@@ -223,7 +147,7 @@ class WorkflowHandle(Asking, Generic[R]):
         if not events:
             # A run has one from its start.
             raise self._not_found()
-        return [_public(e) for e in events]
+        return [public(e) for e in events]
 
     def export(self) -> str:
         """The run's history as a JSON text, with all of its values: what `testing.Replayer` replays.
@@ -379,7 +303,7 @@ class WorkflowHandle(Asking, Generic[R]):
         """End the run at once, without a word to its code.  Raises as `cancel`."""
         outside_of_workflows("terminate a workflow")
         check_reason(reason)
-        self.broker.commit.submit(Terminate(self._key(), self._workflow_id, reason))
+        self.broker.commit.submit(Terminate(self._key(), self._workflow_id, self.broker.codecs.encode_text(reason)))
 
     def reset(self, to_event: int) -> WorkflowHandle[R]:
         """Take the run up again at an event, as a new run: its history up to there is kept, the rest is done anew.
@@ -476,11 +400,8 @@ class WorkflowHandle(Asking, Generic[R]):
 
     def _read(self, call: Callable[[Any], Any]) -> Any:
         outside_of_workflows("look at a workflow through a handle")
-        try:
-            with self.broker.database.connection() as conn:
-                return call(conn)
-        except psycopg.Error as e:
-            raise translate(e) from e
+        with self.broker.database.calling() as conn:
+            return call(conn)
 
 
 def check_event(to_event: int) -> None:
@@ -493,41 +414,6 @@ def check_reason(reason: str | None) -> None:
         raise ValueError(f"a reason is a text of at most 4000 characters without NUL, not {str(reason)[:40]!r}")
 
 
-#: What the payload of an event is called, where it is no result.
-_PAYLOADS = {
-    "WorkflowStarted": "input",
-    "WorkflowContinuedAsNew": "input",
-    "ActivityScheduled": "input",
-    "ChildStarted": "input",
-    "SignalReceived": "payload",
-    "SignalSent": "payload",
-    "UpdateAccepted": "input",
-    "EscalationOpened": "payload",
-    "TopicEmitted": "payload",
-    "OutputWritten": "value",
-}
-
-
 def outside_of_workflows(what: str) -> None:
     if current() is not None:
         raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
-
-
-def _value(event: Event) -> Any:
-    return None if event.payload is None else loads(event.payload)
-
-
-def _public(event: Event) -> HistoryEvent:
-    attributes = dict(event.attributes or {})
-    if event.seq is not None:
-        attributes["seq"] = event.seq
-    if event.payload is not None:
-        value = loads(event.payload)
-        attributes[_PAYLOADS.get(event.type, "result")] = value
-    return HistoryEvent(
-        event.event_id,
-        "EscalationCancelled" if event.type == "EscalationWithdrawn" else event.type,
-        event.name,
-        datetime.fromtimestamp(event.at / 1000, UTC),
-        attributes,
-    )

@@ -17,10 +17,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, overload
 
 import dramatiq
-import psycopg
 
 from ..codecs import Codecs
-from ..database import translate
 from ..errors import InvalidFilter, WorkflowClosed, WorkflowNotFound
 from ..operations import Operation, Post, Terminate
 from ..using import sending
@@ -211,7 +209,8 @@ def batch_cancel(where: str, *, broker: dramatiq.Broker | None = None) -> int:
 def batch_terminate(where: str, reason: str | None = None, *, broker: dramatiq.Broker | None = None) -> int:
     """End every running run that meets a condition, without a word to its code; otherwise as `batch_signal`."""
     check_reason(reason)
-    return _tell(broker, where, lambda run: Terminate(run, None, reason))
+    said = _broker(broker).codecs.encode_text(reason)
+    return _tell(broker, where, lambda run: Terminate(run, None, said))
 
 
 def batch_reset(where: str, to_event: int, *, broker: dramatiq.Broker | None = None) -> int:
@@ -387,11 +386,8 @@ def _next_tick(at: str) -> str:
 
 
 def _read(broker: DurableBroker, call: Callable[[Any], Any]) -> Any:
-    try:
-        with broker.database.connection() as conn:
-            return call(conn)
-    except psycopg.Error as e:
-        raise translate(e) from e
+    with broker.database.calling() as conn:
+        return call(conn)
 
 
 def _broker(broker: dramatiq.Broker | None) -> DurableBroker:

@@ -19,11 +19,13 @@ from .replay import Execution
 from .retry import delay_after, forbids, is_last
 
 if TYPE_CHECKING:
-    from .definition import _Schedulable
+    from .activities import _Schedulable
     from .options import Dispatch
 
 
-def run_locally(activity: _Schedulable[..., Any], dispatch: Dispatch, as_handle: bool, payload: bytes) -> Any:
+def run_locally(
+    activity: _Schedulable[..., Any], dispatch: Dispatch, as_handle: bool, payload: bytes, headers: dict[str, Any]
+) -> Any:
     """Run an activity inside the workflow task; its first attempt is asked for at the call.
 
     Returns:
@@ -39,6 +41,8 @@ def run_locally(activity: _Schedulable[..., Any], dispatch: Dispatch, as_handle:
 
     def hopeless(exception: BaseException) -> bool:
         return forbids(policy, exception) or bool(throws and isinstance(exception, throws))
+
+    scheduled_ms = execution.loop.now_ms
 
     def call(attempt: int) -> ComputeCall[Any]:
         # Each attempt gets arguments of its own, as one from a message does.
@@ -56,6 +60,15 @@ def run_locally(activity: _Schedulable[..., Any], dispatch: Dispatch, as_handle:
             attempt=attempt,
             hopeless=hopeless,
             limit=limit,
+            about={
+                "workflow_id": execution.info.workflow_id,
+                "run_id": execution.info.run_id,
+                "activity": activity.actor_name,
+                "attempt": attempt,
+                "headers": headers,
+                "scheduled_ms": scheduled_ms,
+                "is_last_attempt": is_last(policy, attempt),
+            },
         )
         waiting: ComputeCall[Any] = ComputeCall(execution, command, "abandon", decoders_of(fn).result)
         execution.expect(execution.compute(command), waiting)

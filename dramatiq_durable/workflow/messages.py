@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ..errors import InvalidDefinition
 from .commands import send_cancel, send_signal
+from .hints import remember_scope
 from .names import check_name
 from .primitives import require
 
@@ -36,6 +38,7 @@ def on_signal(name: str) -> Callable[[F], F]:
     _check_name(name, "on_signal", "a signal's name")
 
     def register(fn: F) -> F:
+        remember_scope(fn, sys._getframe(1), execution.fn)
         execution.handlers.on_signal(name, fn)
         return fn
 
@@ -63,6 +66,7 @@ def on_query(name: str) -> Callable[[F], F]:
 
     def register(fn: F) -> F:
         _check_plain(fn, f"the handler of the query {name!r}", "it only looks at the run; what awaits is an update")
+        remember_scope(fn, sys._getframe(1), execution.fn)
         execution.handlers.on_query(name, fn)
         return fn
 
@@ -101,6 +105,7 @@ def on_update(name: str, *, validator: Callable[..., Any] | None = None) -> Call
         _check_plain(validator, f"the validator of the update {name!r}", "what awaits is for the handler")
 
     def register(fn: F) -> F:
+        remember_scope(fn, sys._getframe(1), execution.fn)
         execution.handlers.on_update(name, fn, validator)
         return fn
 

@@ -9,28 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import dataclasses
 import random
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from ctypes import py_object, pythonapi
-from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
-from ..errors import Failure, ForbiddenInWorkflow, Nondeterminism, NotEncodable, PayloadTooLarge, RunawayWorkflow
+from ..errors import Failure, Nondeterminism, NotEncodable, PayloadTooLarge
 from . import events, guard
-from .attributes import search_values
-from .commands import (
-    CancelTimer,
-    CancelWorkflow,
-    Command,
-    CommandFuture,
-    CompleteWorkflow,
-    Compute,
-    FailWorkflow,
-    StartTimer,
-)
+from .commands import CancelWorkflow, Command, CompleteWorkflow, FailWorkflow
 from .commands.closing import ContinueAsNewRequested
 from .compare import compare, describe
 from .converter import decode_call, encode
@@ -38,15 +24,14 @@ from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .handlers import Handlers
-from .info import START_FACTS, STATE_FACTS, SUGGESTED_BYTES, SUGGESTED_LENGTH, Info
+from .info import START_FACTS, STATE_FACTS, Info
+from .inside import Inside, overdue
 from .interceptors import CallContext, Interceptors, through
-from .lineage import Lineage
 from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
 from .retry import asked_delay, forbids
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INPUT_TYPES = events.INPUT_TYPES
 _NO_INTERCEPTORS = Interceptors()
 _COMPUTED = (events.LOCAL_ACTIVITY_COMPLETED, events.SIDE_EFFECT_RECORDED)
@@ -59,17 +44,7 @@ class Step(NamedTuple):
     commands: list[Command]
 
 
-class _Pending(Protocol):
-    def resolve(self, event: Event) -> None: ...
-
-
-class _Condition(NamedTuple):
-    holds: Callable[[], Any]
-    future: asyncio.Future[Any]
-    context: contextvars.Context
-
-
-class Execution:
+class Execution(Inside):
     """One run in memory.
 
     It may be stepped by different threads, one after another, never by two at a time.  After an exception from
@@ -90,34 +65,17 @@ class Execution:
     """
 
     __slots__ = (
-        "_base",
         "_cancel_requested",
-        "_computing",
-        "_conditions",
-        "_failure",
-        "_inbound",
         "_keep",
-        "_main",
-        "_out",
-        "_pending",
-        "_seq",
-        "_to_compute",
         "closed",
         "evicted",
         "facts",
         "fn",
         "handlers",
-        "history_bytes",
         "interceptors",
         "is_replaying",
-        "last_event_id",
-        "lineage",
-        "loop",
         "mailbox",
         "patches",
-        "reading",
-        "state",
-        "tainted",
     )
 
     def __init__(
@@ -131,39 +89,20 @@ class Execution:
         keep: bool = False,
     ) -> None:
         guard.install()
+        super().__init__(info)
         self.fn = fn
         self._keep = keep
         self.interceptors = interceptors
-        self._inbound: CallContext | None = None
-        self._base = info
         #: What the first event says of the run beside its input.
         self.facts: dict[str, Any] = {}
-        self.lineage = Lineage(info.run_id)
-        self._main: asyncio.Task[Any] | None = None
-        self._seq = 0
-        # By number; what cancels command n has ~n, the closing command 0, a patch its name.
-        self._out: dict[int | str, Command] = {}
-        self._computing: dict[int, Compute] = {}
-        self._to_compute: list[Compute] = []
         self.patches = Patches(self)
-        self._pending: dict[int, _Pending] = {}
-        self._conditions: list[_Condition] = []
         self._cancel_requested = False
-        self._failure: Exception | None = None
-        self.reading: str | None = None
-        """What only looks at the run now, and may change nothing: a query, or an update's validator."""
-        self.tainted = False
-        """Something that may only look has tried to change the run."""
         self.closed = False
         self.evicted = False
-        self.history_bytes = 0
         self.is_replaying = False
-        self.last_event_id = 0
         self.loop = WorkflowLoop(self, info.run_id, max_handles, deadlock_timeout)  # type: ignore[abstract]
         self.mailbox = Mailbox(self.loop)
         self.handlers = Handlers(self)
-        self.state: dict[str, Any] = {}
-        """What the primitives keep for the run, e.g. its random numbers."""
 
     # --- events in, commands out -----------------------------------------------------------------------
     def step(self, event: Event, more: bool = False) -> Step:
@@ -247,7 +186,7 @@ class Execution:
                     if self._has_ended() and (not more or self._goes_on()):
                         self._end()
         except Overdue:
-            raise _overdue(scope) from None
+            raise overdue(scope) from None
         return self._gathered()
 
     def _gathered(self) -> list[Command]:
@@ -261,11 +200,12 @@ class Execution:
         self.last_event_id += len(commands)
         return commands
 
-    def replay(self, history: Iterable[Event]) -> None:
+    def replay(self, history: Iterable[Event], more: bool = False) -> None:
         """Apply a recorded history, comparing every command with what the history says.
 
         Parameters:
           history: complete steps, from where this execution stands; a fresh one starts with event 1.
+          more(bool): a reset cut it here, and what the code was told next comes again.
 
         Raises:
           Nondeterminism: the code asks for less, for more, for something else or in another order.
@@ -284,8 +224,8 @@ class Execution:
                     if compared < len(commands):
                         raise Nondeterminism(event.event_id, "no more commands", describe(commands[compared]))
                     applied += 1
-                    more = applied < len(inputs) and inputs[applied] in events.MESSAGE_TYPES
-                    commands = self.apply(event, more)
+                    follows = inputs[applied] in events.PRECEDES_END if applied < len(inputs) else more
+                    commands = self.apply(event, follows)
                     compared = 0
                 else:
                     if event.type == events.PATCH_RECORDED and self.patches.are_behind(event, commands[compared:]):
@@ -313,193 +253,6 @@ class Execution:
                 self._tear_down()
         except Overdue:
             scope.leave()
-
-    @property
-    def info(self) -> Info:
-        """A copy of what the run knows about itself, as of now."""
-        base = self._base
-        return dataclasses.replace(
-            base,
-            memo=dict(base.memo),
-            search=search_values(self.search),
-            headers=dict(self.headers),
-            history_length=self.last_event_id,
-            history_bytes=self.history_bytes,
-            continue_as_new_suggested=(self.last_event_id >= SUGGESTED_LENGTH or self.history_bytes >= SUGGESTED_BYTES),
-        )
-
-    def handed_on(self) -> dict[str, Any]:
-        """The state that the next run of continue-as-new begins with: facts, as JSON has them."""
-        return {fact: value for fact in STATE_FACTS if (value := self.state.get(fact))}
-
-    @property
-    def search(self) -> dict[str, Any]:
-        """The run's search attributes, as JSON has them."""
-        search: dict[str, Any] = self.state.get("search", {})
-        return search
-
-    @property
-    def headers(self) -> dict[str, Any]:
-        """The run's headers, as its interceptors left them."""
-        return self._base.headers if self._inbound is None else self._inbound.headers
-
-    @property
-    def now(self) -> datetime:
-        """History's clock, in UTC."""
-        return _EPOCH + timedelta(milliseconds=self.loop.now_ms)
-
-    @property
-    def workflow_id(self) -> str:
-        return self._base.workflow_id
-
-    @property
-    def run_id(self) -> str:
-        return self._base.run_id
-
-    # --- what the primitives and definitions ask for ---------------------------------------------------
-    def issue(self, command: Command) -> int:
-        """Number a command and take it; its future, once made, is given to ``expect``."""
-        if self.loop.evicting:
-            self.loop.refuse_late()
-        if self.reading is not None:
-            raise self.change_refused()
-        self._seq = seq = self._seq + 1
-        command.seq = seq
-        self._out[seq] = command
-        return seq
-
-    def note(self, key: str, command: Command) -> None:
-        """Take a command that has no number: nothing answers it."""
-        if self.loop.evicting:
-            self.loop.refuse_late()
-        if self.reading is not None:
-            raise self.change_refused()
-        self._out[key] = command
-
-    def compute(self, command: Compute) -> int:
-        """Number a command that is answered on the spot, outside of the code; see ``computations``."""
-        if self.loop.evicting:
-            self.loop.refuse_late()
-        if self.reading is not None:
-            raise self.change_refused()
-        self._seq = seq = self._seq + 1
-        command.seq = seq
-        self._computing[seq] = command
-        self._to_compute.append(command)
-        return seq
-
-    def computations(self) -> list[Compute]:
-        """Return, once, what the code asked to have computed and history has no answer to, in the code's order."""
-        asked = [command for command in self._to_compute if command.seq in self._computing]
-        self._to_compute.clear()
-        return asked
-
-    def expect(self, seq: int, pending: _Pending) -> None:
-        """Have the event that answers command ``seq`` given to ``pending``."""
-        self._pending[seq] = pending
-
-    def unanswered(self) -> list[Command]:
-        """The commands whose outcome is still waited for, in the order in which they were asked for.  A timer of the
-        loop's has no length any more."""
-        return [
-            getattr(pending, "command", None) or StartTimer(seq, ms=0) for seq, pending in sorted(self._pending.items())
-        ]
-
-    def expects(self, seq: int) -> bool:
-        """Whether the outcome of command ``seq`` is still waited for."""
-        return seq in self._pending
-
-    def due(self, seq: int) -> str:
-        """The type of the event with which a timer of command ``seq``, whose outcome is waited for, answers it."""
-        pending = self._pending[seq]
-        return pending.due if isinstance(pending, CommandFuture) else events.TIMER_FIRED
-
-    def child_ids(self, seq: int) -> tuple[str, str]:
-        """Return the default workflow id and the run id of the child that command ``seq`` starts."""
-        return self.lineage.child_ids(self._base.workflow_id, seq)
-
-    def is_in_main(self) -> bool:
-        """Whether the workflow's own coroutine is running, not another task of it."""
-        return asyncio.current_task() is self._main
-
-    def start_timer(self, ms: int, entry: _Pending) -> int:
-        seq = self.issue(StartTimer(ms=ms))
-        self._pending[seq] = entry
-        return seq
-
-    def cancel_timer(self, seq: int) -> None:
-        if self.reading is not None:
-            raise self.change_refused()
-        if self._pending.pop(seq, None) is not None and self._out.pop(seq, None) is None:
-            self._out[~seq] = CancelTimer(seq)
-
-    def withdraw(self, future: CommandFuture[Any]) -> bool:
-        """Cancel a future's command by its policy.
-
-        Returns:
-          bool: whether its outcome is still to come.
-        """
-        if self.reading is not None:
-            raise self.change_refused()
-        seq = cast(int, future.command.seq)
-        if future.policy == "abandon":
-            self._pending.pop(seq, None)
-            return False
-        if self._out.pop(seq, None) is not None:  # asked for in this very step: as if it had never been
-            self._pending.pop(seq, None)
-            return False
-        if seq not in self._pending:
-            return False
-        self._out[~seq] = future.cancel_command()
-        if future.policy == "wait":
-            return True
-        del self._pending[seq]
-        return False
-
-    def add_condition(self, holds: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Return a future that is resolved once ``holds()`` is true; it is looked at whenever nothing else can run."""
-        future: asyncio.Future[Any] = self.loop.create_future()
-        self._conditions.append(_Condition(holds, future, contextvars.copy_context()))
-        return future
-
-    def fail(self, error: Exception) -> None:
-        """End the run with an exception that escaped a handler; the first one counts."""
-        self._failure = self._failure or error
-
-    @contextmanager
-    def scope(self) -> Iterator[None]:
-        """While it is entered, the run's code may be called, for as long as a step may take.
-
-        Raises:
-          RunawayWorkflow: it does not come to an end.
-        """
-        self.loop.left = self.loop.max_handles
-        scope = Scope(self.loop)
-        try:
-            with scope:
-                yield
-        except Overdue:
-            raise _overdue(scope) from None
-
-    @contextmanager
-    def reading_only(self, what: str) -> Iterator[None]:
-        """While it is entered, whatever would change the run is refused."""
-        loop = self.loop
-        ready, loop.ready = loop.ready, _Closed(self)
-        self.reading = what
-        try:
-            yield
-        finally:
-            self.reading = None
-            loop.ready = ready
-
-    def change_refused(self) -> ForbiddenInWorkflow:
-        """The error for what only looks at the run and wanted to change it."""
-        self.tainted = True
-        return ForbiddenInWorkflow(
-            f"{self.reading} only looks at the run, and may not change it: no activities, timers, signals or tasks, "
-            "nothing random, no waking of what waits. What changes the run is a signal or an update."
-        )
 
     # --- inside ------------------------------------------------------------------------------------------
     def _on_start(self, event: Event) -> None:
@@ -567,16 +320,6 @@ class Execution:
         for name, known in self.state.items():
             if isinstance(known, random.Random):
                 known.seed(self.lineage.seed(name))
-
-    def _settle(self, main: asyncio.Task[Any]) -> None:
-        """Resolve the oldest condition that holds, run what that wakes, and look again, until none holds: what somebody
-        waited for is still so when its code goes on."""
-        loop = self.loop
-        while not main.done():
-            self._conditions = [condition for condition in self._conditions if not condition.future.done()]
-            if not any(map(_resolve, self._conditions)) and not loop.ready:
-                return
-            loop.drain(main)
 
     def _goes_on(self) -> bool:
         """Whether the code has ended, and another run goes on with what it was not given."""
@@ -674,21 +417,6 @@ _HANDLERS: dict[str, Callable[[Execution, Event], None]] = {
 }
 
 
-def _overdue(scope: Scope) -> RunawayWorkflow:
-    return RunawayWorkflow(scope.leave() or "a step of the workflow took too long.")
-
-
-class _Closed(deque[Any]):
-    """The ready queue while something only looks at the run: nothing may become ready."""
-
-    def __init__(self, execution: Execution) -> None:
-        super().__init__()
-        self._execution = execution
-
-    def append(self, handle: Any) -> None:
-        raise self._execution.change_refused()
-
-
 def _close_coroutine(coro: Any) -> None:
     for _ in range(100):
         try:
@@ -702,16 +430,6 @@ def _close_coroutine(coro: Any) -> None:
     # It refuses (`except BaseException: pass` around an endless loop).  Its destruction, even at the end of the
     # process, would only run its code once more, and make noise: it is never destroyed.
     pythonapi.Py_IncRef(py_object(coro))
-
-
-def _resolve(condition: _Condition) -> bool:
-    try:
-        if not condition.context.run(condition.holds):
-            return False
-        condition.future.set_result(None)
-    except Exception as e:
-        condition.future.set_exception(e)
-    return True
 
 
 def current() -> Execution | None:

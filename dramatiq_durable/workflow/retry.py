@@ -98,6 +98,14 @@ def forbids(policy: Mapping[str, Any], exception: BaseException) -> bool:
     )
 
 
+def next_delay(policy: Mapping[str, Any] | None, attempt: int, exception: BaseException) -> int | None:
+    """Return in how many milliseconds another attempt follows one that failed with this exception; None: none does."""
+    if not policy or forbids(policy, exception) or is_last(policy, attempt):
+        return None
+    asked = asked_delay(exception)
+    return delay_after(policy, attempt) if asked is None else asked
+
+
 def asked_delay(exception: BaseException) -> int | None:
     """Return the milliseconds after which an exception itself asks to be tried again: its ``next_retry_delay``."""
     asked = getattr(exception, "next_retry_delay", None)

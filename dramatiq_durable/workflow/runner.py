@@ -25,6 +25,7 @@ from ..errors import (
     LeaseLost,
     Nondeterminism,
 )
+from ..incoming import delivery_of
 from ..operations import (
     Ack,
     Advance,
@@ -56,6 +57,9 @@ logger = logging.getLogger(__name__)
 #: How soon a step that met another one comes again, in milliseconds.
 REFUSED_BACKOFF = (5, 2_000)
 
+#: Of how many events a replay takes so long that it is worth a second look at what is new.
+LONG_HISTORY = 100
+
 
 class _Slow(Exception):
     """The step comes to a local activity: an activity's outcome must not wait for it."""
@@ -74,12 +78,13 @@ class Runner:
         """An activity ended: if its run is in memory here, take the next step with it."""
         assert delivery.run_id is not None
         run = self.cache.peek(delivery.run_id)
-        if run is None or run.computes or delivery.exception is not None:
+        if run is None or run.computes or run.shared or delivery.exception is not None:
             self.broker.settler.commit_outcome(delivery, outcome)
             return
         with run.stepping():
             execution = run.execution
-            if execution is None or execution.closed:
+            # A copy that does not wait for it may be an old one: others took the run further.
+            if execution is None or execution.closed or not execution.expects(delivery.seq or 0):
                 self.broker.settler.commit_outcome(delivery, outcome)
                 return
             try:
@@ -174,7 +179,7 @@ class Runner:
         committed = False
         execution = run.execution
         # A timer that the run in memory does not expect may be one that it has not come to: others took it further.
-        if execution is None or delivery.kind != "w" or not execution.expects(delivery.seq or 0):
+        if execution is None or run.shared or delivery.kind != "w" or not execution.expects(delivery.seq or 0):
             loaded = self._load(workflow, delivery, run)
             if loaded is None:
                 self.cache.forget(str(delivery.run_id))
@@ -229,10 +234,15 @@ class Runner:
                     run.drop()
                     return None
                 history, inbox = procedures.history_of_lease(conn, token, delivery.key, delivery.lease, known)
-                if run.execution is not None and history:
-                    # Another worker took it further.  What is in memory may be ahead of its own unfinished commit.
+                # Another worker took it further.
+                run.shared = run.execution is not None and bool(history)
+                if run.shared and not run.recorded:
+                    # What is in memory may be ahead of its own unfinished commit.
                     run.drop()
                     history, inbox = procedures.history_of_lease(conn, token, delivery.key, delivery.lease, 0)
+                # The run may have gone on, and closed, between the two looks.
+                while history and history[-1].event_id > row[6]:
+                    history.pop()
             except psycopg.Error as e:
                 if is_connection_lost(e, conn):
                     raise DatabaseUnavailable(str(e).strip()) from e
@@ -251,7 +261,12 @@ class Runner:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
                 inbox.insert(0, (0, history[0]))
             else:
-                execution.replay(history)
+                execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
+        elif history:
+            run.execution.replay(history)
+        if len(history) > LONG_HISTORY:
+            # Meanwhile others may have taken it further.
+            return self._load(workflow, delivery, run)
         committed = run.recorded and run.execution.last_event_id == row[6]
         return run.execution, inbox, committed
 
@@ -261,7 +276,7 @@ class Runner:
         advance = Advance(delivery.key, delivery.lease, uuid.UUID(str(delivery.run_id)).bytes, expected)
         try:
             for position, event in enumerate(news, 1):
-                more = position < len(news) and news[position].type in events.MESSAGE_TYPES
+                more = position < len(news) and news[position].type in events.PRECEDES_END
                 advance.given += 1
                 if event.type == events.UPDATE_REQUESTED:
                     step = self._admit(event, advance, execution, more)
@@ -366,7 +381,7 @@ class Runner:
                 continue
             key = events.command_id(str(delivery.run_id), send.seq)
             row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload)
-            handed = self.broker.deliver(row)
+            handed = delivery_of(self.broker, row)
             if handed is not None:
                 claimer.take(handed)
 

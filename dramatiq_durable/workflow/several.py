@@ -17,7 +17,8 @@ from typing import Any, TypeVar, cast
 
 from ..errors import ForbiddenInWorkflow
 from .deadlock import stepping
-from .loop import Future, WorkflowLoop, current_host
+from .loop import WorkflowLoop, current_host
+from .tasks import Future
 
 T = TypeVar("T")
 

@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from .deadlock import stepping
-from .loop import Shelter, Task, current_host
+from .loop import current_host
 from .several import running_loop
+from .tasks import Shelter, Task
 
 
 def uncancellable() -> Shelter:

@@ -297,7 +297,7 @@ BEGIN
         RAISE EXCEPTION 'the workflow id is being fought over' USING ERRCODE = '55P03';
     ELSIF v_new.status = 'started' THEN
         RETURN true;
-    ELSIF v_options.id_conflict = 'use_existing' AND v_new.run_id <> p_run THEN
+    ELSIF v_new.status = 'exists' AND v_options.id_conflict = 'use_existing' AND v_new.run_id <> p_run THEN
         PERFORM 1 FROM {schema}.run r WHERE r.run_id = v_new.run_id AND r.status = 'running' FOR KEY SHARE SKIP LOCKED;
         IF FOUND THEN
             INSERT INTO {schema}.follower (follower_run_id, seq, run_id) VALUES (p_run, p_seq, v_new.run_id);

@@ -6,7 +6,8 @@
 --
 -- p_inputs: the types of events that are applied to a run; a step begins with one of them.  The last of them up to the
 -- event is not copied: it is news for the new run, which the code may answer in another way than before.
---   - Signals and updates that came later come again, in order; an update that was answered keeps its answer.
+--   - Signals and updates that came later come again, in order, also those that the runs took that went on for this one; an
+--     update that was answered keeps its answer.
 --   - Children that were started up to the event stay, and tell the new run how they end, or ended; but those that ended
 --     because the old run did are started again.  Later children end as their parent_close says.
 --   - Timers that were running keep their due times: the news WorkflowReset names them.
@@ -130,6 +131,7 @@ BEGIN
     SELECT p_new, i.type, i.name, i.payload, i.attributes FROM {schema}.inbox i
     WHERE i.run_id = v_run.run_id AND i.type IN ('SignalReceived', 'UpdateRequested') ORDER BY i.inbox_id;
     PERFORM {schema}.hand_over_updates(v_run.run_id, p_new, true);
+    PERFORM {schema}.hand_back(v_run, p_new);
 
     -- What people were asked, and had not answered.
     INSERT INTO {schema}.escalation (
@@ -188,5 +190,39 @@ BEGIN
     END LOOP;
     PERFORM {schema}.wake(ARRAY[v_run.stream_id]);
     reset_run.status := 'ok';
+END
+$$;
+
+-- Internal: give a run that is taken up again (p_to) what the runs were told that went on for it: by continue-as-new, or as
+-- further attempts.
+CREATE FUNCTION {schema}.hand_back(p_run {schema}.run, p_to uuid)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_run {schema}.run := p_run;
+    v_known int;
+BEGIN
+    -- One that a reset made has been given all that anew.
+    WHILE v_run.next_run_id = {schema}.derived_id(v_run.run_id, 'next') LOOP
+        -- The first signals of each are those that the one before left unread.
+        SELECT coalesce(json_array_length({schema}.readable(e.attributes) -> 'unread'), 0) INTO v_known
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = v_run.last_event;
+        -- Nobody tells it more from here on.
+        SELECT r.* INTO v_run FROM {schema}.run r WHERE r.run_id = v_run.next_run_id FOR UPDATE;
+        EXIT WHEN NOT FOUND;
+        INSERT INTO {schema}.inbox (run_id, type, name, payload, attributes)
+        SELECT p_to, t.type, t.name, t.payload, CASE t.type WHEN 'UpdateRequested' THEN t.attributes END
+        FROM (SELECT CASE e.type WHEN 'UpdateAccepted' THEN 'UpdateRequested' ELSE e.type END AS type, e.name, e.payload,
+                     e.attributes, e.event_id AS n
+              FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.type IN ('SignalReceived', 'UpdateAccepted')
+              UNION ALL
+              SELECT i.type, i.name, i.payload, i.attributes, v_run.last_event + i.inbox_id
+              FROM {schema}.inbox i WHERE i.run_id = v_run.run_id AND i.type IN ('SignalReceived', 'UpdateRequested')
+             ) t
+        ORDER BY t.n OFFSET v_known;
+        PERFORM {schema}.hand_over_updates(v_run.run_id, p_to, true);
+    END LOOP;
 END
 $$;

@@ -28,9 +28,29 @@ BEGIN
 END
 $$;
 
+-- Internal: whether the runs that had a workflow id before p_run forbid another one.  A live one forbids nothing here: that is
+-- a conflict, and not reuse.
+CREATE FUNCTION {schema}.is_used(p_workflow_id text, p_stream int, p_run uuid, p_reuse text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_latest text;
+BEGIN
+    IF p_reuse = 'allow' THEN
+        RETURN false;
+    END IF;
+    SELECT r.status INTO v_latest FROM {schema}.run r
+    WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.run_id <> p_run
+    -- Of two that began in the same millisecond, the one that is live, or did not go on as the other, is the latest.
+    ORDER BY r.started_at DESC, r.status = 'running' DESC, (r.next_run_id IS NULL) DESC LIMIT 1;
+    RETURN FOUND AND v_latest <> 'running' AND (p_reuse = 'reject' OR v_latest = 'completed');
+END
+$$;
+
 -- Internal: a new run with its first event and its first task.  The run id is the first task's message id.
--- Answers 'started', or, when a live run has the workflow id (or a closed one and p_reuse forbids it), 'exists' and its
--- run id.  The same run id again is the same run: 'started'.
+-- Answers 'started'; 'exists' and its run id, when a live run has the workflow id; 'used', when only closed ones have it and
+-- p_reuse forbids it; 'busy'.  The same run id again is the same run: 'started'.
 -- p_conflict: fail, use_existing, terminate_existing; p_reuse: allow, allow_failed, reject.
 -- p_options: what the run is started with beside its input, an object or NULL: it is the first event's attributes.
 CREATE FUNCTION {schema}.create_run(
@@ -45,36 +65,24 @@ DECLARE
     -- History's clock starts when the run may take its first step.
     v_due timestamptz := v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond';
     v_live uuid;
+    v_ended boolean := false;
 BEGIN
     create_run.run_id := p_run;
-    IF p_reuse <> 'allow' THEN
-        SELECT r.run_id INTO v_live FROM {schema}.run r
-        WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status <> 'running' AND r.run_id <> p_run
-          AND (p_reuse = 'reject' OR r.status = 'completed')
-        ORDER BY r.started_at DESC LIMIT 1;
-        IF FOUND THEN
-            create_run.status := 'exists';
-            create_run.run_id := v_live;
-            RETURN;
-        END IF;
+    IF p_reuse <> 'allow' AND NOT EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_run)
+       AND {schema}.is_used(p_workflow_id, p_stream, p_run, p_reuse) THEN
+        create_run.status := 'used';
+        RETURN;
     END IF;
     FOR v_try IN 1 .. 3 LOOP
         INSERT INTO {schema}.run (run_id, workflow_id, stream_id, name, started_at, last_event, parent_run_id, parent_seq, parent_close, memo)
         VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'), p_options -> 'memo')
         ON CONFLICT DO NOTHING;
         IF FOUND THEN
-            IF p_reuse <> 'allow' THEN
-                -- The insert may have waited for the end of a run that was live when we looked.
-                SELECT r.run_id INTO v_live FROM {schema}.run r
-                WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status <> 'running'
-                  AND (p_reuse = 'reject' OR r.status = 'completed')
-                ORDER BY r.started_at DESC LIMIT 1;
-                IF FOUND THEN
-                    DELETE FROM {schema}.run r WHERE r.run_id = p_run;
-                    create_run.status := 'exists';
-                    create_run.run_id := v_live;
-                    RETURN;
-                END IF;
+            -- The insert may have waited for the end of a run that was live when we looked.
+            IF NOT v_ended AND {schema}.is_used(p_workflow_id, p_stream, p_run, p_reuse) THEN
+                DELETE FROM {schema}.run r WHERE r.run_id = p_run;
+                create_run.status := 'used';
+                RETURN;
             END IF;
             INSERT INTO {schema}.event (run_id, event_id, type, at, name, payload, attributes)
             VALUES (p_run, 1, 'WorkflowStarted', v_due, p_name, p_input, p_options);
@@ -96,7 +104,8 @@ BEGIN
         SELECT r.run_id INTO v_live FROM {schema}.run r
         WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status = 'running';
         IF FOUND AND p_conflict = 'terminate_existing' THEN
-            PERFORM {schema}.end_run(v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id');
+            v_ended := {schema}.end_run(
+                v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id') = 'ok';
         ELSIF FOUND THEN
             create_run.status := 'exists';
             create_run.run_id := v_live;
@@ -107,7 +116,8 @@ BEGIN
 END
 $$;
 
--- Start runs.  Answers per position: started; exists (with the run that has the workflow id); denied; busy (try again).
+-- Start runs.  Answers per position: started; exists (with the live run that has the workflow id); used
+-- (closed runs have it, and p_reuses forbids that); denied; busy (try again).
 CREATE FUNCTION {schema}.start_runs(
     p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_streams int[], p_names text[], p_inputs bytea[],
     p_conflicts text[], p_reuses text[], p_delays bigint[], p_options text[])
@@ -291,6 +301,7 @@ BEGIN
     INSERT INTO {schema}.event (run_id, event_id, type, at, attributes)
     VALUES (p_run, v_run.last_event + 1, p_event, date_trunc('milliseconds', clock_timestamp()), json_build_object('reason', p_reason));
     PERFORM {schema}.after_close(p_run);
+    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     RETURN 'ok';
 END
 $$;
@@ -323,7 +334,8 @@ $$;
 
 -- Internal: what follows from the end of a run.  Its last event is the closing one.
 -- Its queued work is dropped, its children are treated as their parent_close says, another run goes on for it or else its
--- parent and its followers get the outcome, and whoever waits for it is notified.
+-- parent and its followers get the outcome, and whoever waits for it is notified.  Whom it follows itself is the caller's to
+-- forget: its last step may have something to say to them.
 CREATE FUNCTION {schema}.after_close(p_run uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -386,7 +398,6 @@ BEGIN
         END LOOP;
     END IF;
     PERFORM {schema}.cancel_escalations(p_run);
-    DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
     DELETE FROM {schema}.inbox i WHERE i.run_id = p_run;
     PERFORM {schema}.tell_update(coalesce(v_run.first_run_id, p_run), NULL, false);
     FOR v_channel IN DELETE FROM {schema}.waiter w WHERE w.run_id = p_run RETURNING w.channel LOOP
@@ -444,8 +455,9 @@ BEGIN
 END
 $$;
 
--- The history of a run after an event, oldest first.  Times are milliseconds since the epoch.
-CREATE FUNCTION {schema}.get_history(p_run uuid, p_after int)
+-- The history of a run after an event, oldest first, or the first p_most events of that.  Times are milliseconds since
+-- the epoch.
+CREATE FUNCTION {schema}.get_history(p_run uuid, p_after int, p_most int DEFAULT NULL)
 RETURNS TABLE (event_id int, type text, at bigint, seq int, name text, payload bytea, attributes text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -454,7 +466,8 @@ DECLARE
 BEGIN
     RETURN QUERY
         SELECT e.event_id, e.type, (extract(epoch FROM e.at) * 1000)::bigint, e.seq, e.name, e.payload, e.attributes::text
-        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > p_after ORDER BY e.event_id;
+        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id > p_after ORDER BY e.event_id
+        LIMIT p_most;
 END
 $$;
 

@@ -338,11 +338,13 @@ BEGIN
 END
 $$;
 
--- The messages are to be tried again: the same rows, with a new payload, due after p_delays milliseconds.
+-- The messages are to be tried again: the same rows, with a new payload, due after p_delays milliseconds.  Where p_counted
+-- is false, nothing was tried, and no attempt is counted.
 -- A new payload was made by the worker's encoder: it is no longer SQL's JSON.
 -- Answers the positions whose lease is no longer the live one.
 CREATE FUNCTION {schema}.reschedule(
-    p_worker uuid, p_messages uuid[], p_leases uuid[], p_delays bigint[], p_payloads bytea[], p_failures text[])
+    p_worker uuid, p_messages uuid[], p_leases uuid[], p_delays bigint[], p_payloads bytea[], p_failures text[],
+    p_counted boolean[] DEFAULT NULL)
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -356,7 +358,8 @@ BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
         UPDATE {schema}.message m
-        SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
+        SET lease_token = NULL, worker_id = NULL, started = false,
+            attempt = m.attempt + CASE WHEN t.counted IS FALSE THEN 0 ELSE 1 END,
             -- What was aborted meanwhile does not wait for its end.
             due_at = v_now + t.n * interval '1 microsecond'
                      + CASE WHEN m.abort_at IS NULL THEN least(greatest(t.delay, 0), 315360000000) ELSE 0 END
@@ -364,8 +367,8 @@ BEGIN
             payload = coalesce(t.payload, m.payload), last_failure = t.failure, unsettled = NULL,
             kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END,
             redriven = CASE WHEN t.payload IS NULL THEN m.redriven END
-        FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures)
-             WITH ORDINALITY t (message_id, lease, delay, payload, failure, n)
+        FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures, p_counted)
+             WITH ORDINALITY t (message_id, lease, delay, payload, failure, counted, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
         RETURNING t.n, m.stream_id)
     SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;

@@ -49,12 +49,32 @@ BEGIN
 END
 $$;
 
+-- Which attempt of an activity a token is for, and the policy by which the activity is tried again, if it has one.
+-- No row: nobody waits for that token.
+CREATE FUNCTION {schema}.attempt_of_token(p_run uuid, p_seq int, p_token bytea)
+RETURNS TABLE (attempt int, policy text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+BEGIN
+    PERFORM {schema}.caller();
+    RETURN QUERY
+        SELECT m.attempt,
+               (SELECT ({schema}.readable(e.attributes) #> '{options,durable_retry}')::text FROM {schema}.event e
+                WHERE e.run_id = p_run AND e.type = 'ActivityScheduled' AND e.seq = p_seq LIMIT 1)
+        FROM {schema}.message m JOIN {schema}.activity a ON a.run_id = m.run_id AND a.seq = m.seq
+        WHERE m.message_id = (SELECT d.message_id FROM {schema}.activity_ids(p_run, p_seq) d)
+          AND m.run_id = p_run AND m.kind = 'a' AND a.token = p_token AND a.token_attempt = m.attempt;
+END
+$$;
+
 -- Whoever has the token of an activity says how it ended: p_types ActivityCompleted or ActivityFailed.  The token is the
--- only right that is needed, beside being known here.  Answers per position: ok; or missing (the token is unknown, was used,
--- or the activity has ended otherwise).
+-- only right that is needed, beside being known here.  An attempt that failed is followed by another in p_delays
+-- milliseconds, and p_failures is what it shows until then; NULL: by none, as where the activity was cancelled.
+-- Answers per position: ok; or missing (the token is unknown, was used, or the activity has ended otherwise).
 CREATE FUNCTION {schema}.finish_activities(
     p_sender uuid, p_batch bigint, p_runs uuid[], p_seqs int[], p_tokens bytea[], p_types text[], p_payloads bytea[],
-    p_attributes text[])
+    p_attributes text[], p_delays bigint[], p_failures text[])
 RETURNS text[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -75,6 +95,16 @@ BEGIN
         FOR UPDATE OF m;
         IF NOT FOUND OR (p_types[i] IN ('ActivityCompleted', 'ActivityFailed')) IS NOT TRUE THEN
             v_answer := v_answer || 'missing'::text;
+            CONTINUE;
+        END IF;
+        IF p_types[i] = 'ActivityFailed' AND p_delays[i] IS NOT NULL AND NOT {schema}.is_cancelled(p_runs[i], p_seqs[i]) THEN
+            -- The token goes with the attempt.
+            UPDATE {schema}.message m
+            SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1, last_failure = p_failures[i],
+                due_at = clock_timestamp() + least(greatest(p_delays[i], 0), 315360000000) * interval '1 millisecond'
+            WHERE m.message_id = v_message.message_id AND m.stream_id = v_message.stream_id;
+            PERFORM {schema}.wake(ARRAY[v_message.stream_id], p_sender IS NULL);
+            v_answer := v_answer || 'ok'::text;
             CONTINUE;
         END IF;
         DELETE FROM {schema}.message m WHERE m.message_id = v_message.message_id AND m.stream_id = v_message.stream_id;

@@ -213,7 +213,8 @@ BEGIN
                 SELECT 1 FROM {schema}.inbox b
                 WHERE b.run_id = v_row.run_id AND b.type IN ('SignalReceived', 'UpdateRequested')
                   AND p_close[i] <> 'continued_as_new'
-                  AND NOT EXISTS (SELECT 1 FROM unnest(p_inbox_step, p_inbox_id) u (s, id) WHERE u.id = b.inbox_id));
+                  -- Hashed: there may be thousands of either.
+                  AND b.inbox_id NOT IN (SELECT u.id FROM unnest(p_inbox_id) u (id) WHERE u.id IS NOT NULL));
         END IF;
     END LOOP;
 
@@ -378,6 +379,10 @@ BEGIN
                     p_event_attributes[i]::json);
             END IF;
         END LOOP;
+    END IF;
+    IF cardinality(array_remove(p_close, NULL)) > 0 THEN
+        DELETE FROM {schema}.follower f USING unnest(v_run, v_ok, p_close) t (run, ok, close)
+        WHERE t.ok AND t.close IS NOT NULL AND f.follower_run_id = t.run;
     END IF;
     IF cardinality(v_told) > 0 THEN
         PERFORM {schema}.add_tasks(v_told);

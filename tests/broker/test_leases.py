@@ -260,18 +260,17 @@ def test_a_reclaimed_message_that_was_taken_again_does_not_begin_here(
 
     numbers.send(0)
     rows("UPDATE durable.message SET reclaimed = true")
-    deliver = broker.deliver
+    claimer = broker._ensure_claimer()
+    deliver = claimer.deliver
 
     def stolen(row: Any) -> Any:
         if row[7] and not skipped.values:
             rows("UPDATE durable.message SET lease_token = gen_random_uuid()")
         return deliver(row)
 
-    broker._ensure_claimer().deliver = stolen
+    claimer.deliver = stolen
     start_worker(broker, threads=1)
     assert skipped.wait(1) == [0]
-    claimer = broker.claimer
-    assert claimer is not None
     wait_until(lambda: not claimer.held)
     numbers.send(1)
     assert got.wait(1) == [1]

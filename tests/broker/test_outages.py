@@ -223,7 +223,7 @@ def test_a_call_that_finds_the_connection_broken_goes_on_with_the_new_token(
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         if call == "report":
-            claimer._told = True
+            claimer.reports.told = True
         else:
             claimer._known_streams = []
         claimer.wake()

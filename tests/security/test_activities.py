@@ -66,6 +66,7 @@ def test_a_token_is_its_bearer_s(scene: Scene) -> None:
         finish = FinishActivity(scene.run, 1, digest, "ActivityCompleted", b"1", None)
         assert scene.attacker.operate(finish) == "missing"
         assert scene.attacker.call("beat_by_token", Uuid(scene.run), 1, digest, b"1")[0][0] == "missing"
+        assert scene.attacker.call("attempt_of_token", Uuid(scene.run), 1, digest) == []
     for wrong in (
         FinishActivity(scene.run, 2, DIGEST, "ActivityCompleted", b"1", None),
         FinishActivity(new_id(), 1, DIGEST, "ActivityCompleted", b"1", None),

@@ -27,7 +27,7 @@ WORKER = {
     "start_runs_with", "request_updates", "get_updates",
     "ask_run", "take_answers", "withdraw_query", "query_of_lease", "answer_queries",
     "start_activities", "beat_activities", "doomed_activities", "activity_of_lease", "expire_activities",
-    "defer_activity", "park_activities", "finish_activities", "beat_by_token", "pending_of",
+    "defer_activity", "park_activities", "finish_activities", "attempt_of_token", "beat_by_token", "pending_of",
     "get_state", "read_output", "list_workflows", "count_workflows",
     "subscribe", "unsubscribe", "list_subscriptions", "finish_events", "look_again",
     "expire_runs", "reset_run", "list_children",

@@ -130,6 +130,7 @@ class Side:
             "defer_activity": lambda: worker.call(
                 "defer_activity", Uuid(self.limited.message_id), Uuid(self.limited.lease), b"digest"
             ),
+            "attempt_of_token": lambda: session.call("attempt_of_token", Uuid(run), 2, b"digest"),
             "beat_by_token": lambda: session.call("beat_by_token", Uuid(run), 2, b"digest", b"1"),
             "park_activities": lambda: worker.settle("park_activities", [self.limited]),
             "finish_activities": lambda: session.operate(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import psycopg
 
 from dramatiq_durable import arrays
-from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
+from dramatiq_durable.arrays import Blobs, Bools, Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import (
     Advance,
     AnswerQuery,
@@ -386,9 +386,12 @@ class Worker:
     def mark_started(self, *claimed: Claimed) -> list[int]:
         return self.settle("mark_started", claimed)
 
-    def reschedule(self, *claimed: Claimed, delay: int = 0, payload: bytes | None = None) -> list[int]:
+    def reschedule(
+        self, *claimed: Claimed, delay: int = 0, payload: bytes | None = None, counted: bool = True
+    ) -> list[int]:
         n = len(claimed)
-        return self.settle("reschedule", claimed, Longs([delay] * n), Blobs([payload] * n), Texts(["no"] * n))
+        what = (Longs([delay] * n), Blobs([payload] * n), Texts(["no"] * n), Bools([counted] * n))
+        return self.settle("reschedule", claimed, *what)
 
     def bury(self, *claimed: Claimed, payload: bytes | None = None) -> list[int]:
         n = len(claimed)

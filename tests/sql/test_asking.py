@@ -134,7 +134,7 @@ def test_a_start_brings_its_message_once(db: Session, type: str) -> None:
     assert [row[1] for row in db.inbox(run)] == [type, type]
     assert db.start_with(stream, "w2", "CancelRequested", "k")[0] == "denied"
     db.terminate(run)
-    assert db.start_with(stream, "w", type, "new", conflict="use_existing", reuse="reject") == ("closed", run)
+    assert db.start_with(stream, "w", type, "new", conflict="use_existing", reuse="reject")[0] == "used"
     status, again = db.start_with(stream, "w", type, "k", conflict="use_existing")
     assert (status, again != run) == ("started", True)
 

@@ -74,7 +74,10 @@ def test_a_reschedule_is_the_same_row_later(db: Session) -> None:
     again = worker.one()
     assert (again.message_id, again.payload, again.attempt) == (claimed.message_id, b"again", 2)
     assert worker.reschedule(again) == []
-    assert worker.one().payload == b"again", "no new payload: the old one is kept"
+    last = worker.one()
+    assert last.payload == b"again", "no new payload: the old one is kept"
+    assert worker.reschedule(last, counted=False) == []
+    assert worker.one().attempt == last.attempt == 3
 
 
 def test_a_release_counts_no_attempt(db: Session) -> None:

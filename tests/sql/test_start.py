@@ -70,10 +70,10 @@ def test_workflow_ids_are_a_streams_own(db: Session) -> None:
     [
         ("allow", "completed", "started"),
         ("allow", "terminated", "started"),
-        ("allow_failed", "completed", "exists"),
+        ("allow_failed", "completed", "used"),
         ("allow_failed", "terminated", "started"),
-        ("reject", "completed", "exists"),
-        ("reject", "terminated", "exists"),
+        ("reject", "completed", "used"),
+        ("reject", "terminated", "used"),
     ],
 )
 def test_reuse_of_a_closed_runs_id(db: Session, reuse: str, closed: str, expected: str) -> None:
@@ -83,9 +83,24 @@ def test_reuse_of_a_closed_runs_id(db: Session, reuse: str, closed: str, expecte
         complete(db, stream, run)
     else:
         assert db.terminate(run) == "ok"
-    status, found = db.start(stream, "w", reuse=reuse)
-    assert status == expected
-    assert (found == run) == (expected == "exists")
+    assert db.start(stream, "w", reuse=reuse)[0] == expected
+    assert db.start(stream, "w", reuse=reuse, conflict="use_existing")[0] == (
+        "used" if expected == "used" else "exists"
+    )
+
+
+def test_only_the_latest_run_forbids_reuse_and_no_live_one(db: Session) -> None:
+    stream = db.stream()
+    _, first = db.start(stream, "w")
+    complete(db, stream, first)
+    _, second = db.start(stream, "w")
+    for reuse in ("allow_failed", "reject"):
+        assert db.start(stream, "w", reuse=reuse, conflict="use_existing") == ("exists", second)
+    status, third = db.start(stream, "w", reuse="reject", conflict="terminate_existing")
+    assert status == "started"
+    assert db.terminate(third) == "ok"
+    assert db.start(stream, "w", reuse="reject")[0] == "used"
+    assert db.start(stream, "w", reuse="allow_failed")[0] == "started"
 
 
 def test_two_sessions_start_the_same_id_at_once(connect: Callable[..., Session]) -> None:
@@ -133,7 +148,7 @@ def test_reject_also_sees_a_run_that_closes_meanwhile(connect: Callable[..., Ses
     second = in_background(lambda: other.start(stream, "w", reuse="reject"))
     wait_until(lambda: watcher.is_blocked(other), message="the second start waits")
     one.commit()
-    assert second() == ("exists", first)
+    assert second()[0] == "used"
     assert watcher.value("SELECT count(*) FROM durable.run") == 1
     assert watcher.messages(stream) == 0
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from typing import Any
 
 import dramatiq_durable as durable
 
+from . import features
+
 Program = list[Any]
 
 #: What ends at once or after a while, and what has parts; the latter with how many.
-LEAVES = ("activity", "sleep", "signal", "local", "side", "condition")
-TREES = {"sequence": 4, "gather": 4, "group": 3, "shield": 1, "child": 1, "attempt": 1, "queue": 3}
+LEAVES = ("activity", "sleep", "signal", "local", "side", "condition", *features.KINDS)
+TREES = {"sequence": 4, "gather": 4, "group": 3, "shield": 1, "child": 1, "attempt": 1, "queue": 3, "sheltered_tree": 1}
 #: What depends on who is first (the clock decides) or on the run's id.
 RACY_LEAVES = ("random", "fail")
-RACES = {"wait_for": 1, "race": 3, "cancel": 1, "as_completed": 3}
+RACES = {"wait_for": 1, "race": 3, "cancel": 1, "as_completed": 3, "timeouts": 2, "cancelled_child_tree": 1}
 
 
 def generate(seed: int, *, races: bool = True, depth: int = 4) -> Program:
@@ -53,25 +54,23 @@ def declare(broker: durable.DurableBroker, pace: float) -> Any:
             raise ValueError("seven")
         return n * 10
 
-    @durable.activity(broker=broker, queue_name="work", max_retries=5, min_backoff=1, max_backoff=20)
-    def tell(name: str, key: str) -> None:
-        info = durable.activity_info()
-        assert info is not None
-        with contextlib.suppress(durable.WorkflowClosed):
-            durable.get_handle(run_id=info.run_id, broker=broker).signal(name, id=key)
+    begin, leaves = features.declare(broker, pace)
+    tell = durable.activity(broker.actors["tell"])
 
     def local_work(n: int) -> int:
         return n * 100
 
     async def run(node: Program) -> Any:
         kind, n, *parts = node
+        if kind in leaves:
+            return await leaves[kind](n)
         if kind == "activity":
             return await work.execute(n)
         if kind == "sleep":
             return await durable.sleep(n * pace)
         if kind == "signal":
             # Nobody outside knows of the children: each run is told by its own activity.
-            await tell.execute(f"s{n % 2}", str(durable.uuid4()))
+            await tell.execute(f"s{n % 2}", None, str(durable.uuid4()))
             return await durable.wait_for_signal(f"s{n % 2}")
         if kind == "local":
             return await durable.local(local_work, n)
@@ -152,10 +151,38 @@ def declare(broker: durable.DurableBroker, pace: float) -> Any:
                 except Exception as e:
                     got.append(type(e).__name__)
             return got
+        if kind == "sheltered_tree":
+            async with durable.uncancellable():
+                return await run(parts[0])
+        if kind == "timeouts":
+            passed: list[Any] = []
+            try:
+                async with asyncio.timeout((n + 1) * pace):
+                    for part in parts:
+                        try:
+                            async with asyncio.timeout((n / 2 + 0.5) * pace):
+                                passed.append(await run(part))
+                        except TimeoutError:
+                            passed.append("inner")
+            except TimeoutError:
+                passed.append("outer")
+            return passed
+        if kind == "cancelled_child_tree":
+            child = program.start(parts[0])
+            await durable.sleep(n * pace)
+            await child.cancel()
+            try:
+                return await child
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    raise
+                return "cancelled"
         raise AssertionError(kind)
 
     @durable.workflow(broker=broker, queue_name="programs")
     async def program(node: Program) -> Any:
+        begin()
         return await run(node)
 
     return program

@@ -154,7 +154,17 @@ def test_ended_from_elsewhere(env: Environment) -> None:
         env.complete_activity(tokens[0], 1)
     failed = env.start(outcome_of(asks))
     env.fail_activity(tokens[1], ValueError("declined"))
-    assert failed.result() == ["ValueError", 1, False, None]
+    assert failed.result() == ["ValueError", 1, True, None]
+    again = env.start(outcome_of(asks.options(retry=durable.RetryPolicy(initial_interval=60, maximum_attempts=2))))
+    env.fail_activity(tokens[-1], ValueError("again"))
+    with pytest.raises(durable.UnknownToken):
+        env.complete_activity(tokens[-1], "late")
+    assert again.status() == "running"
+    env.advance(59)
+    assert len(tokens) == 3
+    env.advance(1)
+    env.fail_activity(tokens[3], ValueError("declined"))
+    assert again.result() == ["ValueError", 2, True, None]
     with pytest.raises(TypeError, match="takes an exception"):
         env.fail_activity(tokens[1], "declined")  # type: ignore[arg-type]
     late = outcome_of(asks.options(start_to_close=10))

@@ -14,13 +14,15 @@ import pytest
 import dramatiq_durable as durable
 from dramatiq_durable.testing import Environment, Replayer
 from dramatiq_durable.testing.runs import Run
-from dramatiq_durable.workflow.events import Event
+from dramatiq_durable.workflow.events import INPUT_TYPES, MESSAGE_TYPES, Event
 from tests.histories.record import exported
 from tests.support import ROOT
 from tests.support.processes import Processes
 
-from . import programs
+from . import features, programs
 from .test_replayer import durable_broker
+
+ENDED_FROM_OUTSIDE = ("WorkflowTerminated", "WorkflowTimedOut")
 
 
 class Evicting(Environment):
@@ -55,12 +57,7 @@ def play(seed: int, at: int | None) -> Evicting:
     """Run a program, dropping runs at one step (counted from 1), at each of them (0), or never."""
     workflow = programs.declare(durable_broker(), 1.0)
 
-    def tell(name: str, key: str) -> None:
-        info = durable.activity_info()
-        assert info is not None
-        env.get_handle(run_id=info.run_id).signal(name, id=key)
-
-    with Evicting(at, mocks={"tell": tell}, replay=at is None) as env:
+    with Evicting(at, mocks=features.mocks(lambda: env), replay=at is None) as env:
         handle = env.start(workflow, programs.generate(seed))
         with contextlib.suppress(durable.WorkflowFailed):
             handle.result()
@@ -68,8 +65,23 @@ def play(seed: int, at: int | None) -> Evicting:
     return env
 
 
+def replay_in_parts(run: Run, source: random.Random) -> None:
+    """Replay a history as a worker does that takes turns with others: what is new, from time to time."""
+    execution, history = run.fresh(), [e for e in run.history if e.type not in ENDED_FROM_OUTSIDE]
+    whole = 0
+    for number, event in enumerate(history):
+        # Steps begin with what comes in; what is said to the code may have come with what was before it.
+        if event.type in INPUT_TYPES and event.type not in MESSAGE_TYPES and source.random() < 0.3:
+            execution.replay(history[whole:number])
+            whole = number
+    execution.replay(history[whole:])
+    execution.evict()
+
+
 def check(seed: int, points: int | None) -> None:
     undisturbed = play(seed, None)
+    for run in filter(lambda run: run.begun, undisturbed._runs.values()):
+        replay_in_parts(run, random.Random(seed))
     expected = undisturbed.histories()
     assert play(seed, None).histories() == expected  # the environment itself is deterministic
     assert play(seed, 0).histories() == expected
@@ -123,7 +135,9 @@ def outcome_of(handle: durable.WorkflowHandle[Any], timeout: float) -> Any:
         return e.type
 
 
-def killed(run_process: Processes, database_url: str, tmp_path: Any, seeds: range, kills: int) -> None:
+def killed(
+    run_process: Processes, database_url: str, tmp_path: Any, seeds: range, kills: int, workers: int = 1
+) -> None:
     (tmp_path / "killed_worker.py").write_text(WORKER)
     environment = {
         "DRAMATIQ_DURABLE_URL": database_url,
@@ -136,7 +150,7 @@ def killed(run_process: Processes, database_url: str, tmp_path: Any, seeds: rang
     broker = durable.DurableBroker(database_url)
     try:
         workflow = programs.declare(broker, PACE)
-        worker = start()
+        running = [start() for _ in range(workers)]
         handles = {seed: workflow.start(programs.generate(seed, races=seed % 2 == 0)) for seed in seeds}
         source = random.Random(seeds.start)
         for _ in range(kills):
@@ -144,17 +158,22 @@ def killed(run_process: Processes, database_url: str, tmp_path: Any, seeds: rang
             before = sum(handle.describe().history_length for handle in handles.values())
             some = before + source.randint(1, 30)
             _until_more(handles, some)
-            worker.kill()
-            worker = start()
-        replayer = Replayer([workflow])
+            one = source.randrange(workers)
+            running[one].kill()
+            running[one] = start()
+        replayer = Replayer(list(broker.workflows.values()))
         for seed, handle in handles.items():
             outcome = outcome_of(handle, 60)
             if seed % 2:  # without races, the clock has no say in it
                 assert outcome == outcome_of(replay_of(seed), 1)
             answered = [(e.type, e.attributes.get("seq")) for e in handle.history() if e.type == "ActivityCompleted"]
             assert len(answered) == len(set(answered))
-            replayer.replay(exported(broker, handle))
-        worker.stop()
+        for run in durable.list_workflows(limit=10_000, broker=broker):
+            handle = durable.get_handle(run_id=run.run_id, broker=broker)
+            if run.status not in ("terminated", "timed_out", "running"):
+                replayer.replay(exported(broker, handle))
+        for worker in running:
+            worker.stop()
     finally:
         broker.close()
 
@@ -172,12 +191,7 @@ def replay_of(seed: int) -> Any:
     """The handle of the same program's run in an environment."""
     workflow = programs.declare(durable_broker(), PACE)
 
-    def tell(name: str, key: str) -> None:
-        info = durable.activity_info()
-        assert info is not None
-        env.get_handle(run_id=info.run_id).signal(name, id=key)
-
-    env = Environment(mocks={"tell": tell})
+    env = Environment(mocks=features.mocks(lambda: env))
     return env.start(workflow, programs.generate(seed, races=False))
 
 
@@ -189,3 +203,13 @@ def test_killed_at_random_events(run_process: Processes, database_url: str, tmp_
 @pytest.mark.soak
 def test_killed_at_random_events_for_long(run_process: Processes, database_url: str, tmp_path: Any) -> None:
     killed(run_process, database_url, tmp_path, range(1000, 1200), kills=100)
+
+
+@pytest.mark.timeout(180)
+def test_two_workers_one_or_the_other_killed(run_process: Processes, database_url: str, tmp_path: Any) -> None:
+    killed(run_process, database_url, tmp_path, range(20, 32), kills=3, workers=2)
+
+
+@pytest.mark.soak
+def test_two_workers_for_long(run_process: Processes, database_url: str, tmp_path: Any) -> None:
+    killed(run_process, database_url, tmp_path, range(2000, 2200), kills=100, workers=2)

@@ -106,6 +106,59 @@ def test_a_failure_from_elsewhere(broker: durable.DurableBroker, start_worker: S
     assert handle.result(timeout=10) == ["ValueError", "declined", None, 1]
 
 
+def test_a_failure_from_elsewhere_is_tried_again_as_the_policy_says(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    retry = durable.RetryPolicy(initial_interval=0.05, maximum_attempts=3, non_retryable=("LookupError",))
+    deferred = Deferred(retry=retry)
+    start_worker()
+    handle = deferred.run.start()
+    first = deferred.token()
+    error = ValueError("not yet")
+    error.next_retry_delay = 3600  # type: ignore[attr-defined]
+    durable.fail_activity(first, error)
+    (pending,) = [p for p in handle.describe().pending if p.kind == "activity"]
+    assert (pending.attempt, pending.last_failure) == (2, "ValueError: not yet")
+    assert pending.next_attempt_at is not None
+    with pytest.raises(durable.UnknownToken):
+        durable.complete_activity(first, "late")
+    handle.cancel()
+    with pytest.raises(durable.WorkflowCancelled):
+        handle.result(timeout=10)
+
+    handle = deferred.run.start()
+    for _ in range(2):
+        durable.fail_activity(deferred.token(), ValueError("again"))
+    durable.complete_activity(deferred.token(), "third time lucky")
+    assert handle.result(timeout=10) == "third time lucky"
+
+    handle = deferred.run.start()
+    for _ in range(3):
+        durable.fail_activity(deferred.token(), ValueError("again"))
+    assert handle.result(timeout=10) == ["ValueError", "again", None, 3]
+
+    handle = deferred.run.start()
+    durable.fail_activity(deferred.token(), ValueError("again"))
+    durable.fail_activity(deferred.token(), KeyError("for good"))
+    assert handle.result(timeout=10) == ["KeyError", "'for good'", None, 2]
+    (failed,) = [e for e in handle.history() if e.type == "ActivityFailed"]
+    assert failed.attributes["failure"]["retryable"] is False
+
+
+def test_a_cancelled_activity_that_fails_is_not_tried_again(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    deferred = Deferred(retry=durable.RetryPolicy(initial_interval=0.01), cancellation="wait")
+    start_worker()
+    handle = deferred.run.start()
+    token = deferred.token()
+    wait_until(lambda: parked(broker), timeout=10, message="it is parked")
+    handle.signal("cancel")
+    wait_until(lambda: "ActivityCancelRequested" in [e.type for e in handle.history()])
+    durable.fail_activity(token, ValueError("anyway"))
+    assert handle.result(timeout=10) == ["ValueError", "anyway", None, 1]
+
+
 @pytest.mark.parametrize("token", ["", "nonsense", "é", "AAAA" * 14, "x" * 5000])
 def test_no_tokens(broker: durable.DurableBroker, token: str) -> None:
     with pytest.raises(durable.UnknownToken, match="complete_later"):

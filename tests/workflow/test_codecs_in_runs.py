@@ -145,8 +145,13 @@ def test_codecs_come_and_go_under_running_workflows(make_broker: MakeBroker) -> 
 
 def test_without_its_codec_a_run_waits_and_says_why(make_broker: MakeBroker, database_url: str) -> None:
     def define(broker: durable.DurableBroker) -> durable.Workflow[[str], str]:
-        @durable.activity(broker=broker, queue_name="steps")
+        @durable.activity(broker=broker, queue_name="steps", retry=policy, start_to_close=20)
         def echo(value: str) -> str:
+            info = durable.activity_info()
+            assert info is not None
+            attempts.append(info.attempt)
+            if info.attempt == 1:
+                raise ValueError("once more")
             return value
 
         @durable.workflow(broker=broker, queue_name="runs")
@@ -155,6 +160,8 @@ def test_without_its_codec_a_run_waits_and_says_why(make_broker: MakeBroker, dat
 
         return order
 
+    attempts: list[int] = []
+    policy = durable.RetryPolicy(maximum_attempts=2, initial_interval=0.01)
     right, wrong = make_broker(codecs=[encrypt()]), make_broker()
     order = define(right)
     define(wrong)
@@ -175,9 +182,12 @@ def test_without_its_codec_a_run_waits_and_says_why(make_broker: MakeBroker, dat
 
         wait_until(lambda: why() is not None)
         assert "codec 'aes-gcm'" in (why() or "")
+        # It comes here again, ever later.
+        wait_until(lambda: any(times > 2 for times in wrong.settler._sent_back.values()))
         assert handle.status() == "running"
     with working(right):
         assert handle.result(timeout=30) == SECRET
+    assert attempts == [1, 2], "what was not tried is no attempt"
 
 
 class Away(Encrypt):

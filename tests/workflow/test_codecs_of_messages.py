@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import dramatiq
 import psycopg
 import pytest
 from click.testing import CliRunner
+from dramatiq.results import ResultFailure, Results
 
 import dramatiq_durable as durable
 from dramatiq_durable.cli import main
+from dramatiq_durable.delivery import current_delivery
+from dramatiq_durable.results import PostgresBackend
 from dramatiq_durable.workflow import asking
 from examples.codecs import Compress
 from tests.support import wait_until
@@ -270,3 +274,74 @@ def test_escalations(make_broker: MakeBroker, database_url: str) -> None:
         escalations.get(found.id, broker=make_broker())
     shown = CliRunner().invoke(main, ["--url", database_url, "escalation", "show", found.id], catch_exceptions=False)
     assert shown.output.count("<encoded by aes-gcm") == 2
+
+
+def test_results_callbacks_and_how_things_ended(make_broker: MakeBroker, database_url: str) -> None:
+    broker = make_broker(codecs=[encrypt()])
+    backend = PostgresBackend(broker)
+    broker.add_middleware(Results(backend=backend))
+    heard: list[Any] = []
+    ids: list[str] = []
+
+    # Nobody takes them yet: they can be looked at.
+    @dramatiq.actor(broker=broker, queue_name="back", max_retries=1, min_backoff=1, max_backoff=2)
+    def back(message: dict[str, Any], result: Any) -> None:
+        heard.append((message["args"], result))
+        if len(heard) == 1:
+            raise ValueError(f"{SECRET} not yet")
+
+    @durable.activity(broker=broker, queue_name="steps", store_results=True, on_success="back", max_retries=0)
+    def charge(card: str) -> str:
+        ids.append(str(current_delivery.get().message_id))  # type: ignore[union-attr]
+        if "bad" in card:
+            raise ValueError(card)
+        return f"{SECRET} receipt"
+
+    policy = durable.RetryPolicy(maximum_attempts=2, initial_interval=0.01)
+
+    @durable.activity(broker=broker, queue_name="steps", start_to_close=0.5, retry=policy)
+    def slow(card: str) -> None:
+        if durable.activity_info().attempt == 1:  # type: ignore[union-attr]
+            raise ValueError(f"{SECRET} first")
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    @durable.workflow(broker=broker, queue_name="runs")
+    async def order() -> list[Any]:
+        seen = [await charge.execute(f"{SECRET} card")]
+        for call in (charge.execute(f"{SECRET} bad"), slow.execute(f"{SECRET} card")):
+            try:
+                await call
+            except durable.ActivityFailed as e:
+                seen.append((e.message, e.__cause__ and (e.__cause__.type, e.__cause__.message)))  # type: ignore[attr-defined]
+        return seen
+
+    with working(broker, "runs", "steps"):
+        handle = order.start()
+        assert handle.result(timeout=30) == [
+            f"{SECRET} receipt",
+            [f"{SECRET} bad", None],
+            ["start_to_close: an attempt did not end within 0.5 s", ["ValueError", f"{SECRET} first"]],
+        ]
+        other = order.start()
+        other.terminate(f"{SECRET} why")
+        with pytest.raises(durable.WorkflowTerminated, match=f"{SECRET} why"):
+            other.result(timeout=30)
+        assert durable.batch_terminate("workflow_id = 'none'", f"{SECRET} why", broker=broker) == 0
+    assert len(rows(database_url, "SELECT 1 FROM durable.message WHERE actor = 'back'")) >= 1
+    assert len(rows(database_url, "SELECT 1 FROM durable.result")) >= 2
+    assert SECRET not in readable(database_url)
+    first, second = (dramatiq.Message("steps", "charge", (), {}, {}, message_id=i) for i in ids[:2])
+    assert backend.get_result(first, block=True) == f"{SECRET} receipt"
+    with pytest.raises(ResultFailure, match=f"{SECRET} bad"):
+        backend.get_result(second)
+    with pytest.raises(durable.CodecFailed, match="this broker does not know it"):
+        PostgresBackend(make_broker()).get_result(first)
+    failed = "SELECT 1 FROM durable.message WHERE actor = 'back' AND last_failure LIKE '<enc%'"
+    before = len(rows(database_url, "SELECT 1 FROM durable.message WHERE actor = 'back'"))
+    with working(broker, "back"):
+        wait_until(lambda: bool(heard))
+        wait_until(lambda: len(heard) == before + 1 or bool(rows(database_url, failed)))
+        assert SECRET not in readable(database_url)
+        wait_until(lambda: len(heard) == before + 1)
+    assert heard[0] == ([f"{SECRET} card"], f"{SECRET} receipt")

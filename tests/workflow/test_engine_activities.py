@@ -11,8 +11,8 @@ from test_engine_support import Run, WorkflowBroker
 
 import dramatiq_durable as durable
 from dramatiq_durable.workflow import events
+from dramatiq_durable.workflow.activities import activity
 from dramatiq_durable.workflow.computing import computed
-from dramatiq_durable.workflow.definition import activity
 
 broker = WorkflowBroker(middleware=[Retries()])
 policy = durable.RetryPolicy(initial_interval=2, backoff_coefficient=3, maximum_attempts=3)

@@ -7,6 +7,8 @@ import ipaddress
 import pathlib
 import re
 import sys
+import types
+import typing
 import zoneinfo
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +17,18 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum, IntFlag, StrEnum, auto
 from fractions import Fraction
-from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, NotRequired, Required, TypedDict, TypeVar
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    Required,
+    TypedDict,
+    TypeVar,
+)
 from uuid import UUID
 
 import pytest
@@ -25,6 +38,7 @@ from hypothesis import strategies as st
 import dramatiq_durable as durable
 from dramatiq_durable import NotDecodable, NotEncodable
 from dramatiq_durable.workflow.converter import decode, decode_call, decoders_of, encode, encode_call
+from dramatiq_durable.workflow.decoders import decoder_for
 
 T = TypeVar("T")
 N = TypeVar("N", bound=Decimal)
@@ -262,6 +276,75 @@ def test_type_aliases() -> None:
     assert decode(b'["2026-01-01"]', names["Days"]) == [date(2026, 1, 1)]
 
 
+class TypeAliasType:
+    """As the statement ``type`` makes them from Python 3.12 on: what they stand for is looked up late."""
+
+    def __init__(self, value: Any, *parameters: Any) -> None:
+        self._value = value
+        self.__type_params__ = self.__parameters__ = parameters
+
+    @property
+    def __value__(self) -> Any:
+        return self._value()
+
+    def __getitem__(self, arguments: Any) -> Any:
+        return types.GenericAlias(self, arguments)  # type: ignore[arg-type]
+
+    def __call__(self) -> None: ...
+
+
+def test_type_aliases_with_parameters_and_of_themselves() -> None:
+    pair = TypeAliasType(lambda: tuple[T, T], T)
+    json: Any = TypeAliasType(lambda: typing.Union[dict[str, json], list[json], str, int, None])  # noqa: UP007
+    prices: Any = TypeAliasType(lambda: typing.Union[dict[str, prices], list[prices], Decimal, None])  # noqa: UP007
+    nested: Any = TypeAliasType(lambda: typing.Union[list[nested[T]], T], T)  # noqa: UP007
+    assert decode(b'["1","2"]', pair[Decimal]) == (Decimal(1), Decimal(2))
+    assert decoder_for(json) is None
+    assert decode(b'{"a":["1",{"b":null}]}', typing.Optional[prices]) == {"a": [Decimal(1), {"b": None}]}  # noqa: UP045
+    assert decode(b'["2026-01-01",["2026-01-02"]]', nested[date]) == [date(2026, 1, 1), [date(2026, 1, 2)]]
+    with pytest.raises(NotDecodable, match="'x' is no"):
+        decode(b'["x"]', list[prices])
+
+
+@pytest.mark.parametrize("name", ["List", "Dict", "Sequence", "Mapping", "Iterable"])
+def test_generics_without_arguments(name: str) -> None:
+    bare = getattr(typing, name)
+    for value in ([1], {"a": 1}):
+        assert decode(encode(value), bare) == value
+        assert decode(encode(value), bare | None) == value
+
+
+@dataclass
+class Chain:
+    value: Decimal
+    next: typing.Self | None = None
+    links: list[typing.Self] = field(default_factory=list)
+    seen: set[int] = field(init=False, default_factory=set)
+
+
+def test_classes_that_name_themselves_and_fields_that_are_set_later() -> None:
+    chain = Chain(Decimal(1), Chain(Decimal(2)), [Chain(Decimal(3))])
+    chain.seen.add(1)
+    assert decode(encode(chain), Chain) == chain
+
+
+def test_one_annotation_that_cannot_be_resolved_costs_no_other_its_type() -> None:
+    def fn(a: NotDefinedAnywhere, b: Money, *c: date) -> NotDefinedEither: ...  # type: ignore[name-defined]  # noqa: F821
+
+    assert decode_call(b'{"args":[1,{"amount":"2"},"2026-01-01"],"kwargs":{}}', fn) == (
+        [1, Money(Decimal(2)), date(2026, 1, 1)],
+        {},
+    )
+
+    @dataclass
+    class Odd(Line):
+        other: NotDefinedAnywhere = None  # type: ignore[name-defined]  # noqa: F821
+        when: date | None = None
+
+    odd = Odd(sku="a", price=Money(Decimal(1)), other=[1], when=date(2026, 1, 1))
+    assert decode(encode(odd), Odd) == odd
+
+
 def test_a_call_is_decoded_by_the_functions_annotations() -> None:
     def fn(box: Box[Money], /, *dates: date, mode: Mode = Mode.FAST, **more: dict[UUID, Point]) -> Tree: ...  # type: ignore[empty-body]
 
@@ -424,3 +507,47 @@ def test_types_reach_both_sides(broker: durable.DurableBroker, start_worker: Any
     assert handle.result(timeout=30) == {date(2026, 1, 1): Point(Decimal("3.0"))}
     with pytest.raises(durable.WorkflowFailed, match=r"NotDecodable: argument 1 \('when'\): 'soon' is no date"):
         picky.start("soon").result(timeout=30)  # type: ignore[arg-type]
+
+
+def test_types_of_the_function_around_reach_both_sides(broker: durable.DurableBroker, start_worker: Any) -> None:
+    @dataclass
+    class Item:
+        price: Decimal
+
+    @dataclass
+    class Cart:
+        items: list[Item]
+
+    @durable.activity(queue_name="steps")
+    def first(cart: Cart) -> Item:
+        return cart.items[0]
+
+    @durable.activity(queue_name="steps")
+    def double(item: Item) -> Item:
+        return Item(item.price * 2)
+
+    @durable.workflow(queue_name="runs")
+    async def order(cart: Cart) -> Cart:
+        @durable.on_signal("put")
+        def put(item: Item) -> None:
+            cart.items.append(Item(item.price))
+
+        @durable.on_update("raise")
+        def raise_price(item: Item, by: Decimal) -> Decimal:
+            return item.price + by
+
+        @durable.on_query("total")
+        def total(more: Item) -> Decimal:
+            return sum((item.price for item in cart.items), more.price)
+
+        await durable.wait_condition(lambda: len(cart.items) > 1)
+        cart.items += [await first.execute(cart), await double.execute(cart.items[0])]
+        cart.items.append(await double.options(local=True).execute(cart.items[1]))
+        return cart
+
+    start_worker()
+    handle = order.start(Cart([Item(Decimal(1))]))
+    assert handle.update("raise", Item(Decimal(1)), Decimal(2), timeout=30) == "3"
+    assert handle.query("total", Item(Decimal(5))) == "6"
+    handle.signal("put", Item(Decimal(3)))
+    assert handle.result(timeout=30) == Cart([Item(Decimal(n)) for n in (1, 3, 1, 2, 6)])

@@ -14,8 +14,9 @@ from dramatiq.brokers.stub import StubBroker
 
 from dramatiq_durable import errors
 from dramatiq_durable.durations import parse_duration
+from dramatiq_durable.workflow.activities import Activity, activity, activity_stub
 from dramatiq_durable.workflow.client import get_handle
-from dramatiq_durable.workflow.definition import Activity, Workflow, activity, activity_stub, workflow
+from dramatiq_durable.workflow.definition import Workflow, workflow
 from dramatiq_durable.workflow.retry import RetryPolicy
 from tests.workflow.test_engine_support import Run, WorkflowBroker, charge, echo, ship
 

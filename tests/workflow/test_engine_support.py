@@ -7,9 +7,10 @@ from typing import Any
 from dramatiq.brokers.stub import StubBroker
 
 from dramatiq_durable.workflow import events
+from dramatiq_durable.workflow.activities import activity
 from dramatiq_durable.workflow.commands import Command, ScheduleActivity, StartChild, StartTimer
 from dramatiq_durable.workflow.converter import encode, encode_call, loads
-from dramatiq_durable.workflow.definition import activity, workflow
+from dramatiq_durable.workflow.definition import workflow
 from dramatiq_durable.workflow.events import Event
 from dramatiq_durable.workflow.replay import Execution, Info
 

@@ -13,9 +13,9 @@ from test_engine_support import Run, broker, charge, echo, ship
 import dramatiq_durable as durable
 from dramatiq_durable import CallContext, CallNext, WorkflowInterceptor
 from dramatiq_durable.workflow import events
+from dramatiq_durable.workflow.activities import activity
 from dramatiq_durable.workflow.commands import ContinueAsNew, ScheduleActivity, SendSignal, StartChild, StartTimer
 from dramatiq_durable.workflow.converter import encode, loads
-from dramatiq_durable.workflow.definition import activity
 from dramatiq_durable.workflow.interceptors import Interceptors
 from tests.support import wait_until
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ...workflow.handle import HistoryEvent
+from ...workflow.descriptions import HistoryEvent
 from ..output import cell, duration, make_table, print_table, text
 from ..values import shown
 

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from .. import events
 from ..converter import fit, loads
-from ..loop import Future, WorkflowLoop
+from ..loop import WorkflowLoop
+from ..tasks import Future
 
 T = TypeVar("T")
 Cancellation = Literal["try", "wait", "abandon"]

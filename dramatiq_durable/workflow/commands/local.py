@@ -26,6 +26,7 @@ class Compute(Command):
       attempt(int): which attempt it is, from 1.
       hopeless: whether it would fail for good with this exception.
       limit(tuple[int, str] | None): how long it may take, in milliseconds, and what that limit is called.
+      about(dict | None): of an activity: what `activity_info()` tells its code.
     """
 
     fn: Callable[..., Any] = field(kw_only=True)
@@ -35,6 +36,7 @@ class Compute(Command):
     attempt: int = 1
     hopeless: Callable[[BaseException], bool] | None = None
     limit: tuple[int, str] | None = None
+    about: dict[str, Any] | None = None
 
     @property
     def slow(self) -> bool:

@@ -1,0 +1,85 @@
+"""Messages on their way in: what a claimed row is, and the delivery that an actor is given of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from dramatiq import Message
+from dramatiq.encoder import JSONEncoder
+
+from . import topics
+from .codecs import is_encoded
+from .delivery import ALARM, DEADLINE, NOTE, TASK_KINDS, TICK, Delivery
+from .errors import CodecFailed
+from .firing import take_tick
+from .operations import Expire, ExpireRun, LookAgain
+
+if TYPE_CHECKING:
+    from .broker import DurableBroker
+
+logger = logging.getLogger(__name__)
+
+
+def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
+    """A claimed row as a delivery.  None for ticks of schedules and alarms of activities, which are dealt with
+    without an actor, and for what cannot be decoded, which goes to the dead letters."""
+    key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
+    if kind == TICK:
+        take_tick(broker.commit, key, lease)
+        return None
+    if kind == ALARM:
+        broker.commit.post(Expire(key, lease))
+        if broker.claimer is not None:
+            # It may go off again soon.
+            broker.claimer.expect(stream_id)
+        return None
+    if kind == NOTE:
+        broker.commit.post(LookAgain(key, lease))
+        return None
+    if kind == DEADLINE:
+        broker.commit.post(ExpireRun(key, lease))
+        return None
+    queue_name = broker.stream_names[stream_id]
+    message: Message[Any]
+    # What is of a workflow is encoded, whatever became of it: a dead letter, a callback of an activity.
+    sealed = kind in ("a", "p") or (payload is not None and is_encoded(payload))
+    try:
+        if kind in TASK_KINDS:
+            message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
+        elif payload.startswith(topics.MARK):
+            message = topics.message_of(queue_name, actor, key, payload, broker.codecs)
+        else:
+            # An activity's, or one with an event that was given before, which may have become a dead letter.
+            payload = broker.codecs.decode(payload, f"the message for {actor!r}")
+            # What SQL wrote is JSON, whatever encoder is set here.
+            message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
+            # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
+            message.options.pop("eta", None)
+            if not isinstance(message.actor_name, str):
+                raise TypeError(f"the actor's name is a {type(message.actor_name).__name__}")
+            if message.queue_name != queue_name:
+                message = message.copy(queue_name=queue_name)
+    except CodecFailed as e:
+        logger.error("message %s on %r goes back: %s", UUID(bytes=key), queue_name, e)
+        broker.commit.post(broker.settler.not_for_here(key, lease, e))
+        return None
+    except Exception as e:
+        # Whatever an encoder raises: its neighbours are handed out.
+        logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)
+        broker.commit.post(broker.settler.undecodable(key, lease, kind, attempt, e))
+        return None
+    return Delivery(
+        message,
+        broker,
+        stream_id=stream_id,
+        key=key,
+        lease=lease,
+        kind=kind,
+        run_id=None if run_id is None else str(UUID(bytes=run_id)),
+        seq=seq,
+        attempt=attempt,
+        reclaimed=reclaimed,
+        sealed=sealed,
+    )

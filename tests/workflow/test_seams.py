@@ -1,0 +1,227 @@
+"""Where parts of a run's life meet: resets, ends, continue-as-new, messages and children."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dramatiq
+import pytest
+
+import dramatiq_durable as durable
+from dramatiq_durable.testing import Replayer
+from tests.support import wait_until
+
+StartWorker = Callable[..., dramatiq.Worker]
+
+
+def types(handle: durable.WorkflowHandle[Any]) -> list[str]:
+    return [e.type for e in handle.history()]
+
+
+def event(handle: durable.WorkflowHandle[Any], type: str, nth: int = 0) -> int:
+    return [e.event_id for e in handle.history() if e.type == type][nth]
+
+
+@pytest.mark.parametrize("how", ["signal", "cancel"])
+def test_the_last_step_reaches_the_run_that_it_follows(
+    broker: durable.DurableBroker, start_worker: StartWorker, how: str
+) -> None:
+    """A signal is sent, and a cancel, with the step that ends the run, too."""
+
+    @durable.workflow
+    async def shared() -> Any:
+        return await durable.wait_for_signal("go", timeout=60)
+
+    @durable.workflow
+    async def parent() -> str:
+        child = shared.options(workflow_id="shared", id_conflict="use_existing", cancellation="try").start()
+        await child.started()
+        await durable.wait_for_signal("end")
+        if how == "signal":
+            child.signal("go", "last words")
+        else:
+            child.cancel()
+        return "ended"
+
+    start_worker()
+    other = shared.options(workflow_id="shared").start()
+    handle = parent.start()
+    wait_until(lambda: "ChildStartConfirmed" in types(handle))
+    handle.signal("end")
+    assert handle.result(timeout=10) == "ended"
+    if how == "signal":
+        assert other.result(timeout=10) == "last words"
+    else:
+        with pytest.raises(durable.WorkflowCancelled):
+            other.result(timeout=10)
+    with broker.database.connection() as conn:
+        assert conn.execute("SELECT count(*) FROM durable.follower").fetchone() == (0,)
+
+
+def test_a_live_run_makes_way_whatever_the_closed_ones_say(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    """id_reuse is about ids that only closed runs have."""
+
+    @durable.workflow
+    async def waiting(turn: int = 0) -> Any:
+        if turn == 1:
+            durable.continue_as_new(2)
+        return [turn, await durable.wait_for_signal("go", timeout=60)]
+
+    start_worker()
+    first = waiting.options(workflow_id="w").start()
+    second = waiting.options(workflow_id="w", id_conflict="terminate_existing", id_reuse="reject").start(1)
+    assert first.status() == "terminated"
+    wait_until(lambda: second.status() == "continued_as_new")
+    live = durable.get_handle("w").describe().run_id
+    same = waiting.options(workflow_id="w", id_conflict="use_existing", id_reuse="reject").start(9)
+    assert same.run_id == live
+    with pytest.raises(durable.WorkflowAlreadyStarted):
+        waiting.options(workflow_id="w", id_reuse="reject").start(9)
+    third = waiting.options(workflow_id="w", id_conflict="terminate_existing", id_reuse="reject").start(3)
+    third.signal("go", "x")
+    assert third.result(timeout=10) == [3, "x"]
+    with pytest.raises(durable.WorkflowAlreadyStarted):
+        waiting.options(workflow_id="w", id_conflict="terminate_existing", id_reuse="reject").start(4)
+    with pytest.raises(durable.WorkflowAlreadyStarted):
+        waiting.options(workflow_id="w", id_conflict="use_existing", id_reuse="allow_failed").start(4)
+
+
+def test_a_reset_at_a_message_that_came_when_the_code_had_ended(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    """It is given the message again, before it ends: what ended the code was its first step, or a step before."""
+
+    @durable.workflow
+    async def work(waits: bool) -> list[Any]:
+        seen: list[Any] = []
+
+        @durable.on_update("enter")
+        def enter(what: str) -> int:
+            seen.append(what)
+            return len(seen)
+
+        durable.on_signal("note")(seen.append)
+        if waits:
+            await durable.wait_for_signal("go")
+        return seen
+
+    at_once = work.options(with_signal=("note", "n")).start(False)
+    updated = work.options(with_update=("enter", "u")).start(False)
+    both = work.options(with_signal=("go", None)).start(True)
+    both.signal("note", "with it")
+    # Its code ends with one signal, and an update comes with it.
+    later = work.options(with_signal=("go", None)).start(True)
+    asking = threading.Thread(target=lambda: later.update("enter", "late", wait="accepted", timeout=20))
+    asking.start()
+    wait_until(lambda: _waits(broker, "UpdateRequested") == 2)
+    start_worker()
+    asking.join()
+    assert at_once.result(timeout=10) == ["n"]
+    assert updated.result(timeout=10) == ["u"]
+    assert both.result(timeout=10) == ["with it"]
+    assert later.result(timeout=10) == ["late"]
+    assert types(later) == [
+        "WorkflowStarted", "SignalReceived", "UpdateAccepted", "UpdateCompleted", "WorkflowCompleted"
+    ]  # fmt: skip
+    for handle, type, result in (
+        (at_once, "SignalReceived", ["n"]),
+        (updated, "UpdateAccepted", ["u"]),
+        (later, "UpdateAccepted", ["late"]),
+        (both, "SignalReceived", ["with it"]),
+    ):
+        again = handle.reset(event(handle, type, -1))
+        assert again.result(timeout=10) == result
+        assert types(again)[-1] == "WorkflowCompleted"
+        # It is so for a worker that loads it, too, and after another reset.
+        broker.runner.cache.clear()
+        third = again.reset(event(again, type, -1))
+        assert third.result(timeout=10) == result
+        Replayer([work]).replay(third.export())
+
+
+def _waits(broker: durable.DurableBroker, type: str) -> int:
+    with broker.database.connection() as conn:
+        row = conn.execute("SELECT count(*) FROM durable.inbox WHERE type = %s", [type]).fetchone()
+    return int(row[0]) if row else 0
+
+
+def test_a_reset_of_an_earlier_run_gives_what_its_followers_were_sent(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    """Signals that came after the event come again, also those that the runs after it took; each once."""
+
+    @durable.workflow
+    async def collect(seen: list[Any], rounds: int) -> list[Any]:
+        await durable.wait_for_signal("turn")
+        if rounds < 2:
+            durable.continue_as_new(seen, rounds + 1)
+        while True:
+            seen = [*seen, await durable.wait_for_signal("n")]
+            if seen[-1] == "end":
+                return seen
+
+    worker = start_worker()
+    handle = collect.options(workflow_id="c").start([], 0)
+    runs = [handle]
+    for n in range(3):
+        durable.get_handle("c").signal("n", n)  # unread, so far
+        wait_until(lambda n=n: types(durable.get_handle("c")).count("SignalReceived") == n + 1)
+        if n < 2:
+            durable.get_handle("c").signal("turn")
+            wait_until(lambda: durable.get_handle("c").describe().run_id != runs[-1].run_id)
+            run_id = durable.get_handle("c").describe().run_id
+            runs.append(durable.get_handle(run_id=run_id))
+            wait_until(lambda n=n: types(runs[-1]).count("SignalReceived") == n + 1)
+    worker.stop()
+    durable.get_handle("c").signal("n", 3)  # its run has not been given it
+    again = handle.reset(1)
+    # "turn" was said twice: the third run of its own waits for it.
+    durable.get_handle("c").signal("turn")
+    durable.get_handle("c").signal("n", "end")
+    start_worker()
+    assert again.result(timeout=10) == [0, 1, 2, 3, "end"]
+    assert handle.result(timeout=10) == [0, 1, 2, 3, "end"]
+
+
+def test_a_reset_of_an_earlier_attempt_keeps_what_the_next_one_was_to_be_given(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    broken = True
+
+    @durable.workflow
+    async def work() -> list[Any]:
+        seen: list[Any] = []
+
+        @durable.on_update("add")
+        def add(n: int) -> int:
+            seen.append(n)
+            return len(seen)
+
+        durable.on_signal("n")(seen.append)
+        await durable.wait_for_signal("go")
+        if broken:
+            raise ValueError("a bug")
+        await durable.wait_condition(lambda: len(seen) >= 4)
+        return seen
+
+    start_worker()
+    handle = work.options(workflow_id="w", retry=durable.RetryPolicy(initial_interval=3600)).start()
+    handle.signal("n", 1)
+    handle.signal("go")
+    wait_until(lambda: handle.status() == "failed")
+    by_id = durable.get_handle("w")
+    handle.signal("n", 2)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(handle.update, "add", 3, timeout=20)
+        wait_until(lambda: _waits(broker, "UpdateRequested") == 1)
+        handle.signal("n", 4)
+        broken = False
+        again = handle.reset(event(handle, "SignalReceived", 1))
+        assert answer.result() == 3
+    assert again.result(timeout=10) == [1, 2, 3, 4]
+    assert by_id.describe().run_id == again.run_id
