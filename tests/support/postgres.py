@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from dramatiq_durable import embedded
 from dramatiq_durable.settings import check_url
 
 from . import unique_name, wait_until
+from .processes import SCOPED
 
 #: Chooses the server; `make test PG=...` sets it.
 CHOICE = "DRAMATIQ_DURABLE_TEST_PG"
@@ -48,6 +50,11 @@ def chosen_binaries() -> Path | None:
 def with_database(url: str, database: str) -> str:
     """Return ``url`` with another database's name."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))
+
+
+def scoped_login(database: str, namespace: str = "durable") -> str:
+    """The login that scoped brokers of a database have."""
+    return "scoped_" + hashlib.sha256(f"{database}\0{namespace}".encode()).hexdigest()[:24]
 
 
 def stopped(directory: Path) -> bool:
@@ -124,6 +131,8 @@ class Cluster:
             yield with_database(self.url, name)
         finally:
             self.drop(name)
+            if os.environ.get(SCOPED) == "on":
+                self.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(scoped_login(name))))
 
     def close(self) -> None:
         if self._server is not None:
