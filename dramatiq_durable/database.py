@@ -24,6 +24,8 @@ from .errors import (
     NotConfigured,
     NotPermitted,
     PayloadTooLarge,
+    RoleExists,
+    RoleNotFound,
     ScheduleExists,
     ScheduleNotFound,
     SchemaOutOfDate,
@@ -252,12 +254,23 @@ def translate(error: psycopg.Error) -> Exception:
         )
     if error.sqlstate == "DD006":
         return DurableError(f"{error.diag.message_primary}: nothing was fired, call again")
+    if error.sqlstate == "DD008":
+        return RoleExists(f"{error.diag.message_primary}: choose another name; rotate it for another password")
+    if error.sqlstate == "DD009":
+        return RoleNotFound(f"{error.diag.message_primary}: `dramatiq-durable role list` has the names")
+    if error.sqlstate == "DD010":
+        return NotPermitted(f"{error.diag.message_primary}; nothing was changed")
     if isinstance(error, psycopg.errors.CheckViolation):
         if "payload" in (error.diag.constraint_name or ""):
             return PayloadTooLarge("the payload is over 16 MiB: keep the data elsewhere and send a reference to it")
         return InvalidName("names of streams, actors and workflows, and ids, have 1 to 200 characters")
     if isinstance(error, psycopg.errors.UndefinedFunction):
         return SchemaOutOfDate(f"{error.diag.message_primary}. `dramatiq-durable check` says what mends that")
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return NotPermitted(
+            f"{error.diag.message_primary}: that takes an administrator of the namespace, and this login has only "
+            "what it was granted"
+        )
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return DatabaseUnavailable(
             "the server takes no writes: it is a standby, or default_transaction_read_only is on. "

@@ -106,6 +106,18 @@ class ScheduleNotFound(DurableError):
     """There is no schedule of this name."""
 
 
+class InvalidRole(DurableError, ValueError):
+    """A worker's role cannot be as it was described: its kind, its streams, a limit, its end."""
+
+
+class RoleExists(DurableError):
+    """There is a worker's role, or a granted login, of this name already."""
+
+
+class RoleNotFound(DurableError):
+    """There is no worker's role of this name."""
+
+
 class LeaseLost(DurableError):
     """The lease on a delivery ran out or was given to another worker: what was done under it is not recorded."""
 

@@ -28,15 +28,18 @@ GRANT EXECUTE ON FUNCTION
     {schema}.count_escalations, {schema}.resolve_escalation,
     {schema}.get_state, {schema}.read_output, {schema}.list_workflows, {schema}.count_workflows,
     {schema}.subscribe, {schema}.unsubscribe, {schema}.list_subscriptions, {schema}.finish_events, {schema}.look_again,
-    {schema}.expire_runs, {schema}.reset_run, {schema}.list_children
+    {schema}.expire_runs, {schema}.reset_run, {schema}.list_children,
+    {schema}.stream_counts, {schema}.stream_is_empty, {schema}.list_workers, {schema}.queue_counts
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).
 GRANT EXECUTE ON FUNCTION
-    {schema}.grant_login, {schema}.stream_counts, {schema}.stream_is_empty, {schema}.list_workers,
-    {schema}.pause_stream, {schema}.peek_messages, {schema}.worker_messages, {schema}.count_waiting, {schema}.purge_messages,
+    {schema}.grant_login, {schema}.pause_stream, {schema}.peek_messages, {schema}.worker_messages, {schema}.count_waiting, {schema}.purge_messages,
     {schema}.list_dead_letters, {schema}.count_dead_letters, {schema}.redrive_dead_letters, {schema}.drop_dead_letters,
     {schema}.import_journal, {schema}.import_messages,
     {schema}.count_prunable, {schema}.prune_runs, {schema}.prune_dead_letters, {schema}.prune_expired,
-    {schema}.queue_counts, {schema}.flush_streams
+    {schema}.flush_streams,
+    {schema}.add_worker, {schema}.worker_mark, {schema}.worker_logins, {schema}.add_worker_login, {schema}.disable_worker,
+    {schema}.end_worker_sessions, {schema}.give_back_of_worker, {schema}.forget_worker_logins,
+    {schema}.list_roles, {schema}.list_role_events
 TO {admin};

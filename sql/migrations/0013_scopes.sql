@@ -24,7 +24,7 @@ CREATE TABLE {schema}.role_event (
     role_event_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at timestamptz NOT NULL DEFAULT now(),
     by name NOT NULL DEFAULT session_user,
-    action text NOT NULL,                      -- provisioned, granted, rotated, revoked, ended (a session, by the watchdog), expired
+    action text NOT NULL,                      -- provisioned, login (one was made), granted, rotated, revoked, ended (a session, by the watchdog), expired
     principal text NOT NULL,
     login name,
     details json

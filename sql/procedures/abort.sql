@@ -25,7 +25,8 @@ BEGIN
         RAISE EXCEPTION 'a message has at most 10 ids, not %', cardinality(p_messages) USING ERRCODE = '54000';
     END IF;
     v_may := ARRAY(SELECT g.stream_id FROM {schema}.stream_grant g
-                   WHERE g.principal_id = v_caller.principal_id AND (g.consume OR g.produce));
+                   WHERE g.principal_id = v_caller.principal_id
+                     AND (g.produce OR g.consume AND v_caller.kind <> 'activity'));
     WITH marked AS (
         UPDATE {schema}.message m
         SET abort_at = coalesce(m.abort_at, v_now), reclaimed = true,

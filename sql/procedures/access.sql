@@ -3,14 +3,15 @@
 -- Every procedure runs as {owner} with a fixed search_path and asks here who the caller is: session_user, looked up in
 -- a table.  Foreign and missing look the same: SQLSTATE DD001 with one text.
 
--- The caller's principal.  Raises DD001 for a login that has no grants, or whose time is over.
-CREATE FUNCTION {schema}.caller(OUT principal_id int, OUT is_admin boolean)
+-- The caller's principal.  Raises DD001 for a login that has no grants, or whose time is over; and for a monitor, which may
+-- call nothing but what asks with require_monitor().
+CREATE FUNCTION {schema}.caller(OUT principal_id int, OUT is_admin boolean, OUT kind text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    SELECT p.principal_id, p.is_admin INTO caller.principal_id, caller.is_admin
+    SELECT p.principal_id, p.is_admin, p.kind INTO caller.principal_id, caller.is_admin, caller.kind
     FROM {schema}.login l JOIN {schema}.principal p ON p.principal_id = l.principal_id
-    WHERE l.login = session_user AND (l.expires_at IS NULL OR l.expires_at > clock_timestamp());
+    WHERE l.login = session_user AND (l.expires_at IS NULL OR l.expires_at > clock_timestamp()) AND p.kind <> 'monitor';
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
     END IF;
@@ -35,7 +36,10 @@ BEGIN
 END
 $$;
 
--- Which of these streams the caller may consume (p_what = 'c'), produce to ('p') or either ('e').
+-- Which of these streams a principal may (p_what)
+--   c: consume;  a: consume messages and activities of: all but a 'workflow';
+--   r: run and look into the workflows of: who consumes it, but not an 'activity';
+--   p: produce to;  e: speak to the workflows of: who may do p or r.
 CREATE FUNCTION {schema}.permitted(p_principal int, p_admin boolean, p_streams int[], p_what text)
 RETURNS int[]
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -45,9 +49,25 @@ BEGIN
         RETURN ARRAY(SELECT s.stream_id FROM {schema}.stream s WHERE s.stream_id = ANY (p_streams));
     END IF;
     RETURN ARRAY(
-        SELECT g.stream_id FROM {schema}.stream_grant g
+        SELECT g.stream_id FROM {schema}.stream_grant g JOIN {schema}.principal p ON p.principal_id = g.principal_id
         WHERE g.principal_id = p_principal AND g.stream_id = ANY (p_streams)
-          AND CASE p_what WHEN 'c' THEN g.consume WHEN 'p' THEN g.produce ELSE g.consume OR g.produce END);
+          AND CASE p_what WHEN 'c' THEN g.consume WHEN 'a' THEN g.consume AND p.kind <> 'workflow'
+                          WHEN 'p' THEN g.produce WHEN 'r' THEN g.consume AND p.kind <> 'activity'
+                          WHEN 'e' THEN g.produce OR g.consume AND p.kind <> 'activity' END);
+END
+$$;
+
+-- Whether a principal may look into a run, and end it: it runs the workflows of its stream; or it has started it, and may
+-- still produce to the stream.  p_principal NULL: an administrator.
+CREATE FUNCTION {schema}.may_read(p_principal int, p_stream int, p_starter int)
+RETURNS boolean
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN p_principal IS NULL OR EXISTS (
+        SELECT 1 FROM {schema}.stream_grant g JOIN {schema}.principal p ON p.principal_id = g.principal_id
+        WHERE g.principal_id = p_principal AND g.stream_id = p_stream
+          AND (g.consume AND p.kind <> 'activity' OR g.produce AND p_starter = p_principal));
 END
 $$;
 

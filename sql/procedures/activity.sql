@@ -458,7 +458,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.find_run(p_run, NULL);
+    v_run {schema}.run := {schema}.find_run(p_run, NULL, 'r');
 BEGIN
     IF v_run.status IS DISTINCT FROM 'running' THEN
         RETURN;

@@ -1,4 +1,4 @@
--- For operators: administrators only.
+-- For operators: administrators only; what merely counts, also monitors.
 
 -- Internal: raises DD001 unless the caller is an administrator.
 CREATE FUNCTION {schema}.require_admin()
@@ -12,8 +12,24 @@ BEGIN
 END
 $$;
 
+-- Internal: raises DD001 unless the caller is an administrator or a monitor.
+CREATE FUNCTION {schema}.require_monitor()
+RETURNS void
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM 1 FROM {schema}.login l JOIN {schema}.principal p ON p.principal_id = l.principal_id
+    WHERE l.login = session_user AND (l.expires_at IS NULL OR l.expires_at > clock_timestamp())
+      AND (p.is_admin OR p.kind = 'monitor');
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'this needs an administrator of the namespace, or a monitor' USING ERRCODE = 'DD001';
+    END IF;
+END
+$$;
+
 -- Give a login (not a stream's worker only: any existing role) its grants.  A principal may have several logins.
 -- Only adds: an administrator who is granted a stream stays one, so that the last of them cannot shut himself out.
+-- Raises DD010 for what was provisioned: a worker's role has what it was made with.
 CREATE FUNCTION {schema}.grant_login(p_login text, p_principal text, p_admin boolean, p_consume text[], p_produce text[])
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
@@ -22,6 +38,11 @@ DECLARE
     v_principal int;
 BEGIN
     PERFORM {schema}.require_admin();
+    IF EXISTS (SELECT 1 FROM {schema}.principal p WHERE p.kind <> 'application'
+               AND (p.name = p_principal OR p.principal_id = (
+                   SELECT l.principal_id FROM {schema}.login l WHERE l.login = p_login))) THEN
+        RAISE EXCEPTION '% belongs to a worker that was provisioned', quote_literal(p_login) USING ERRCODE = 'DD010';
+    END IF;
     INSERT INTO {schema}.principal AS p (name, is_admin) VALUES (p_principal, p_admin)
     ON CONFLICT (name) DO UPDATE SET is_admin = p.is_admin OR excluded.is_admin RETURNING p.principal_id INTO v_principal;
     INSERT INTO {schema}.login (login, principal_id) VALUES (p_login, v_principal)
@@ -31,6 +52,8 @@ BEGIN
     SELECT v_principal, s.stream_id, s.name = ANY (p_consume), s.name = ANY (p_produce)
     FROM {schema}.stream s WHERE s.name = ANY (p_consume || p_produce)
     ON CONFLICT (principal_id, stream_id) DO UPDATE SET consume = g.consume OR excluded.consume, produce = g.produce OR excluded.produce;
+    PERFORM {schema}.note_role('granted', p_principal, p_login, json_build_object(
+        'admin', p_admin, 'consume', p_consume, 'produce', p_produce));
 END
 $$;
 
@@ -41,7 +64,7 @@ RETURNS TABLE (name text, paused boolean, ready bigint, leased bigint, delayed b
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM {schema}.require_admin();
+    PERFORM {schema}.require_monitor();
     RETURN QUERY
         SELECT s.name, s.paused,
                count(m.message_id) FILTER (WHERE m.lease_token IS NULL AND m.due_at <= clock_timestamp()),
@@ -72,7 +95,7 @@ RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM {schema}.require_admin();
+    PERFORM {schema}.require_count(p_stream);
     RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind NOT IN ('c', 'd', 'e'));
 END
 $$;
@@ -86,7 +109,7 @@ RETURNS TABLE (
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM {schema}.require_admin();
+    PERFORM {schema}.require_monitor();
     RETURN QUERY
         SELECT w.worker_id, w.login::text, w.host, w.pid, w.threads,
                ARRAY(SELECT s.name FROM {schema}.stream s WHERE s.stream_id = ANY (w.stream_ids) ORDER BY 1),

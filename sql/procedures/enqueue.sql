@@ -115,7 +115,7 @@ RETURNS uuid
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
 DECLARE
-    v_stream int := {schema}.stream_for(p_stream, 'e');
+    v_stream int := {schema}.stream_for(p_stream, 'p');
     v_id uuid := gen_random_uuid();
     v_input bytea;
     v_new record;
@@ -134,8 +134,11 @@ BEGIN
     END IF;
     SELECT * INTO v_new FROM {schema}.create_run(
         v_id, coalesce(p_workflow_id, v_id::text), v_stream, p_name, v_input, p_id_conflict, 'allow',
-        (extract(epoch FROM coalesce(p_delay, interval '0')) * 1000)::bigint, NULL, NULL, NULL, NULL);
-    IF v_new.status = 'busy' THEN
+        (extract(epoch FROM coalesce(p_delay, interval '0')) * 1000)::bigint, NULL, NULL, NULL, NULL,
+        (SELECT c.principal_id FROM {schema}.caller() c WHERE NOT c.is_admin));
+    IF v_new.status = 'denied' THEN
+        RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
+    ELSIF v_new.status = 'busy' THEN
         RAISE EXCEPTION 'the workflow id % is being fought over', quote_literal(p_workflow_id)
         USING ERRCODE = '55P03', HINT = 'Try again.';
     ELSIF v_new.status = 'exists' AND p_id_conflict <> 'use_existing' THEN

@@ -68,19 +68,18 @@ RETURNS {schema}.escalation
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_caller record;
     v_found {schema}.escalation;
 BEGIN
-    SELECT * INTO v_caller FROM {schema}.caller();
     SELECT e.* INTO v_found FROM {schema}.escalation e WHERE e.escalation_id = p_escalation;
-    IF cardinality({schema}.permitted(v_caller.principal_id, v_caller.is_admin, ARRAY[v_found.stream_id], 'e')) = 0 THEN
+    IF NOT (v_found.stream_id = ANY ({schema}.escalation_streams())) THEN
         v_found := NULL;
     END IF;
     RETURN v_found;
 END
 $$;
 
--- Internal: the streams whose escalations the caller may see; NULL: all, he is an administrator.
+-- Internal: the streams whose escalations the caller may see and decide; NULL: all, he is an administrator.
+-- Who runs a stream's workflows may, and an application that may send there (people use it); no other producer.
 CREATE FUNCTION {schema}.escalation_streams()
 RETURNS int[]
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -91,7 +90,8 @@ BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     RETURN CASE WHEN NOT v_caller.is_admin THEN ARRAY(
         SELECT g.stream_id FROM {schema}.stream_grant g
-        WHERE g.principal_id = v_caller.principal_id AND (g.consume OR g.produce)) END;
+        WHERE g.principal_id = v_caller.principal_id
+          AND (g.consume AND v_caller.kind <> 'activity' OR g.produce AND v_caller.kind = 'application')) END;
 END
 $$;
 

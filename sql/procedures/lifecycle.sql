@@ -175,7 +175,7 @@ BEGIN
     v_facts := {schema}.with_fact(v_facts, 'previous', to_json(p_run.run_id::text));
     SELECT * INTO v_new FROM {schema}.create_run(
         v_next, p_run.workflow_id, p_run.stream_id, p_run.name, v_input, 'fail', 'allow', v_delay, v_facts,
-        p_run.parent_run_id, p_run.parent_seq, p_run.parent_close);
+        p_run.parent_run_id, p_run.parent_seq, p_run.parent_close, p_run.principal_id);
     IF v_new.status <> 'started' THEN
         RAISE EXCEPTION 'the workflow id is being fought over' USING ERRCODE = '55P03';
     END IF;
@@ -273,8 +273,10 @@ $$;
 
 -- Internal: a step starts a child (p_options as its command says).  Answers whether it did; what stands in its way is news
 -- for the parent: false.  A child that the run had before it was reset is started already.
+-- p_principal: whose worker takes the step; NULL: an administrator's.  Its rights decide whether a run that is there may be
+-- ended, or followed.
 CREATE FUNCTION {schema}.start_child(
-    p_run uuid, p_seq int, p_stream int, p_name text, p_workflow_id text, p_input bytea, p_options json)
+    p_run uuid, p_seq int, p_stream int, p_name text, p_workflow_id text, p_input bytea, p_options json, p_principal int)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -282,6 +284,7 @@ AS $$
 DECLARE
     v_options record;
     v_new record;
+    v_starter int;
 BEGIN
     IF EXISTS (SELECT 1 FROM {schema}.run r WHERE r.parent_run_id = p_run AND r.parent_seq = p_seq)
        OR EXISTS (SELECT 1 FROM {schema}.follower f WHERE f.follower_run_id = p_run AND f.seq = p_seq) THEN
@@ -292,14 +295,17 @@ BEGIN
     SELECT * INTO v_new FROM {schema}.create_run(
         {schema}.derived_id(p_run, p_seq::text), p_workflow_id, p_stream, p_name, p_input,
         coalesce(v_options.id_conflict, 'fail'), coalesce(v_options.id_reuse, 'allow'), coalesce(v_options.delay, 0),
-        v_options.facts, p_run, p_seq, v_options.parent_close);
+        v_options.facts, p_run, p_seq, v_options.parent_close, p_principal);
     IF v_new.status = 'busy' THEN
         RAISE EXCEPTION 'the workflow id is being fought over' USING ERRCODE = '55P03';
     ELSIF v_new.status = 'started' THEN
         RETURN true;
     ELSIF v_new.status = 'exists' AND v_options.id_conflict = 'use_existing' AND v_new.run_id <> p_run THEN
-        PERFORM 1 FROM {schema}.run r WHERE r.run_id = v_new.run_id AND r.status = 'running' FOR KEY SHARE SKIP LOCKED;
-        IF FOUND THEN
+        SELECT r.principal_id INTO v_starter FROM {schema}.run r
+        WHERE r.run_id = v_new.run_id AND r.status = 'running' FOR KEY SHARE SKIP LOCKED;
+        IF FOUND AND NOT {schema}.may_read(p_principal, p_stream, v_starter) THEN
+            NULL;
+        ELSIF FOUND THEN
             INSERT INTO {schema}.follower (follower_run_id, seq, run_id) VALUES (p_run, p_seq, v_new.run_id);
             RETURN true;
         ELSIF EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = v_new.run_id AND r.status = 'running') THEN
@@ -345,7 +351,7 @@ SET enable_seqscan = off
 AS $$
 DECLARE
     v_caller record;
-    v_run {schema}.run := {schema}.find_run(p_run, p_workflow_id);
+    v_run {schema}.run := {schema}.find_run(p_run, p_workflow_id, 'r');
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     RETURN QUERY
@@ -353,9 +359,7 @@ BEGIN
         FROM (SELECT DISTINCT ON (r.parent_seq) r.* FROM {schema}.run r
               WHERE r.parent_run_id = v_run.run_id
               ORDER BY r.parent_seq, r.started_at DESC, (r.next_run_id IS NULL) DESC) c
-        WHERE v_caller.is_admin OR EXISTS (
-            SELECT 1 FROM {schema}.stream_grant g
-            WHERE g.principal_id = v_caller.principal_id AND g.stream_id = c.stream_id AND (g.consume OR g.produce))
+        WHERE v_caller.is_admin OR {schema}.may_read(v_caller.principal_id, c.stream_id, c.principal_id)
         ORDER BY c.parent_seq;
 END
 $$;

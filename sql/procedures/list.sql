@@ -11,14 +11,14 @@
 -- Runs that are looked for are taken to be in memory (random_page_cost), or else the planner would rather read a whole table
 -- than a hundred rows by an index.
 -- The jsonpath language knows nothing but the value that it is given.  A caller who is no administrator sees the runs of
--- the streams that he has a grant for.
+-- the streams whose workflows he consumes, and of those that he may produce to the ones that he started.
 
 -- Internal: p_filter, read; with the ids of streams and parents that it names.  Raises 22023 where it makes no sense.
 CREATE FUNCTION {schema}.read_filter(
     p_filter jsonb,
     OUT status text, OUT statuses text[], OUT name text, OUT names text[], OUT workflow_id text, OUT workflow_ids text[],
     OUT workflow_like text, OUT name_like text, OUT run_ids uuid[], OUT since timestamptz, OUT before timestamptz,
-    OUT search jsonpath, OUT entity jsonpath, OUT rest jsonpath, OUT uses text[], OUT streams int[], OUT parents uuid[], OUT latest boolean)
+    OUT search jsonpath, OUT entity jsonpath, OUT rest jsonpath, OUT uses text[], OUT streams int[], OUT own_streams int[], OUT own int, OUT parents uuid[], OUT latest boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
@@ -43,7 +43,15 @@ BEGIN
             SELECT s.stream_id FROM {schema}.stream s
             WHERE (f.queues IS NULL OR s.name = ANY (f.queues)) AND (v_caller.is_admin OR EXISTS (
                 SELECT 1 FROM {schema}.stream_grant g
-                WHERE g.principal_id = v_caller.principal_id AND g.stream_id = s.stream_id AND (g.consume OR g.produce))));
+                WHERE g.principal_id = v_caller.principal_id AND g.stream_id = s.stream_id
+                  AND g.consume AND v_caller.kind <> 'activity')));
+    END IF;
+    IF NOT v_caller.is_admin THEN
+        -- NULL where there is none: the condition then vanishes from the plan.
+        SELECT array_agg(s.stream_id) INTO own_streams FROM {schema}.stream s
+        JOIN {schema}.stream_grant g ON g.principal_id = v_caller.principal_id AND g.stream_id = s.stream_id AND g.produce
+        WHERE (f.queues IS NULL OR s.name = ANY (f.queues)) AND s.stream_id <> ALL (streams);
+        own := v_caller.principal_id;
     END IF;
     IF f.parents IS NOT NULL THEN
         parents := ARRAY(SELECT p::uuid FROM unnest(f.parents) p
@@ -90,7 +98,8 @@ BEGIN
         FROM {schema}.run r
         JOIN {schema}.stream q ON q.stream_id = r.stream_id
         LEFT JOIN {schema}.run_state t ON t.run_id = r.run_id
-        WHERE (f.streams IS NULL OR r.stream_id = ANY (f.streams))
+        WHERE (f.streams IS NULL OR r.stream_id = ANY (f.streams)
+               OR f.own_streams IS NOT NULL AND r.stream_id = ANY (f.own_streams) AND r.principal_id = f.own)
           AND (f.status IS NULL OR r.status = f.status) AND (f.statuses IS NULL OR r.status = ANY (f.statuses))
           AND (f.name IS NULL OR r.name = f.name) AND (f.names IS NULL OR r.name = ANY (f.names))
           AND (f.workflow_id IS NULL OR r.workflow_id = f.workflow_id)
@@ -148,7 +157,8 @@ BEGIN
         LATERAL (SELECT CASE p_group
             WHEN 'status' THEN to_jsonb(r.status) WHEN 'name' THEN to_jsonb(r.name) WHEN 'queue_name' THEN to_jsonb(q.name)
             WHEN 'search' THEN t.search #> p_path WHEN 'entity' THEN t.entity #> p_path END) g (value)
-        WHERE (f.streams IS NULL OR r.stream_id = ANY (f.streams))
+        WHERE (f.streams IS NULL OR r.stream_id = ANY (f.streams)
+               OR f.own_streams IS NOT NULL AND r.stream_id = ANY (f.own_streams) AND r.principal_id = f.own)
           AND (f.status IS NULL OR r.status = f.status) AND (f.statuses IS NULL OR r.status = ANY (f.statuses))
           AND (f.name IS NULL OR r.name = f.name) AND (f.names IS NULL OR r.name = ANY (f.names))
           AND (f.workflow_id IS NULL OR r.workflow_id = f.workflow_id)

@@ -30,7 +30,7 @@ CREATE FUNCTION {schema}.ask_run(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.last_run({schema}.find_run(p_run, p_workflow_id));
+    v_run {schema}.run := {schema}.last_run({schema}.find_run(p_run, p_workflow_id, 'e'));
     v_now timestamptz := clock_timestamp();
 BEGIN
     known := v_run.run_id IS NOT NULL;

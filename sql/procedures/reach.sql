@@ -22,7 +22,7 @@ DECLARE
     i int;
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
-    v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'e');
+    v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_runs));
     FOR i IN 1 .. cardinality(p_runs) LOOP
         IF NOT p_streams[i] = ANY (v_may) OR substr(p_runs[i]::text, 15, 1) IS NOT DISTINCT FROM '8'
@@ -36,7 +36,7 @@ BEGIN
         FOR v_try IN 1 .. 5 LOOP
             SELECT * INTO v_new FROM {schema}.create_run(
                 p_runs[i], p_workflow_ids[i], p_streams[i], p_names[i], p_inputs[i], p_conflicts[i], p_reuses[i], p_delays[i],
-                p_options[i]::json, NULL, NULL, NULL);
+                p_options[i]::json, NULL, NULL, NULL, CASE WHEN NOT v_caller.is_admin THEN v_caller.principal_id END);
             status := v_new.status;
             run_id := v_new.run_id;
             EXIT WHEN status <> 'started' AND (status <> 'exists' OR p_conflicts[i] <> 'use_existing');
@@ -81,7 +81,7 @@ DECLARE
 BEGIN
     FOR v_try IN 1 .. 5 LOOP
         IF v_child IS NULL THEN
-            v_run := {schema}.live_run({schema}.find_run(NULL, p_attributes ->> 'workflow_id'));
+            v_run := {schema}.live_run({schema}.find_run(NULL, p_attributes ->> 'workflow_id', 'e'));
             v_to := v_run.run_id;
         ELSE
             v_to := {schema}.child_run(p_run, v_child);

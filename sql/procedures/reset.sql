@@ -30,7 +30,7 @@ DECLARE
     v_facts json;
 BEGIN
     PERFORM {schema}.begin_batch(p_sender, p_batch, 1);
-    v_run := {schema}.find_run(p_run, p_workflow_id);
+    v_run := {schema}.find_run(p_run, p_workflow_id, 'r');
     IF v_run.run_id IS NULL OR (substr(p_new::text, 15, 1) IS DISTINCT FROM '8') IS NOT TRUE THEN
         reset_run.status := 'missing';
         RETURN;
@@ -166,7 +166,7 @@ BEGIN
             'run_id', v_run.run_id, 'started_at', (extract(epoch FROM v_run.started_at) * 1000)::bigint)) END;
     SELECT * INTO v_new FROM {schema}.create_run(
         p_new, v_run.workflow_id, v_run.stream_id, v_run.name, v_first.payload, 'fail', 'allow', 0, v_facts,
-        v_run.parent_run_id, v_run.parent_seq, v_run.parent_close);
+        v_run.parent_run_id, v_run.parent_seq, v_run.parent_close, v_run.principal_id);
     IF v_new.status <> 'started' THEN
         RAISE EXCEPTION 'the workflow id is being fought over' USING ERRCODE = '55P03';
     END IF;

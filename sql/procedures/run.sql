@@ -1,6 +1,7 @@
 -- Runs, from outside: start, signal, cancel, terminate, look.
 --
--- A run belongs to its stream: who may consume or produce there may start, signal and look at its runs.
+-- A run belongs to its stream: who may produce there may start runs, speak to all and look into those that it started
+-- itself; who consumes the stream's workflows may speak to all and look into all.
 
 -- Internal: give each of these runs a task, so that a worker looks into its inbox.
 -- It comes before the first tasks of new runs: what was begun goes on.
@@ -53,9 +54,10 @@ $$;
 -- p_reuse forbids it; 'busy'.  The same run id again is the same run: 'started'.
 -- p_conflict: fail, use_existing, terminate_existing; p_reuse: allow, allow_failed, reject.
 -- p_options: what the run is started with beside its input, an object or NULL: it is the first event's attributes.
+-- p_principal: who starts it; NULL: an administrator.  'denied': it may not terminate the existing one.
 CREATE FUNCTION {schema}.create_run(
     p_run uuid, p_workflow_id text, p_stream int, p_name text, p_input bytea, p_conflict text, p_reuse text, p_delay bigint,
-    p_options json, p_parent uuid, p_parent_seq int, p_parent_close text,
+    p_options json, p_parent uuid, p_parent_seq int, p_parent_close text, p_principal int,
     OUT status text, OUT run_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -66,6 +68,7 @@ DECLARE
     v_due timestamptz := v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond';
     v_live uuid;
     v_ended boolean := false;
+    v_starter int;
 BEGIN
     create_run.run_id := p_run;
     IF p_reuse <> 'allow' AND NOT EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_run)
@@ -74,8 +77,10 @@ BEGIN
         RETURN;
     END IF;
     FOR v_try IN 1 .. 3 LOOP
-        INSERT INTO {schema}.run (run_id, workflow_id, stream_id, name, started_at, last_event, parent_run_id, parent_seq, parent_close, memo)
-        VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'), p_options -> 'memo')
+        INSERT INTO {schema}.run (
+            run_id, workflow_id, stream_id, name, started_at, last_event, parent_run_id, parent_seq, parent_close, memo, principal_id)
+        VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'),
+                p_options -> 'memo', p_principal)
         ON CONFLICT DO NOTHING;
         IF FOUND THEN
             -- The insert may have waited for the end of a run that was live when we looked.
@@ -101,9 +106,13 @@ BEGIN
             create_run.status := 'started';
             RETURN;
         END IF;
-        SELECT r.run_id INTO v_live FROM {schema}.run r
+        SELECT r.run_id, r.principal_id INTO v_live, v_starter FROM {schema}.run r
         WHERE r.workflow_id = p_workflow_id AND r.stream_id = p_stream AND r.status = 'running';
-        IF FOUND AND p_conflict = 'terminate_existing' THEN
+        IF FOUND AND p_conflict = 'terminate_existing' AND NOT {schema}.may_read(p_principal, p_stream, v_starter) THEN
+            create_run.status := 'denied';
+            create_run.run_id := NULL;
+            RETURN;
+        ELSIF FOUND AND p_conflict = 'terminate_existing' THEN
             v_ended := {schema}.end_run(
                 v_live, 'terminated', 'WorkflowTerminated', 'another run took the workflow id') = 'ok';
         ELSIF FOUND THEN
@@ -131,14 +140,14 @@ DECLARE
     i int;
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
-    v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'e');
+    v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_runs));
     FOR i IN 1 .. cardinality(p_runs) LOOP
         -- Ids of version 8 are the database's own, derived from a run.
         IF p_streams[i] = ANY (v_may) AND substr(p_runs[i]::text, 15, 1) IS DISTINCT FROM '8' THEN
             SELECT * INTO v_new FROM {schema}.create_run(
                 p_runs[i], p_workflow_ids[i], p_streams[i], p_names[i], p_inputs[i], p_conflicts[i], p_reuses[i], p_delays[i],
-                p_options[i]::json, NULL, NULL, NULL);
+                p_options[i]::json, NULL, NULL, NULL, CASE WHEN NOT v_caller.is_admin THEN v_caller.principal_id END);
             status := v_new.status;
             run_id := v_new.run_id;
         ELSE
@@ -152,8 +161,9 @@ END
 $$;
 
 -- Internal: the run that a caller means: by run id, else the live (or else the latest) one with this workflow id.
--- NULL where there is none or the caller may not see it: foreign and missing look the same.
-CREATE FUNCTION {schema}.find_run(p_run uuid, p_workflow_id text)
+-- p_what: r: to look into it, or end it, as may_read() says;  e: to speak to it, as permitted() says.
+-- NULL where there is none or the caller may not do so: foreign and missing look the same.
+CREATE FUNCTION {schema}.find_run(p_run uuid, p_workflow_id text, p_what text)
 RETURNS {schema}.run
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -166,7 +176,9 @@ BEGIN
         SELECT r.* INTO v_run FROM {schema}.run r WHERE r.run_id = p_run;
         IF NOT v_caller.is_admin AND NOT EXISTS (
             SELECT 1 FROM {schema}.stream_grant g
-            WHERE g.principal_id = v_caller.principal_id AND g.stream_id = v_run.stream_id AND (g.consume OR g.produce)) THEN
+            WHERE g.principal_id = v_caller.principal_id AND g.stream_id = v_run.stream_id
+              AND (g.consume AND v_caller.kind <> 'activity'
+                   OR g.produce AND (p_what = 'e' OR v_run.principal_id = v_caller.principal_id))) THEN
             v_run := NULL;
         END IF;
     ELSE
@@ -174,7 +186,9 @@ BEGIN
         WHERE r.workflow_id = p_workflow_id
           AND (v_caller.is_admin OR EXISTS (
               SELECT 1 FROM {schema}.stream_grant g
-              WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id AND (g.consume OR g.produce)))
+              WHERE g.principal_id = v_caller.principal_id AND g.stream_id = r.stream_id
+                AND (g.consume AND v_caller.kind <> 'activity'
+                     OR g.produce AND (p_what = 'e' OR r.principal_id = v_caller.principal_id))))
         ORDER BY (r.status = 'running') DESC, r.started_at DESC, (r.next_run_id IS NULL) DESC LIMIT 1;
     END IF;
     RETURN v_run;
@@ -200,7 +214,7 @@ BEGIN
     PERFORM {schema}.caller();
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_types));
     FOR i IN 1 .. cardinality(p_types) LOOP
-        v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i]);
+        v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i], 'e');
         v_run := {schema}.lock_live(v_run);
         v_status := CASE WHEN v_run.run_id IS NULL OR p_types[i] NOT IN ('SignalReceived', 'CancelRequested') THEN 'missing'
                     ELSE {schema}.post_one(v_run, p_types[i], p_keys[i], p_names[i], p_payloads[i]) END;
@@ -266,7 +280,7 @@ DECLARE
     v_run {schema}.run;
 BEGIN
     PERFORM {schema}.begin_batch(p_sender, p_batch, 1);
-    v_run := {schema}.find_run(p_run, p_workflow_id);
+    v_run := {schema}.find_run(p_run, p_workflow_id, 'r');
     IF v_run.run_id IS NULL THEN
         RETURN 'missing';
     END IF;
@@ -440,7 +454,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.find_run(p_run, p_workflow_id);
+    v_run {schema}.run := {schema}.find_run(p_run, p_workflow_id, 'r');
 BEGIN
     RETURN QUERY
         SELECT v_run.run_id, v_run.workflow_id, v_run.name, s.name, v_run.status, v_run.started_at, v_run.closed_at,
@@ -462,7 +476,7 @@ RETURNS TABLE (event_id int, type text, at bigint, seq int, name text, payload b
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.find_run(p_run, NULL);
+    v_run {schema}.run := {schema}.find_run(p_run, NULL, 'r');
 BEGIN
     RETURN QUERY
         SELECT e.event_id, e.type, (extract(epoch FROM e.at) * 1000)::bigint, e.seq, e.name, e.payload, e.attributes::text
@@ -477,7 +491,7 @@ RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.find_run(p_run, NULL);
+    v_run {schema}.run := {schema}.find_run(p_run, NULL, 'r');
     v_status text;
 BEGIN
     IF v_run.status = 'running' THEN

@@ -97,7 +97,7 @@ BEGIN
     END IF;
     SELECT c.status INTO v_status FROM {schema}.create_run(
         p_id, p_workflow_id, p_schedule.stream_id, p_schedule.actor, p_schedule.template, 'fail', 'allow', 0,
-        p_schedule.facts, NULL, NULL, NULL) c;
+        p_schedule.facts, NULL, NULL, NULL, nullif(p_schedule.space, 0)) c;
     IF v_status = 'busy' AND NOT EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_id) THEN
         RAISE EXCEPTION 'the workflow id is being fought over' USING ERRCODE = '40001';
     END IF;
@@ -284,7 +284,7 @@ END
 $$;
 
 -- What a worker needs to know to fire the schedules whose ticks it has leased (n: position).  Times are milliseconds
--- since the epoch, rounded down: a due time is a whole second.
+-- since the epoch, rounded down: a due time is a whole second.  The input of runs stays here.
 CREATE FUNCTION {schema}.schedules_of_leases(p_worker uuid, p_messages uuid[], p_leases uuid[])
 RETURNS TABLE (
     n int, schedule_id uuid, name text, kind text, template bytea, cron text, timezone text, catch_up bigint,
@@ -297,8 +297,8 @@ DECLARE
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     RETURN QUERY
-        SELECT t.n::int, s.schedule_id, s.name, s.kind::text, s.template, s.cron, s.timezone, s.catch_up,
-               floor(extract(epoch FROM s.seen_to) * 1000)::bigint, floor(extract(epoch FROM s.waiting) * 1000)::bigint,
+        SELECT t.n::int, s.schedule_id, s.name, s.kind::text, CASE s.kind WHEN 'm' THEN s.template ELSE '' END,
+               s.cron, s.timezone, s.catch_up, floor(extract(epoch FROM s.seen_to) * 1000)::bigint, floor(extract(epoch FROM s.waiting) * 1000)::bigint,
                floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint
         FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
         JOIN {schema}.message m ON m.message_id = t.message_id AND m.lease_token = t.lease

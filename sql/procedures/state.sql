@@ -101,7 +101,7 @@ RETURNS TABLE (search text, entity text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    v_run {schema}.run := {schema}.find_run(p_run, NULL);
+    v_run {schema}.run := {schema}.find_run(p_run, NULL, 'r');
 BEGIN
     RETURN QUERY SELECT s.search::text, s.entity::text FROM {schema}.run_state s WHERE s.run_id = v_run.run_id;
 END
@@ -156,7 +156,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     -- Before the output is read: whatever a closed run has put out is there then.
-    v_run {schema}.run := {schema}.find_run(p_run, NULL);
+    v_run {schema}.run := {schema}.find_run(p_run, NULL, 'r');
     v_until timestamptz := clock_timestamp() + least(greatest(p_wait, 0), 3600000) * interval '1 millisecond';
     v_facts json;
     v_before {schema}.run;

@@ -192,6 +192,7 @@ AS $$
 DECLARE
     v_worker_id bigint;
     v_now timestamptz := clock_timestamp();
+    v_kinds "char"[];
     v_may int[];
     v_left int;
     v_priority int;
@@ -210,13 +211,16 @@ DECLARE
 BEGIN
     -- What authenticate() and permitted() answer, in one statement: an idle worker's claim begins with it, and somebody
     -- waits for that one.
-    SELECT w.worker_id, ARRAY(
+    SELECT w.worker_id,
+           -- What such a worker takes; NULL: everything.  Ticks and notes are taken by whoever comes.
+           CASE p.kind WHEN 'activity' THEN '{m,j,a,p,d,c,n}'::"char"[] WHEN 'workflow' THEN '{s,t,w,q,e,c,n}'::"char"[] END,
+           ARRAY(
                SELECT s.stream_id FROM {schema}.stream s
                WHERE s.stream_id = ANY (p_streams) AND NOT s.paused
                  AND (p.is_admin OR EXISTS (
                      SELECT 1 FROM {schema}.stream_grant g
                      WHERE g.principal_id = p.principal_id AND g.stream_id = s.stream_id AND g.consume)))
-    INTO v_worker_id, v_may
+    INTO v_worker_id, v_kinds, v_may
     FROM {schema}.worker w
     JOIN {schema}.login l ON l.login = w.login AND (l.expires_at IS NULL OR l.expires_at > v_now)
     JOIN {schema}.principal p ON p.principal_id = l.principal_id
@@ -241,7 +245,7 @@ BEGIN
             INTO v_tids, v_found, v_rows
             FROM (SELECT m.ctid AS tid, m.message_id, m.kind FROM {schema}.message m
                   WHERE m.stream_id = p_streams[i] AND m.priority = v_priority AND m.due_at <= v_now
-                    AND m.lease_token IS NULL
+                    AND m.lease_token IS NULL AND (v_kinds IS NULL OR m.kind = ANY (v_kinds))
                   ORDER BY m.due_at LIMIT v_left
                   FOR UPDATE SKIP LOCKED) c;
             IF v_tids IS NOT NULL THEN
@@ -272,7 +276,7 @@ BEGIN
                    ELSE
                        (SELECT m.priority FROM {schema}.message m
                         WHERE m.stream_id = p_streams[i] AND m.priority > v_priority AND m.due_at <= v_now
-                          AND m.lease_token IS NULL
+                          AND m.lease_token IS NULL AND (v_kinds IS NULL OR m.kind = ANY (v_kinds))
                         ORDER BY m.priority, m.due_at LIMIT 1)
                    END
             INTO v_due, v_priority;

@@ -101,9 +101,7 @@ DECLARE
 BEGIN
     FOR v_subscription IN
         SELECT s.subscription_id FROM {schema}.subscription s JOIN {schema}.run r ON r.run_id = p_run
-        WHERE s.topic = p_topic AND (s.space = 0 OR EXISTS (
-            SELECT 1 FROM {schema}.stream_grant g
-            WHERE g.principal_id = s.space AND g.stream_id = r.stream_id AND (g.consume OR g.produce)))
+        WHERE s.topic = p_topic AND {schema}.may_read(nullif(s.space, 0), r.stream_id, r.principal_id)
     LOOP
         INSERT INTO {schema}.topic_event (subscription_id, run_id, event_id) VALUES (v_subscription, p_run, p_event);
         PERFORM {schema}.send_next(v_subscription, p_run);
@@ -204,7 +202,7 @@ $$;
 -- Subscriptions -------------------------------------------------------------------------------------------------------
 
 -- Subscribe actors to topics: what is emitted from now on, they are given.  Who may consume an actor's stream may subscribe
--- it; it is given what runs emit on streams that he has a grant for, an administrator's what any run emits.
+-- it; it is given what those runs emit that he may look into, an administrator's what any run emits.
 -- Answers per position whether that is new; NULL: not permitted.
 CREATE FUNCTION {schema}.subscribe(p_topics text[], p_streams int[], p_actors text[], p_priorities int[])
 RETURNS boolean[]

@@ -42,7 +42,7 @@ BEGIN
     PERFORM {schema}.caller();
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_ids));
     FOR i IN 1 .. cardinality(p_ids) LOOP
-        v_run := {schema}.lock_live({schema}.find_run(p_runs[i], p_workflow_ids[i]));
+        v_run := {schema}.lock_live({schema}.find_run(p_runs[i], p_workflow_ids[i], 'e'));
         run_id := v_run.run_id;
         status := CASE WHEN v_run.run_id IS NULL THEN 'missing'
                   ELSE {schema}.request_update(v_run, p_ids[i], p_names[i], p_payloads[i]) END;
@@ -71,7 +71,7 @@ DECLARE
 BEGIN
     PERFORM {schema}.caller();
     FOR i IN 1 .. least(cardinality(p_ids), 10000) LOOP
-        v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i]);
+        v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i], 'e');
         v_chain := coalesce(v_run.first_run_id, v_run.run_id);
         IF p_channel IS NOT NULL AND EXISTS (
             SELECT 1 FROM {schema}.run_update u

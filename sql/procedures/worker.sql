@@ -12,7 +12,8 @@ DECLARE
     v_caller record;
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
-    IF cardinality({schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'c')) < cardinality(p_streams) THEN
+    IF v_caller.kind = 'producer'
+       OR cardinality({schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'c')) < cardinality(p_streams) THEN
         RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
     END IF;
     RETURN QUERY

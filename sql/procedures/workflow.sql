@@ -21,7 +21,7 @@ BEGIN
         JOIN {schema}.stream s ON s.stream_id = r.stream_id
         LEFT JOIN {schema}.run p ON p.run_id = r.parent_run_id
         WHERE m.message_id = p_message AND m.lease_token = p_lease AND m.worker_id = v_worker.worker_id
-          AND r.stream_id = ANY ({schema}.permitted(v_worker.principal_id, v_worker.is_admin, ARRAY[r.stream_id], 'c'));
+          AND r.stream_id = ANY ({schema}.permitted(v_worker.principal_id, v_worker.is_admin, ARRAY[r.stream_id], 'r'));
 END
 $$;
 
@@ -197,7 +197,7 @@ BEGIN
                 AND p_last[p_after[i]] = p_expected[i] AND p_close[p_after[i]] IS NULL
             ELSE v_row.last_event = p_expected[i] END) IS TRUE;
         IF v_ok[i] AND NOT v_worker.is_admin THEN
-            v_ok[i] := cardinality({schema}.permitted(v_worker.principal_id, false, ARRAY[v_row.stream_id], 'c')) = 1;
+            v_ok[i] := cardinality({schema}.permitted(v_worker.principal_id, false, ARRAY[v_row.stream_id], 'r')) = 1;
         END IF;
         IF v_ok[i] AND p_event_type && v_taking_back THEN
             -- What somebody has resolved, or is resolving, did not time out: the run is to hear of it first.
@@ -234,7 +234,7 @@ BEGIN
     END IF;
     -- What is leased at once must be what a claim would hand out.
     IF true = ANY (p_send_eager) THEN
-        v_near := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_send_stream, 'c');
+        v_near := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_send_stream, 'a');
         v_near := ARRAY(SELECT s.stream_id FROM {schema}.stream s WHERE s.stream_id = ANY (v_near) AND NOT s.paused);
     END IF;
 
@@ -343,7 +343,7 @@ BEGIN
         CONTINUE WHEN v_ok[p_child_step[i]] IS NOT TRUE;
         IF NOT {schema}.start_child(
             v_run[p_child_step[i]], p_child_seq[i], p_child_stream[i], p_child_name[i], p_child_workflow_id[i], p_child_input[i],
-            p_child_options[i]::json) THEN
+            p_child_options[i]::json, CASE WHEN NOT v_worker.is_admin THEN v_worker.principal_id END) THEN
             v_told := v_told || v_run[p_child_step[i]];
         END IF;
     END LOOP;

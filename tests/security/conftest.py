@@ -79,6 +79,7 @@ def grant(db: Session, connect: Callable[..., Session], logins: Callable[[], tup
         *,
         principal: str | None = None,
         admin: bool = False,
+        kind: str = "application",
     ) -> Scoped:
         name, url = logins()
         db.sql(
@@ -95,6 +96,7 @@ def grant(db: Session, connect: Callable[..., Session], logins: Callable[[], tup
             else db.value("SELECT admin::text FROM durable.roles")
         )
         db.conn.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), sql.Identifier(name)))
+        db.sql("UPDATE durable.principal SET kind = %s WHERE name = %s", kind, principal or name)
         session = Scoped(url)
         session.login, session.url = name, url
         sessions.append(session)

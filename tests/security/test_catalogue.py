@@ -34,6 +34,10 @@ WORKER = {
 }
 # fmt: on
 
+#: What a monitor may call; any worker may as well, and is refused inside.
+MONITOR = {"stream_counts", "stream_is_empty", "list_workers", "queue_counts"}
+WORKER |= MONITOR
+
 FUNCTIONS = """
     SELECT p.proname::text, p.prosecdef, p.proconfig, l.lanname::text, o.rolname::text, o.rolcanlogin, o.rolsuper,
            pg_get_function_identity_arguments(p.oid), p.prosrc, p.prokind::text,

@@ -16,7 +16,7 @@ import pytest
 from tests.sql.api import Claimed, Session, Worker, derived, new_id, send_activity, send_limited, step
 
 from .conftest import Grant, Scoped
-from .test_catalogue import WORKER
+from .test_catalogue import MONITOR, WORKER
 
 #: Another text here makes other nonsense.
 SEED = "DRAMATIQ_DURABLE_TEST_SEED"
@@ -253,6 +253,8 @@ def test_nonsense_does_no_harm(scene: Scene, procedure: str) -> None:
         "SELECT pronargs::int FROM pg_proc WHERE pronamespace = 'durable'::regnamespace AND proname = %s", procedure
     )
     parameters = parameters[:count]
+    if procedure in MONITOR:
+        scene.db.sql("UPDATE durable.principal SET kind = 'monitor' WHERE name = %s", scene.attacker.login)
     before = victims(scene)
     conn = scene.attacker.conn
     conn.execute("SET statement_timeout = '10s'")

@@ -27,8 +27,8 @@ class Own(NamedTuple):
 
 @pytest.fixture
 def own(scene: Scene) -> Own:
-    """A run of the attacker's own, whose task it has leased."""
-    _, run = scene.attacker.start(scene.mine, "mine")
+    """A run of the attacker's own stream, whose task it has leased."""
+    _, run = scene.db.start(scene.mine, "mine")
     worker = scene.attacker.register(scene.mine)
     return Own(run, worker, worker.one())
 

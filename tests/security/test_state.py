@@ -47,6 +47,8 @@ def test_lists_have_only_what_was_granted(db: Session, grant: Grant) -> None:
     for stream, name in ((mine, "m"), (out, "o"), (theirs, "t")):
         start(db, stream, name, db.register(stream), SEARCH, ENTITY)
     scoped = grant(consume=("mine",), produce=("out",))
+    assert listed(scoped, {}) == ["m"]
+    start(scoped, out, "own", db.register(out), SEARCH, ENTITY)
     filters: list[dict[str, Any]] = [
         {},
         {"search": '$.who == "secret"'},
@@ -57,11 +59,13 @@ def test_lists_have_only_what_was_granted(db: Session, grant: Grant) -> None:
         {"statuses": ["running"]},
     ]
     for filter in filters:
-        assert listed(db, filter) == ["m", "o", "t"], filter
-        assert listed(scoped, filter) == ["m", "o"], filter
+        everybody = ["m", "o", "own", "t"] if filter != {"workflow_like": "_"} else ["m", "o", "t"]
+        assert listed(db, filter) == everybody, filter
+        assert listed(scoped, filter) == [name for name in everybody if name in ("m", "own")], filter
     for filter in (
         {"queues": ["theirs"]},
         {"workflow_id": "t"},
+        {"workflow_id": "o"},
         {"workflow_ids": ["t"]},
         {"name": "wf", "queues": ["no"]},
     ):
@@ -92,9 +96,10 @@ def test_a_subscriber_hears_only_the_streams_that_it_was_granted(db: Session, gr
     listener = scoped.register(streams["mine"])
     for name in ("theirs", "out", "mine"):
         start(db, streams[name], f"run-{name}", workers[name], EMITTED)
+    start(scoped, streams["out"], "started-here", workers["out"], EMITTED)
     heard = [c.payload for c in listener.claim() if c.kind == "p"]
     assert len(heard) == 2
-    assert not any(b"theirs" in payload for payload in heard)
+    assert not any(b"theirs" in payload or b"run-out" in payload for payload in heard)
     # What an administrator subscribes hears everything, and is not the worker's to end.
     assert subscribe(db, streams["mine"]) == [False]
     start(db, streams["theirs"], "again", workers["theirs"], EMITTED)

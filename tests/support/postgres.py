@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
@@ -50,11 +49,6 @@ def chosen_binaries() -> Path | None:
 def with_database(url: str, database: str) -> str:
     """Return ``url`` with another database's name."""
     return urlunsplit(urlsplit(url)._replace(path=f"/{database}"))
-
-
-def scoped_login(database: str, namespace: str = "durable") -> str:
-    """The login that scoped brokers of a database have."""
-    return "scoped_" + hashlib.sha256(f"{database}\0{namespace}".encode()).hexdigest()[:24]
 
 
 def stopped(directory: Path) -> bool:
@@ -130,9 +124,18 @@ class Cluster:
         try:
             yield with_database(self.url, name)
         finally:
+            roles = self._scoped_roles(name)
             self.drop(name)
-            if os.environ.get(SCOPED) == "on":
-                self.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(scoped_login(name))))
+            self.execute(*(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)) for role in roles))
+
+    def _scoped_roles(self, name: str) -> list[str]:
+        """What `tests.support.scoped` has made for a database."""
+        if os.environ.get(SCOPED) != "on":
+            return []
+        with psycopg.connect(with_database(self.url, name)) as connection:
+            if connection.execute("SELECT to_regclass('public.scoped')").fetchone() == (None,):
+                return []
+            return [str(role) for (role,) in connection.execute("SELECT role FROM public.scoped")]
 
     def close(self) -> None:
         if self._server is not None:

@@ -16,23 +16,13 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from dramatiq_durable.arrays import Texts
+import dramatiq_durable as durable
 from dramatiq_durable.broker import DurableBroker
-from tests.support.postgres import scoped_login
 from tests.support.processes import SCOPED
-
-PASSWORD = "secret"
 
 
 def chosen() -> bool:
     return os.environ.get(SCOPED) == "on"
-
-
-def as_login(url: str, login: str) -> str:
-    """The same place, for another login."""
-    parts = urlsplit(url)
-    address = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{login}:{PASSWORD}@{address}"))
 
 
 class Scope:
@@ -49,46 +39,54 @@ class Scope:
         try:
             with psycopg.connect(self.url, autocommit=True, connect_timeout=10) as conn:
                 row = conn.execute(
-                    "SELECT current_database(), to_regclass(quote_ident(%s) || '.login') IS NOT NULL,"
+                    "SELECT to_regclass(quote_ident(%s) || '.role_event') IS NOT NULL,"
                     " (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)",
                     [self.namespace],
                 ).fetchone()
-                assert row is not None
-                if not row[1] or not row[2]:
+                if row != (True, True):
                     return self.url
-                self.login = scoped_login(row[0], self.namespace)
-                self._make(conn)
+                with conn.transaction():
+                    # One login for all processes of a test: several may come at once.
+                    conn.execute("SELECT pg_advisory_xact_lock(5)")
+                    return self._login(conn)
         except psycopg.OperationalError:
             return self.url
-        return as_login(self.url, self.login)
 
-    def _make(self, conn: psycopg.Connection[Any]) -> None:
-        name, space = sql.Identifier(self.login), sql.Identifier(self.namespace)
-        with conn.transaction():
-            # Several processes may come at once.
-            conn.execute("SELECT pg_advisory_xact_lock(5)")
-            if not conn.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [self.login]).fetchone():
-                conn.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(name, sql.Literal(PASSWORD)))
-            row = conn.execute(sql.SQL("SELECT worker::text FROM {}.roles").format(space)).fetchone()
-            assert row is not None
-            conn.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(row[0]), name))
-            self._grant(conn, [], [])
-            conn.execute(sql.SQL("UPDATE {}.principal SET kind = 'worker' WHERE name = %s").format(space), [self.login])
+    def _login(self, conn: psycopg.Connection[Any]) -> str:
+        conn.execute("CREATE TABLE IF NOT EXISTS public.scoped (namespace text PRIMARY KEY, role text, password text)")
+        row = conn.execute("SELECT role, password FROM public.scoped WHERE namespace = %s", [self.namespace]).fetchone()
+        if row is None:
+            made = durable.provision_worker_role(
+                self.url, name="tests", streams=["default"], produce=["default"], namespace=self.namespace
+            )
+            row = made.role, made.password
+            conn.execute("INSERT INTO public.scoped VALUES (%s, %s, %s)", [self.namespace, *row])
+        self.login = str(row[0])
+        # The test's own address: it may go through something.
+        parts = urlsplit(self.url)
+        return urlunsplit(parts._replace(netloc=f"{row[0]}:{row[1]}@{parts.netloc.rpartition('@')[2]}"))
 
     def allow(self, consume: list[str], produce: list[str]) -> None:
         """What a test declares is granted."""
-        wanted = {(name, True) for name in consume} | {(name, False) for name in produce}
+        wanted = {(name, True) for name in consume} | {(name, False) for name in produce if name not in consume}
         if not self.login or wanted <= self._granted:
             return
-        with psycopg.connect(self.url, autocommit=True) as conn:
-            self._grant(conn, consume, [*consume, *produce])
-        self._granted |= wanted
-
-    def _grant(self, conn: psycopg.Connection[Any], consume: list[str], produce: list[str]) -> None:
-        conn.execute(
-            sql.SQL("SELECT {}.grant_login(%s, %s, false, %s, %s)").format(sql.Identifier(self.namespace)),
-            [self.login, self.login, Texts(consume), Texts(produce)],
+        stream, stream_grant, principal = (
+            sql.Identifier(self.namespace, name) for name in ("stream", "stream_grant", "principal")
         )
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            for name, consumes in sorted(wanted - self._granted):
+                conn.execute(sql.SQL("INSERT INTO {} (name) VALUES (%s) ON CONFLICT DO NOTHING").format(stream), [name])
+                conn.execute(
+                    sql.SQL(
+                        "INSERT INTO {} AS g (principal_id, stream_id, consume, produce)"
+                        " SELECT p.principal_id, s.stream_id, %s, true FROM {} p, {} s"
+                        " WHERE p.name = 'tests' AND s.name = %s ON CONFLICT (principal_id, stream_id)"
+                        " DO UPDATE SET consume = g.consume OR excluded.consume"
+                    ).format(stream_grant, principal, stream),
+                    [consumes, name],
+                )
+        self._granted |= wanted
 
 
 def install(replace: Callable[[Any, str, Any], None] = setattr) -> None:
