@@ -21,7 +21,7 @@ from . import topics
 from .claimer import Claimer
 from .codecs import Codec, Codecs, decode_only
 from .consumer import DurableConsumer, IdleConsumer
-from .credentials import Credentials, check_alone, url_of
+from .credentials import Credentials, check_alone, is_scoped, url_of
 from .database import Database, translate
 from .delivery import LIMITS, TASK_KINDS, Delivery, current_delivery
 from .durations import parse_duration
@@ -103,9 +103,10 @@ class DurableBroker(Sending, Processing):
                     "its own credentials and no other"
                 )
             self._url: str | None = url_of(worker_credentials)
-            check_alone(self._url, self.settings)
         else:
             self._url = check_url(url, name="the broker's url") if url is not None else self.settings.url
+        if self._url is not None and (worker_credentials is not None or is_scoped(self._url)):
+            check_alone(self._url, self.settings)
         self.readonly = readonly
         if not isinstance(reclaim_count, int) or reclaim_count < 1:
             raise ValueError(f"reclaim_count is a whole number from 1 on, not {reclaim_count!r}")
@@ -338,7 +339,7 @@ class DurableBroker(Sending, Processing):
             self._check_database(args[0])
             if self.readonly:
                 logger.warning(
-                    "the broker is readonly: this worker is given nothing. Its broker has to be made without it"
+                    "the broker is readonly: this worker is given nothing; make its broker without readonly=True"
                 )
             else:
                 with self._lock:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import psycopg
@@ -11,17 +12,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from .errors import NotConfigured
 from .settings import Settings, check_url
-
-
-class HasUrl(Protocol):
-    """What `provision_worker_role` and `rotate_worker_role` return."""
-
-    @property
-    def url(self) -> str: ...
-
+from .worker_logins import Credential
 
 #: What a broker takes as its credentials.
-Credentials = str | Mapping[str, Any] | HasUrl
+Credentials = Credential | Mapping[str, Any] | str
 
 
 def url_of(credentials: Credentials) -> str:
@@ -36,7 +30,7 @@ def url_of(credentials: Credentials) -> str:
     if isinstance(credentials, Mapping):
         found, role, password = (credentials.get(key) for key in ("url", "role", "password"))
     else:
-        found = credentials if isinstance(credentials, str) else getattr(credentials, "url", None)
+        found = credentials.url if isinstance(credentials, Credential) else credentials
     if not isinstance(found, str):
         raise NotConfigured(
             f"{name} have no url: give what provision_worker_role() returned, its url, or a mapping with 'url' (and "
@@ -63,9 +57,14 @@ def user_of(url: str) -> str | None:
     """Who logs in with a URL; None where it does not say."""
     try:
         user = conninfo_to_dict(url).get("user")
-    except psycopg.ProgrammingError as e:
-        raise NotConfigured(f"a database URL cannot be read ({str(e).strip()})") from None
+    except psycopg.ProgrammingError:
+        return None
     return None if user is None else str(user)
+
+
+def is_scoped(url: str) -> bool:
+    """Whether a URL is that of a login that was provisioned, as far as its name tells."""
+    return re.match("dd_[0-9a-f]{12}_", user_of(url) or "") is not None
 
 
 def check_alone(url: str, settings: Settings) -> None:
