@@ -229,7 +229,8 @@ class DurableBroker(Sending, Processing):
             except psycopg.Error as e:
                 if e.sqlstate == "DD001" and len(names) > 1:
                     continue
-                raise translate(e) from e
+                error = translate(e)
+                raise NotPermitted(f"{queue_name!r}: {error}") if isinstance(error, NotPermitted) else error from e
             self._streams.update(found)
             self.stream_names.update({i: n for n, i in found.items()})
             return

@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from . import arrays
 from .errors import (
+    FOREIGN,
     DatabaseUnavailable,
     DurableError,
     InvalidName,
@@ -242,7 +243,8 @@ def is_connection_lost(error: BaseException, conn: Connection) -> bool:
 def translate(error: psycopg.Error) -> Exception:
     """An error of the database as one of ours, where there is one that says more."""
     if error.sqlstate == "DD001":
-        return NotPermitted(error.diag.message_primary or "not permitted")
+        text = error.diag.message_primary or "not permitted"
+        return NotPermitted(FOREIGN if FOREIGN.startswith(text) else text)
     if error.sqlstate == "DD002":
         return LeaseLost("this worker was silent for longer than its reclaim_delay and was declared dead")
     if error.sqlstate == "DD004":
