@@ -207,7 +207,7 @@ class Claimer(threading.Thread):
                         break
                     time.sleep(0.2)
                 except NotPermitted as e:
-                    # What it was granted can change, and its streams with that.
+                    # What it was granted can change.
                     logger.error("this worker is given nothing: it may not consume its queues. %s", e)
                     if self._given_up():
                         break

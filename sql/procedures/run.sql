@@ -67,8 +67,8 @@ DECLARE
     -- History's clock starts when the run may take its first step.
     v_due timestamptz := v_now + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond';
     v_live uuid;
-    v_ended boolean := false;
     v_starter int;
+    v_ended boolean := false;
 BEGIN
     create_run.run_id := p_run;
     IF p_reuse <> 'allow' AND NOT EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_run)
