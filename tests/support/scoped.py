@@ -60,6 +60,12 @@ class Scope:
                 self.url, name="tests", streams=["default"], produce=["default"], namespace=self.namespace
             )
             row = made.role, made.password
+            # What a test keeps for itself is granted by its owner, as an application's tables are.
+            conn.execute(
+                sql.SQL(
+                    "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {}"
+                ).format(sql.Identifier(made.role))
+            )
             conn.execute("INSERT INTO public.scoped VALUES (%s, %s, %s)", [self.namespace, *row])
         self.login = str(row[0])
         # The test's own address: it may go through something.
