@@ -45,10 +45,14 @@ def scoped_brokers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if scoped.chosen():
-        more = [item for item in items if item.get_closest_marker("administrator")]
-        config.hook.pytest_deselected(items=more)
-        items[:] = [item for item in items if item not in more]
+    under_a_scope = Path(__file__).parent / "scoped"
+    more = [
+        item
+        for item in items
+        if item.get_closest_marker("administrator") and (scoped.chosen() or under_a_scope in item.path.parents)
+    ]
+    config.hook.pytest_deselected(items=more)
+    items[:] = [item for item in items if item not in more]
 
 
 def pytest_configure(config: pytest.Config) -> None:

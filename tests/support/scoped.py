@@ -61,11 +61,11 @@ class Scope:
             )
             row = made.role, made.password
             # What a test keeps for itself is granted by its owner, as an application's tables are.
-            conn.execute(
-                sql.SQL(
-                    "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {}"
-                ).format(sql.Identifier(made.role))
-            )
+            for statement in (
+                "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {}",
+                "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {}",
+            ):
+                conn.execute(sql.SQL(statement).format(sql.Identifier(made.role)))
             conn.execute("INSERT INTO public.scoped VALUES (%s, %s, %s)", [self.namespace, *row])
         self.login = str(row[0])
         # The test's own address: it may go through something.
