@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from .database import Connection
-from .delivery import Delivery, current_delivery
+from .delivery import TASK_KINDS, Delivery, current_delivery
 from .errors import DurableError
 from .operations import Context, LeaseOperation, Operation, by_kind, statement
 
@@ -36,6 +36,11 @@ class transaction:  # noqa: N801 - used like a function
         delivery = current_delivery.get()
         if delivery is None:
             raise DurableError("transaction() works only inside a running actor of a DurableBroker")
+        if delivery.kind in TASK_KINDS:
+            raise DurableError(
+                "transaction() commits with the message of an activity, and one that runs inside the workflow task has "
+                "none: run it without local=True, or durable.local()"
+            )
         self._delivery: Delivery = delivery
         self._broker: DurableBroker = delivery.broker
         self._outermost = False

@@ -222,6 +222,8 @@ def complete_later() -> str:
       LeaseLost: the activity was given to another worker, or its time is over.
       DatabaseUnavailable: the database cannot be reached.
     """
+    if current_local.get() is not None:
+        raise DurableError("an activity that runs inside the workflow task cannot end later: run it without local=True")
     delivery = _running("complete_later()")
     assert delivery.run_id is not None
     assert delivery.seq is not None

@@ -144,7 +144,11 @@ class Failure(DurableError):
       message(str): the original exception's text.
       traceback(str | None): the original traceback, as text.
       retryable(bool): whether another attempt may have helped.
+      timeout(str | None): which timeout of an activity ran out, if it was one: start_to_close, schedule_to_start,
+        schedule_to_close or heartbeat.
     """
+
+    timeout: str | None = None
 
     def __init__(
         self,
@@ -170,13 +174,11 @@ class ActivityFailed(Failure):
     Attributes:
       activity(str): the activity's name.
       attempt(int): the attempt that failed last, counted from 1.
-      timeout(str | None): which timeout ran out, if it was one.
       retry_after(int | None): of a local activity: the milliseconds after which the exception asked to be tried again.
     """
 
     activity: str = ""
     attempt: int = 1
-    timeout: str | None = None
     retry_after: int | None = None
 
 

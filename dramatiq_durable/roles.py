@@ -48,7 +48,7 @@ def grant_login(
             with conn.transaction():
                 return _grant(conn, database.namespace, login, admin, list(consume), list(produce))
         except psycopg.Error as e:
-            raise translate(e) from e
+            raise explained(e, conn, database.namespace) from e
 
 
 def _grant(
@@ -95,6 +95,21 @@ def _give(conn: Connection, names: Names, role: str, login: str) -> None:
             f"the login {conn.info.user!r} may not give out the role {role!r}: use the login that migrated the "
             f"namespace, or let a DBA run {grant.as_string(conn)}; nothing was granted"
         ) from e
+
+
+def explained(error: psycopg.Error, conn: Connection, namespace: str) -> Exception:
+    """An error of the database as one of ours; what is not permitted, with what would permit it."""
+    primary = error.diag.message_primary or ""
+    denied = isinstance(error, psycopg.errors.InsufficientPrivilege)
+    # None of these procedures is for anybody else.
+    if error.sqlstate == "DD001" or (denied and primary.startswith("permission denied for function")):
+        return NotPermitted(
+            f"the login {conn.info.user!r} is no administrator of the namespace {namespace!r}: let one of them run "
+            f"`dramatiq-durable --namespace {namespace} role grant {conn.info.user} --admin`"
+        )
+    if denied:
+        return NotPermitted(f"the login {conn.info.user!r} lacks a privilege: {primary}. Nothing was changed")
+    return translate(error)
 
 
 def names_of(conn: Connection, namespace: str) -> Names:

@@ -21,10 +21,10 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from .arrays import Texts
-from .database import CONNECT_TIMEOUT, Connection, Database, translate
+from .database import CONNECT_TIMEOUT, Connection, Database
 from .errors import DatabaseUnavailable, NotConfigured, NotPermitted, SchemaOutOfDate
 from .migrate import Names
-from .roles import names_of, quoted
+from .roles import explained, names_of, quoted
 
 #: How long revoking goes on ending sessions, in seconds; a session ends within milliseconds.
 END_WITHIN = 10.0
@@ -69,27 +69,10 @@ def session(database: Database) -> Iterator[tuple[Connection, Names]]:
     try:
         names = _check_privileges(conn, database.namespace)
         yield conn, names
-    except psycopg.errors.InsufficientPrivilege as e:
-        primary = e.diag.message_primary or ""
-        raise NotPermitted(
-            _needs_admin(conn, database.namespace)
-            if primary.startswith("permission denied for function")
-            else f"the login {conn.info.user!r} lacks a privilege: {primary}. Nothing was changed"
-        ) from e
     except psycopg.Error as e:
-        error = translate(e)
-        if isinstance(error, NotPermitted) and "administrator" in str(error):
-            error = NotPermitted(_needs_admin(conn, database.namespace))
-        raise error from e
+        raise explained(e, conn, database.namespace) from e
     finally:
         conn.close()
-
-
-def _needs_admin(conn: Connection, namespace: str) -> str:
-    return (
-        f"the login {conn.info.user!r} is no administrator of the namespace {namespace!r}: let one of them run "
-        f"`dramatiq-durable --namespace {namespace} role grant {conn.info.user} --admin`"
-    )
 
 
 def _check_privileges(conn: Connection, namespace: str) -> Names:

@@ -15,10 +15,10 @@ from typing import Literal, get_args
 import psycopg
 
 from .arrays import Texts
-from .database import Database, translate
+from .database import Database
 from .durations import Duration, parse_duration
 from .errors import InvalidName, InvalidRole, NotConfigured
-from .roles import names_of
+from .roles import explained, names_of
 from .settings import Settings, check_url
 from .worker_logins import Credential, bar, call, drop, end_what_is_over, make_login, own_logins, session
 from .workflow.options import check_queue_name
@@ -294,7 +294,7 @@ def list_roles(database: Database) -> list[WorkerRole]:
         try:
             rows = call(conn, names_of(conn, database.namespace), "list_roles")
         except psycopg.Error as e:
-            raise translate(e) from e
+            raise explained(e, conn, database.namespace) from e
     found: dict[str, WorkerRole] = {}
     logins: dict[str, list[WorkerLogin]] = {}
     for name, kind, consume, produce, live, statement, transaction, created, *login in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,7 +149,7 @@ def test_listings_are_for_administrators(made: Scratch) -> None:
     login, url = made.login()
     run(made, "role", "grant", login, "--consume", "default")
     for group in ("stream", "worker", "dead-letter"):
-        assert "permission denied" in refused(url, group, "list")
+        assert re.search("permission denied|needs an administrator", refused(url, group, "list"))
 
 
 # --- streams, workers, dead letters --------------------------------------------------------------------------
@@ -358,7 +359,7 @@ def test_a_login_must_exist_to_be_granted_anything(made: Scratch) -> None:
 def test_only_administrators_grant(made: Scratch) -> None:
     login, url = made.login()
     run(made, "role", "grant", login, "--consume", "one")
-    assert "permission denied" in refused(url, "role", "grant", login, "--admin")
+    assert "is no administrator" in refused(url, "role", "grant", login, "--admin")
     assert made.execute("SELECT count(*) FROM durable.principal WHERE is_admin") == [(1,)]
 
 

@@ -55,8 +55,9 @@ class Advance(LeaseOperation):
     drops: list[int] = field(default_factory=list)
     children: list[Child] = field(default_factory=list)
     cancels: list[int] = field(default_factory=list)
-    #: How many of the news that it was made of were given to the code.
+    #: How many of the news that it was made of were given to the code, and which of them (from 1) were not after all.
     given: int = 0
+    left: set[int] = field(default_factory=set)
     #: When timers are due that were running before a reset, by their numbers: milliseconds since the epoch.
     due: dict[int, int] = field(default_factory=dict)
     #: The step of the same execution that this one builds upon, until this one is settled.

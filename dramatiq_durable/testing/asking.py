@@ -116,7 +116,7 @@ def ask(run: Run, name: str, args: tuple[Any, ...]) -> Any:
     check_name(name, "a query's name")
     payload = encode_call(args, {}, None, name)
     outside_of_workflows(f"ask the query {name!r}")
-    if run.status == "running" and not run.begun:
+    if run.status == "running" and not (run.begun and run.execution.begun):
         raise QueryTimedOut(f"no worker answered the query {name!r}: the run has not begun. Let time pass first.")
     with looked_at(run) as execution:
         answer, failure = execution.handlers.query(name, payload)

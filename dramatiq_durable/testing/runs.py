@@ -130,6 +130,8 @@ class Run:
         self.history = [Event(1, events.WORKFLOW_STARTED, begins, None, workflow.name, payload, facts or None)]
         self._early: list[Event] = early or []
         self._unseen: list[Event] = self._early
+        #: Updates that wait for the code to begin, as its interceptors let it.
+        self._held: list[Event] = []
         self.begun = False
         self._begin_at = environment.at(begins, self._begin)
         if facts.get("execution_timeout") and deadline is None:
@@ -175,21 +177,30 @@ class Run:
         execution = self.execution
         while news:
             event = news.pop(0)._replace(at=self.environment.now_ms)
-            more = bool(news) and news[0].type in events.MESSAGE_TYPES
+            more = bool(self._held) or (bool(news) and news[0].type in events.MESSAGE_TYPES)
             first = event.type == events.WORKFLOW_STARTED
             self.stepping = True
             try:
-                if event.type == events.UPDATE_REQUESTED:
+                if event.type != events.UPDATE_REQUESTED:
+                    step = execution.step(event, more)
+                elif execution.begun:
                     step = self._admit(event, more)
                 else:
-                    step = execution.step(event, more)
+                    self._held.append(event)
+                    step = Step([], [])
+                if self._held and execution.begun:
+                    news += self._held
+                    self._held = []
+                elif self._held:
+                    late = execution.close_late()
+                    step = Step(step.events + late.events, step.commands + late.commands)
             finally:
                 self.stepping = False
             self.history[len(self.history) - first :] = map(self._stored, step.events)
             for made in step.events:
                 self._note(made)
             for command in step.commands:
-                self._unseen = news
+                self._unseen = news + self._held
                 self.carry_out(command)
             if execution.closed:
                 return

@@ -111,7 +111,12 @@ class _Schedulable(Generic[P, R]):
             check_call(self._function(), self.actor_name, args, kwargs)
             options = {**options, "headers": check_headers(self.actor_name, headers)}
         elif headers:
-            options = {**options, "headers": {**headers, **options.get("headers", {})}}
+            given = {**headers, **options.get("headers", {})}
+            # Interceptors of the run may have put anything into them.
+            options = {
+                **options,
+                "headers": check_headers(self.actor_name, given) if execution.interceptors.workflow else given,
+            }
         payload = encode_call(args, kwargs, self._function(), self.actor_name)
         if dispatch.local:
             return cast(

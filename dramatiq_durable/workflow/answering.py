@@ -14,6 +14,7 @@ from ..operations import Ack, AnswerQuery, Operation, Release, Reschedule
 from ..settling import backoff
 from .events import Event
 from .failures import failure_to_json
+from .handlers import STACK
 from .replay import Execution
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class Answerer:
             execution = self._bring_back(workflow, delivery, row, live)
             if live and run.execution is None:
                 run.execution, keep = execution, True
+        if live and not execution.begun and name != STACK:
+            # Its interceptors wait for something before the code begins, which has the handlers.
+            if not keep:
+                execution.evict()
+            return self._later(delivery)
         codecs = self._broker.codecs
         answer, failure = execution.handlers.query(name, codecs.decode(payload, f"the arguments of the query {name!r}"))
         if not keep:

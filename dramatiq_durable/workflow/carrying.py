@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 #: The priority of timers: what was begun goes on before new runs are.
 TASK_PRIORITY = -1
 
+#: The number of the task that follows the beginning of a run's code: no command has it.
+_BEGUN = -1
+
 _CLOSING = {
     CompleteWorkflow: "completed",
     FailWorkflow: "failed",
@@ -65,6 +68,12 @@ class Carrier:
             return None
         carry = _CARRIERS.get(type(command))
         return None if carry is None else carry(self, command, advance, execution)
+
+    def task(self, execution: Execution) -> Send:
+        """A task for a run whose code has just begun: updates that waited for it are in its inbox."""
+        info = execution.info
+        stream_id = self.broker.stream_id(info.queue_name)
+        return Send("w", stream_id, _BEGUN, info.name, TASK_PRIORITY, 0, b"")
 
     def carry_on(self, event: Event, news: list[Event], advance: Advance, execution: Execution) -> list[Event]:
         """A run was taken up again by a reset: what it waits for, and no news answers, is asked for again.

@@ -16,7 +16,7 @@ from . import events
 from .converter import encode, encode_call
 from .definition import global_broker
 from .handle import WorkflowHandle, outside_of_workflows
-from .options import check_call
+from .options import check_call, check_name
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
@@ -122,12 +122,17 @@ def get_handle(
     """A handle of a run by its workflow id (the live run that has it, else the latest) or its run id.  Does no I/O.
 
     Raises:
-      ValueError: neither id is given, or the run id is none.
+      ValueError: neither id is given, or one of them cannot be an id.
     """
     if workflow_id is None and run_id is None:
         raise ValueError("get_handle needs a workflow id or a run id")
+    if workflow_id is not None:
+        check_name(workflow_id, "a workflow id")
     if run_id is not None:
-        run_id = str(uuid.UUID(run_id))
+        try:
+            run_id = str(uuid.UUID(str(run_id)))
+        except ValueError:
+            raise ValueError(f"a run id is a UUID, not {run_id!r}") from None
     return WorkflowHandle(durable_broker(broker or global_broker()), workflow_id, run_id)
 
 

@@ -150,6 +150,11 @@ class Workflow(Generic[P, R]):
 
         return cast("StartedRun[R]", await client.astart_run(self, args, kwargs, self.defaults))
 
+    async def asend(self, *args: P.args, **kwargs: P.kwargs) -> StartedRun[R]:
+        """`send`, for async code."""
+        self._refuse_in_workflow("asend")
+        return await self.astart(*args, **kwargs)
+
     def _refuse_in_workflow(self, verb: str) -> None:
         if current() is not None:
             raise ForbiddenInWorkflow(

@@ -48,6 +48,8 @@ def _cause(exc: BaseException, causes: int) -> dict[str, Any] | None:
             "traceback": exc.traceback,
             "retryable": exc.retryable,
         }
+        if exc.timeout is not None:
+            described["timeout"] = exc.timeout
         if causes and exc.__cause__ is not None:
             described["cause"] = _describe_link(exc.__cause__, causes - 1)
         return described
@@ -102,9 +104,13 @@ def failure_from_json(described: Mapping[str, Any], cls: type[F], **extra: Any) 
 
 
 def _link(described: Mapping[str, Any], cls: type[F]) -> F:
-    return cls(
+    link = cls(
         str(described.get("message", "")),
         type=str(described.get("type", "Exception")),
         traceback=described.get("traceback"),
         retryable=bool(described.get("retryable", True)),
     )
+    timeout = described.get("timeout")
+    if isinstance(timeout, str):
+        link.timeout = timeout
+    return link

@@ -7,15 +7,15 @@ may be lost.  Between two looks nothing is held: no connection, and for ``async 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DatabaseUnavailable
 from .converter import loads
-from .waiting import Waiters
+from .waiting import Told, Waiters
 
 if TYPE_CHECKING:
     from .handle import WorkflowHandle
@@ -40,7 +40,8 @@ def follow(handle: WorkflowHandle[Any], offset: int) -> Iterator[tuple[int, Any]
 
 def _follow(follower: _Follower) -> Iterator[tuple[int, Any]]:
     follower.resolve()
-    with follower.waiters.waiting(follower.run_id) as told:
+    told = threading.Event()
+    with follower.waiters.waiting(follower.run_id, told):
         while True:
             yield from (found := follower.look())
             if follower.ended:
@@ -57,7 +58,7 @@ def afollow(handle: WorkflowHandle[Any], offset: int) -> AsyncIterator[tuple[int
 
 async def _afollow(follower: _Follower) -> AsyncIterator[tuple[int, Any]]:
     await asyncio.to_thread(follower.resolve)
-    told = _Told()
+    told = Told()
     first = follower.run_id
     follower.waiters.add(first, told)
     try:
@@ -71,23 +72,6 @@ async def _afollow(follower: _Follower) -> AsyncIterator[tuple[int, Any]]:
                 await told.wait(follower.pause())
     finally:
         follower.waiters.remove(first, told)
-
-
-class _Told:
-    """An event of the event loop that any thread may set."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-
-    def set(self) -> None:
-        with suppress(RuntimeError):  # the loop was closed meanwhile
-            self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self, timeout: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), timeout)
-        self._event.clear()
 
 
 class _Follower:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from ..durations import parse_duration
 from ..errors import (
@@ -36,7 +37,7 @@ from .failures import failure_from_json
 from .following import afollow, follow
 from .info import Info, Parent
 from .replay import current
-from .waiting import Waiters
+from .waiting import Told, Waiters
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
@@ -98,7 +99,11 @@ class WorkflowHandle(Asking, Generic[R]):
             ends = procedures.get_events(conn, row[0], [1, row[7]])
             return row, ends[0], ends[-1], procedures.pending_of(conn, row[0]) if row[4] == "running" else []
 
-        found = self._read(look)
+        found, stack = self._read(look), None
+        if found is not None and found[0][4] == "running":
+            # What it waits for is to be as new as where.
+            stack = self._stack()
+            found = self._read(look)
         if found is None:
             raise self._not_found()
         row, first, last, waiting = found
@@ -133,7 +138,7 @@ class WorkflowHandle(Asking, Generic[R]):
                 )
                 for seq, kind, called, attempt, why, due, details in waiting
             ],
-            stack=self._stack() if status == "running" else None,
+            stack=stack if status == "running" else None,
         )
 
     def status(self) -> str:
@@ -185,49 +190,41 @@ class WorkflowHandle(Asking, Generic[R]):
           WorkflowNotFound: there is none, or this login may not see it.
           DatabaseUnavailable: the database stayed away.
         """
-        deadline = None if timeout is None else time.monotonic() + parse_duration(timeout) / 1000
+        deadline = _deadline(timeout)
         run_id = self._resolve()
         while True:
-            status = self._await_end(run_id, timeout, deadline)
-            row = self._row(uuid.UUID(run_id).bytes)
-            if row[12] is None:
-                return self._outcome(run_id, status, row[7])
-            run_id = str(uuid.UUID(bytes=row[12]))
+            end, told = _End(self, run_id, timeout, deadline), threading.Event()
+            with end.waiters.waiting(run_id, told):
+                while (status := end.look()) is None:
+                    told.wait(end.pause())
+                    told.clear()
+            following = self._following(run_id, status)
+            if isinstance(following, _Outcome):
+                return cast(R, following.value)
+            run_id = following
 
-    def _await_end(self, run_id: str, timeout: Any, deadline: float | None) -> str:
-        """Wait for one run to close; answers its status."""
-        key = uuid.UUID(run_id).bytes
-        waiters = Waiters.of(self.broker)
-        with waiters.waiting(run_id) as closed:
-            look = LOOKS[0]
-            away_since: float | None = None
-            while True:
-                try:
-                    status = self._read(lambda conn: self.broker.procedures.await_run(conn, key, waiters.channel))
-                    away_since = None
-                except DatabaseUnavailable:
-                    # An outage is no reason to forget what is being waited for; but not for ever.
-                    now = time.monotonic()
-                    away_since = away_since or now
-                    if now - away_since > 60:
-                        raise
-                    status = "running"
-                if status is None:
-                    raise self._not_found()
-                if status != "running":
-                    return str(status)
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    waited = f"{parse_duration(timeout or 0) / 1000:g} s"
-                    raise Timeout(
-                        f"the workflow {self._workflow_id or run_id!r} did not close within {waited}: it goes on, if a "
-                        "worker consumes its stream"
-                    )
-                closed.wait(look if left is None else min(look, left))
-                closed.clear()
-                look = min(look * 1.5, LOOKS[1])
+    async def aresult(self, timeout: Any = None) -> R:
+        """As `result`, awaited: no thread waits for it."""
+        deadline = _deadline(timeout)
+        run_id = await asyncio.to_thread(self._resolve)
+        while True:
+            end, told = _End(self, run_id, timeout, deadline), Told()
+            with end.waiters.waiting(run_id, told):
+                while (status := await asyncio.to_thread(end.look)) is None:
+                    await told.wait(end.pause())
+            following = await asyncio.to_thread(self._following, run_id, status)
+            if isinstance(following, _Outcome):
+                return cast(R, following.value)
+            run_id = following
 
-    def _outcome(self, run_id: str, status: str, length: int) -> R:
+    def _following(self, run_id: str, status: str) -> str | _Outcome:
+        """The run that goes on for one that has closed, or else how that ended."""
+        row = self._row(uuid.UUID(run_id).bytes)
+        if row[12] is None:
+            return _Outcome(self._outcome(run_id, status, row[7], row[2]))
+        return str(uuid.UUID(bytes=row[12]))
+
+    def _outcome(self, run_id: str, status: str, length: int, name: str) -> R:
         key = uuid.UUID(run_id).bytes
         last: Event = self._read(lambda conn: self.broker.procedures.get_history(conn, key, length - 1))[0]
         ids = {"workflow_id": self._workflow_id or "", "run_id": run_id}
@@ -235,7 +232,9 @@ class WorkflowHandle(Asking, Generic[R]):
         attributes = last.attributes or {}
         if status == "completed":
             value = None if last.payload is None else loads(last.payload)
-            decode = decoders_of(self._workflow.fn).result if self._workflow is not None else None
+            # A handle that was made of an id knows no workflow; this process may.
+            workflow = self._workflow or self.broker.workflows.get(name)
+            decode = None if workflow is None else decoders_of(workflow.fn).result
             return cast(R, fit(value, decode, f"the result of {what}"))
         if status == "failed":
             raise failure_from_json(described_failure(last), WorkflowFailed, **ids)
@@ -357,9 +356,6 @@ class WorkflowHandle(Asking, Generic[R]):
     async def aexport(self) -> str:
         return await asyncio.to_thread(self.export)
 
-    async def aresult(self, timeout: Any = None) -> R:
-        return await asyncio.to_thread(self.result, timeout)
-
     async def asignal(self, name: str, payload: Any = None, *, id: str | None = None) -> None:
         await sending(lambda: self.signal(name, payload, id=id))
 
@@ -417,3 +413,57 @@ def check_reason(reason: str | None) -> None:
 def outside_of_workflows(what: str) -> None:
     if current() is not None:
         raise ForbiddenInWorkflow(f"inside a workflow you cannot {what}: it could not be replayed. Make it an activity")
+
+
+class _Outcome(NamedTuple):
+    """What a workflow returned."""
+
+    value: Any
+
+
+def _deadline(timeout: Any) -> float | None:
+    return None if timeout is None else time.monotonic() + parse_duration(timeout) / 1000
+
+
+class _End:
+    """The end of one run, while it is waited for."""
+
+    def __init__(self, handle: WorkflowHandle[Any], run_id: str, timeout: Any, deadline: float | None) -> None:
+        self.waiters = Waiters.of(handle.broker)
+        self._handle = handle
+        self._run_id = run_id
+        self._timeout = timeout
+        self._deadline = deadline
+        self._pause = LOOKS[0]
+        self._away_since: float | None = None
+
+    def look(self) -> str | None:
+        """The run's status, once it has closed."""
+        handle, key = self._handle, uuid.UUID(self._run_id).bytes
+        try:
+            status = handle._read(lambda conn: handle.broker.procedures.await_run(conn, key, self.waiters.channel))
+            self._away_since = None
+        except DatabaseUnavailable:
+            # An outage is no reason to forget what is being waited for; but not for ever.
+            now = time.monotonic()
+            self._away_since = self._away_since or now
+            if now - self._away_since > 60:
+                raise
+            status = "running"
+        if status is None:
+            raise handle._not_found()
+        if status != "running":
+            return str(status)
+        if self._deadline is not None and self._deadline <= time.monotonic():
+            waited = f"{parse_duration(self._timeout or 0) / 1000:g} s"
+            raise Timeout(
+                f"the workflow {handle._workflow_id or self._run_id!r} did not close within {waited}: it goes on, if a "
+                "worker consumes its stream"
+            )
+        return None
+
+    def pause(self) -> float:
+        """Seconds until the next look, if nothing is told before."""
+        pause = self._pause
+        self._pause = min(pause * 1.5, LOOKS[1])
+        return pause if self._deadline is None else max(0, min(pause, self._deadline - time.monotonic()))

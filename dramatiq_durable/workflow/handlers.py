@@ -57,8 +57,8 @@ class Handlers:
 
     @property
     def all_finished(self) -> bool:
-        """Whether no signal's or update's handler is at work."""
-        return not self._running
+        """Whether no signal's or update's handler is at work, or about to begin."""
+        return not self._running and not self.unstarted
 
     def done(self) -> bool:
         """Whether every handler has begun: until then, a run that ends lets them."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, cast
 
-from ..errors import ForbiddenInWorkflow, RunawayWorkflow
+from ..errors import ForbiddenInWorkflow, PayloadTooLarge, RunawayWorkflow
 from . import events
 from .attributes import search_values
 from .commands import CancelTimer, Command, CommandFuture, Compute, StartTimer
@@ -23,6 +23,9 @@ from .lineage import Lineage
 from .loop import Scope, WorkflowLoop
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+#: How much one step may ask for: one call stores it, twice (what happened, and what is sent).
+MAX_STEP_BYTES = 64 * 1024 * 1024
 
 
 class _Pending(Protocol):
@@ -39,6 +42,7 @@ class Inside:
     """What the primitives, the definitions and the handlers have of the run that calls them."""
 
     __slots__ = (
+        "_asked_bytes",
         "_base",
         "_computing",
         "_conditions",
@@ -66,6 +70,7 @@ class Inside:
         self.lineage = Lineage(info.run_id)
         self._main: asyncio.Task[Any] | None = None
         self._seq = 0
+        self._asked_bytes = 0
         # By number; what cancels command n has ~n, the closing command 0, a patch its name.
         self._out: dict[int | str, Command] = {}
         self._computing: dict[int, Compute] = {}
@@ -132,6 +137,14 @@ class Inside:
             self.loop.refuse_late()
         if self.reading is not None:
             raise self.change_refused()
+        if command.payload is not None:
+            self._asked_bytes += len(command.payload)
+            if self._asked_bytes > MAX_STEP_BYTES:
+                raise PayloadTooLarge(
+                    f"{command.name!r} is one too many: what one step of a workflow asks for may have "
+                    f"{MAX_STEP_BYTES:,} bytes. Await some of it before you ask for more, or store large values "
+                    "elsewhere and pass their keys."
+                )
         self._seq = seq = self._seq + 1
         command.seq = seq
         self._out[seq] = command

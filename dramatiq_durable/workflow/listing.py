@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import dramatiq
 
-from ..codecs import Codecs
+from ..codecs import Codecs, ShownCodecs
 from ..errors import InvalidFilter, WorkflowClosed, WorkflowNotFound
 from ..operations import Operation, Post, Terminate
 from ..using import sending
@@ -33,7 +33,6 @@ from .options import check_name
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
-    from ..codecs import Codecs
 
 ORDERS = ("started_at", "-started_at", "closed_at", "-closed_at")
 
@@ -261,8 +260,10 @@ def _pages(broker: DurableBroker, condition: Condition, *, latest: bool = False)
     ``latest``: of each workflow id only the latest run.
     """
     after: str | None = None
+    # Nobody looks at what the runs have to say.
+    codecs = ShownCodecs(broker.codecs.given)
     while True:
-        page = _page(broker, condition, "-started_at", CHUNK, after, latest=latest)
+        page = _page(broker, condition, "-started_at", CHUNK, after, latest=latest, codecs=codecs)
         if page:
             yield page
         after = page.next
@@ -319,6 +320,7 @@ def _page(
     after: str | None,
     *,
     latest: bool = False,
+    codecs: Codecs | None = None,
 ) -> WorkflowList:
     filter = compiled(condition)
     if latest:
@@ -336,7 +338,7 @@ def _page(
         broker,
         lambda conn: broker.procedures.list_workflows(conn, text, by_close, descending, at, run, limit + 1),
     )
-    page = WorkflowList(_summary(row, broker.codecs) for row in rows[:limit])
+    page = WorkflowList(_summary(row, broker.codecs if codecs is None else codecs) for row in rows[:limit])
     if len(rows) > limit:
         page.next = _cursor(order, page[-1])
     return page

@@ -39,21 +39,31 @@ def run_locally(
     limits = [(ms, name) for name, ms in dispatch.limits.items()]
     limit = min(limits) if limits else None
 
+    misfits: list[BaseException] = []
+
     def hopeless(exception: BaseException) -> bool:
-        return forbids(policy, exception) or bool(throws and isinstance(exception, throws))
+        told = exception in misfits or forbids(policy, exception)
+        return told or bool(throws and isinstance(exception, throws))
 
     scheduled_ms = execution.loop.now_ms
 
     def call(attempt: int) -> ComputeCall[Any]:
         # Each attempt gets arguments of its own, as one from a message does.
         recorded = loads(payload)
-        args, kwargs = typed(tuple(recorded["args"]), recorded["kwargs"], fn)
+        args, kwargs = tuple(recorded["args"]), recorded["kwargs"]
+        calls = fn
+        try:
+            args, kwargs = typed(args, kwargs, fn)
+        except Exception as e:
+            # They will not fit the next time either.
+            misfits.append(e)
+            calls = _raising(e)
         command = Compute(
             None,
             activity.actor_name,
             None,
             hash_arguments(payload),
-            fn=fn,
+            fn=calls,
             args=args,
             kwargs=kwargs,
             answer=events.LOCAL_ACTIVITY_COMPLETED,
@@ -85,6 +95,15 @@ def _plain(fn: Any) -> Callable[..., Any]:
     """The function as it was written: an ``async def`` actor's is wrapped for the thread of a message."""
     written = getattr(fn, "__wrapped__", None)
     return written if inspect.iscoroutinefunction(written) else fn
+
+
+def _raising(error: Exception) -> Callable[..., Any]:
+    """What is called in place of a function whose arguments do not fit."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return refuse
 
 
 async def _attempts(

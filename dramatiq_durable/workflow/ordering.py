@@ -26,7 +26,8 @@ def in_order(news: list[News]) -> list[News]:
     ordered = sorted(news, key=lambda item: _PRECEDENCE.get(item[1].type, 4))
     reset = next((n for n, (_, event) in enumerate(ordered) if event.type == events.WORKFLOW_RESET), None)
     if reset is not None:
-        again = next(item for item in news if item[1].type not in (events.WORKFLOW_STARTED, events.WORKFLOW_RESET))
+        # What stands before it in the inbox are the ends of children.
+        again = news[next(n for n, (_, event) in enumerate(news) if event.type == events.WORKFLOW_RESET) + 1]
         ordered.remove(again)
         ordered.insert(reset + 1, again)
     last = max((n for n, (_, e) in enumerate(ordered) if e.type == events.SIGNAL_RECEIVED), default=-1)

@@ -67,6 +67,7 @@ class Execution(Inside):
     __slots__ = (
         "_cancel_requested",
         "_keep",
+        "begun",
         "closed",
         "evicted",
         "facts",
@@ -97,6 +98,8 @@ class Execution(Inside):
         self.facts: dict[str, Any] = {}
         self.patches = Patches(self)
         self._cancel_requested = False
+        self.begun = False
+        """Its code has begun: before that, its interceptors may wait for something, and nobody answers updates."""
         self.closed = False
         self.evicted = False
         self.is_replaying = False
@@ -171,6 +174,7 @@ class Execution(Inside):
             self.history_bytes += len(event.payload)
         if self.closed:
             return []
+        self._asked_bytes = 0
         scope = Scope(loop)
         try:
             with scope:
@@ -283,10 +287,12 @@ class Execution(Inside):
         """The workflow's code, with its interceptors around it."""
         methods = self.interceptors.workflow
         if not methods:
+            self.begun = True
             return self.fn(*args, **kwargs)
 
         def last(ctx: CallContext) -> Coroutine[Any, Any, Any]:
             self._inbound = ctx
+            self.begun = True
             return self.fn(*ctx.args, **ctx.kwargs)
 
         self._inbound = CallContext(self._base.name, tuple(args), kwargs, dict(self._base.headers), self.info)

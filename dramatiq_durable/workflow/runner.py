@@ -204,6 +204,10 @@ class Runner:
         # Asked for several times, and not yet told: the code is cancelled once, its cleanup is not.
         cancels = [item for item in waiting if item[1].type == events.CANCEL_REQUESTED]
         news = in_order([item for item in waiting if item not in cancels[1:]])
+        if not execution.begun and all(event.type == events.UPDATE_REQUESTED for _, event in news):
+            # Its interceptors wait for something before the code begins: so does an update.
+            run.taken.difference_update(inbox_id for inbox_id, _ in news)
+            news = []
         if not news or execution.closed:
             if delivery.kind == "w" and not committed:
                 # The step after which nobody waits for this timer is on its way, and may be refused.
@@ -212,8 +216,12 @@ class Runner:
         run.taken.update(inbox_id for inbox_id, _ in waiting if inbox_id)
         advance = self._step(delivery, run, execution, [event for _, event in news])
         # What a run that continues as new was not given any more is for the next one.
-        given = len(news) if advance.close != "continued_as_new" else advance.given
-        advance.inbox = [inbox_id for inbox_id, _ in news[:given] + cancels[1:] if inbox_id]
+        handed_on = advance.close == "continued_as_new"
+        given = advance.given if handed_on else len(news)
+        left = advance.left if handed_on or advance.close is None else ()
+        kept = [news[position - 1][0] for position in left]
+        run.taken.difference_update(kept)
+        advance.inbox = [i for i, _ in news[:given] + cancels[1:] if i and i not in kept]
         advance.then = lambda a: self._advanced(delivery, run, a, None)
         return advance
 
@@ -273,15 +281,28 @@ class Runner:
     def _step(self, delivery: Delivery, run: CachedRun, execution: Execution, news: list[Event]) -> Advance:
         """Apply events one by one, and gather what came out as one operation."""
         expected = execution.last_event_id
+        # Updates that came before the code has begun wait for it, where its interceptors wait for something first.
+        early: list[Event] = []
+        waits = not execution.begun and expected > 0
         advance = Advance(delivery.key, delivery.lease, uuid.UUID(str(delivery.run_id)).bytes, expected)
         try:
             for position, event in enumerate(news, 1):
-                more = position < len(news) and news[position].type in events.PRECEDES_END
+                more = bool(early) or (position < len(news) and news[position].type in events.PRECEDES_END)
                 advance.given += 1
-                if event.type == events.UPDATE_REQUESTED:
+                if event.type != events.UPDATE_REQUESTED:
+                    step = execution.step(event, more)
+                elif execution.begun:
                     step = self._admit(event, advance, execution, more)
                 else:
-                    step = execution.step(event, more)
+                    early.append(event)
+                    advance.left.add(position)
+                    step = Step([], [])
+                if early and execution.begun:
+                    news += early
+                    early = []
+                elif early:
+                    late = execution.close_late()
+                    step = Step(step.events + late.events, step.commands + late.commands)
                 # The first event is stored already: only its commands are new.
                 if event.event_id == 1:
                     advance.expected = 1
@@ -300,6 +321,10 @@ class Runner:
                     if asked.slow and delivery.kind == "a":
                         raise _Slow
                     news.append(computed(asked))
+            if execution.begun:
+                advance.left.clear()
+                if waits and not execution.closed:
+                    advance.sends.append(self.carrier.task(execution))
             if self.broker.codecs:
                 advance.events = [self.broker.codecs.seal(event) for event in advance.events]
         except BaseException:

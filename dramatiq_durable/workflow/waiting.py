@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -32,9 +35,14 @@ class Waiters:
             waiters = broker.waiters = cls(broker)
         return waiters
 
-    def waiting(self, run_id: str) -> _Waiting:
-        """While it is entered, its event is set whenever a run of this process's interest closes."""
-        return _Waiting(self, run_id)
+    @contextmanager
+    def waiting(self, run_id: str, event: Wakes) -> Iterator[None]:
+        """While it is entered, the event is set whenever a run of this process's interest closes."""
+        self.add(run_id, event)
+        try:
+            yield
+        finally:
+            self.remove(run_id, event)
 
     def add(self, run_id: str, event: Wakes) -> None:
         """Have an event set whenever something becomes of a run of this process's interest."""
@@ -56,15 +64,18 @@ class Waiters:
             event.set()
 
 
-class _Waiting:
-    def __init__(self, waiters: Waiters, run_id: str) -> None:
-        self._waiters = waiters
-        self._run_id = run_id
-        self._event = threading.Event()
+class Told:
+    """An event of the event loop that any thread may set."""
 
-    def __enter__(self) -> threading.Event:
-        self._waiters.add(self._run_id, self._event)
-        return self._event
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
 
-    def __exit__(self, *_: object) -> None:
-        self._waiters.remove(self._run_id, self._event)
+    def set(self) -> None:
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, timeout: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), timeout)
+        self._event.clear()

@@ -282,6 +282,34 @@ BEGIN
 END
 $$;
 
+-- Internal: an activity's attempt has failed, and its message, which the caller has locked, waits for the next one: where it
+-- was cancelled, or its run has closed, there is none.
+CREATE FUNCTION {schema}.drop_unwanted(p_run uuid, p_seq int)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+DECLARE
+    v_message {schema}.message;
+BEGIN
+    -- What closes the run waits for no message: it has left this one, or finds it.
+    PERFORM 1 FROM {schema}.run r WHERE r.run_id = p_run FOR KEY SHARE;
+    IF NOT {schema}.is_cancelled(p_run, p_seq) THEN
+        RETURN;
+    END IF;
+    DELETE FROM {schema}.message m
+    WHERE m.message_id = (SELECT i.message_id FROM {schema}.activity_ids(p_run, p_seq) i) AND m.run_id = p_run AND m.kind = 'a'
+    RETURNING m.* INTO v_message;
+    PERFORM {schema}.forget_activity(p_run, p_seq);
+    INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
+    SELECT p_run, 'ActivityFailed', p_seq, v_message.actor, json_build_object('failure', json_build_object(
+        'type', 'ActivityCancelled', 'message', 'it failed after it was cancelled, and is not tried again', 'retryable', false,
+        'attempt', v_message.attempt - 1))
+    FROM {schema}.run r WHERE r.run_id = p_run AND r.status = 'running';
+    PERFORM {schema}.add_tasks(ARRAY[p_run]);
+END
+$$;
+
 -- Which of the activities that run here shall end: by position, cancelled or gone (the lease is no longer the live one).
 CREATE FUNCTION {schema}.doomed_activities(p_worker uuid, p_messages uuid[], p_leases uuid[])
 RETURNS TABLE (n int, reason text)

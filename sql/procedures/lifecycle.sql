@@ -292,6 +292,12 @@ BEGIN
     END IF;
     SELECT * INTO v_options FROM json_to_record(p_options) x (
         id_conflict text, id_reuse text, parent_close text, delay bigint, facts json);
+    IF v_options.id_reuse <> 'allow' AND EXISTS (
+        SELECT 1 FROM {schema}.event e JOIN {schema}.event w ON w.run_id = e.run_id AND w.event_id > e.event_id
+        WHERE e.run_id = p_run AND e.type = 'ChildStarted' AND e.seq = p_seq AND w.type = 'WorkflowReset') THEN
+        -- A reset starts it again: the run that had the id was this very child.
+        v_options.id_reuse := 'allow';
+    END IF;
     SELECT * INTO v_new FROM {schema}.create_run(
         {schema}.derived_id(p_run, p_seq::text), p_workflow_id, p_stream, p_name, p_input,
         coalesce(v_options.id_conflict, 'fail'), coalesce(v_options.id_reuse, 'allow'), coalesce(v_options.delay, 0),

@@ -358,6 +358,8 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_done bigint[];
     v_streams int[];
+    v_runs uuid[];
+    v_seqs int[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
@@ -374,8 +376,13 @@ BEGIN
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures, p_counted)
              WITH ORDINALITY t (message_id, lease, delay, payload, failure, counted, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-        RETURNING t.n, m.stream_id)
-    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;
+        RETURNING t.n, m.stream_id, m.kind, m.run_id, m.seq)
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id),
+           array_agg(d.run_id) FILTER (WHERE d.kind = 'a'), array_agg(d.seq) FILTER (WHERE d.kind = 'a')
+    INTO v_done, v_streams, v_runs, v_seqs FROM done d;
+    FOR i IN 1 .. coalesce(cardinality(v_runs), 0) LOOP
+        PERFORM {schema}.drop_unwanted(v_runs[i], v_seqs[i]);
+    END LOOP;
     IF v_streams IS NOT NULL THEN
         -- Whoever sleeps learns when they are due.
         PERFORM {schema}.wake(v_streams);

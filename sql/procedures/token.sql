@@ -26,6 +26,7 @@ END
 $$;
 
 -- The actors have returned, and the activities wait for their tokens: no worker has them any more, and none gets them.
+-- Where the run has closed meanwhile nobody waits.
 -- Answers the positions whose lease is no longer the live one (the token may have been used already).
 CREATE FUNCTION {schema}.park_activities(p_worker uuid, p_messages uuid[], p_leases uuid[])
 RETURNS int[]
@@ -34,16 +35,32 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off S
 AS $$
 DECLARE
     v_worker record;
+    v_live uuid[];
+    v_row record;
     v_done bigint[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
-    WITH done AS (
+    -- What closes a run leaves to its worker what is leased, and meets nobody who is about to give it back.
+    WITH live AS (
+        SELECT r.run_id FROM {schema}.run r
+        WHERE r.status = 'running' AND r.run_id IN (
+            SELECT m.run_id FROM unnest(p_messages, p_leases) t (message_id, lease)
+            JOIN {schema}.message m ON m.message_id = t.message_id AND m.lease_token = t.lease)
+        ORDER BY r.run_id FOR KEY SHARE OF r)
+    SELECT array_agg(l.run_id) INTO v_live FROM live l;
+    FOR v_row IN
         UPDATE {schema}.message m
         SET lease_token = NULL, worker_id = NULL, started = false, due_at = clock_timestamp() + interval '3650 days'
         FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id AND m.kind = 'a'
-        RETURNING t.n)
-    SELECT array_agg(d.n) INTO v_done FROM done d;
+        RETURNING t.n, m.message_id, m.stream_id, m.run_id, m.seq
+    LOOP
+        v_done := v_done || v_row.n;
+        IF (v_row.run_id = ANY (v_live)) IS NOT TRUE THEN
+            DELETE FROM {schema}.message m WHERE m.message_id = v_row.message_id AND m.stream_id = v_row.stream_id;
+            PERFORM {schema}.forget_activity(v_row.run_id, v_row.seq);
+        END IF;
+    END LOOP;
     RETURN ARRAY(SELECT n FROM generate_series(1, cardinality(p_messages)) n
                  WHERE v_done IS NULL OR NOT n = ANY (v_done));
 END

@@ -129,7 +129,13 @@ SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off S
 AS $$
 BEGIN
     UPDATE {schema}.run_update u SET run_id = p_to
-    WHERE u.run_id = p_from AND (u.status = 'requested' OR (p_all AND u.status = 'accepted'));
+    WHERE u.run_id = p_from AND CASE u.status
+        WHEN 'accepted' THEN p_all
+        -- What was dropped when a run ended is nobody's.
+        WHEN 'requested' THEN EXISTS (
+            SELECT 1 FROM {schema}.inbox i
+            WHERE i.run_id = p_to AND i.type = 'UpdateRequested' AND i.attributes ->> 'update_id' = u.update_id)
+        ELSE false END;
 END
 $$;
 

@@ -282,17 +282,6 @@ BEGIN
         WHERE v_ok[t.s] AND b.run_id = v_run[t.s] AND b.inbox_id = t.id;
     END IF;
 
-    IF cardinality(p_drop_seq) > 0 THEN
-        -- What is being leased in this moment is left alone, as is what is leased already.
-        DELETE FROM {schema}.message m
-        USING (SELECT q.message_id, q.stream_id
-               FROM unnest(p_drop_step, p_drop_seq) d (s, seq)
-               JOIN {schema}.message q ON q.message_id = overlay(md5(v_run[d.s]::text || ':' || d.seq) PLACING '8' FROM 13)::uuid
-               WHERE v_ok[d.s] AND q.run_id = v_run[d.s] AND q.lease_token IS NULL
-               FOR UPDATE OF q SKIP LOCKED) t
-        WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
-    END IF;
-
     IF cardinality(p_send_seq) > 0 THEN
         FOR v_row IN
             INSERT INTO {schema}.message AS m (
@@ -337,6 +326,18 @@ BEGIN
                 RAISE EXCEPTION 'this worker is not registered, or was declared dead' USING ERRCODE = 'DD002';
             END IF;
         END IF;
+    END IF;
+
+    IF cardinality(p_drop_seq) > 0 THEN
+        -- After the sends: an earlier step of this call may have sent it.
+        -- What is being leased in this moment is left alone, as is what is leased already.
+        DELETE FROM {schema}.message m
+        USING (SELECT q.message_id, q.stream_id
+               FROM unnest(p_drop_step, p_drop_seq) d (s, seq)
+               JOIN {schema}.message q ON q.message_id = overlay(md5(v_run[d.s]::text || ':' || d.seq) PLACING '8' FROM 13)::uuid
+               WHERE v_ok[d.s] AND q.run_id = v_run[d.s] AND q.lease_token IS NULL
+               FOR UPDATE OF q SKIP LOCKED) t
+        WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
     END IF;
 
     FOR i IN 1 .. cardinality(p_child_seq) LOOP

@@ -206,6 +206,44 @@ def test_every_timeout_has_its_name_and_cause(start_worker: StartWorker) -> None
     assert [e.type for e in handle.history()].count("ActivityTimedOut") == 5
 
 
+def test_a_timeout_is_known_by_its_name_behind_every_boundary(start_worker: StartWorker) -> None:
+    nowhere = durable.activity_stub("nowhere", queue_name="nowhere").options(schedule_to_start=0.2)
+
+    @durable.workflow
+    async def child() -> None:
+        await nowhere.execute()
+
+    @durable.workflow
+    async def run() -> str:
+        @durable.on_update("u")
+        async def u() -> None:
+            await nowhere.execute()
+
+        await durable.wait_for_signal("end")
+        try:
+            await child.execute()
+        except durable.ChildWorkflowFailed as e:
+            assert (e.type, e.timeout) == ("ActivityFailed", None)
+            cause = e.__cause__
+            assert (cause.type, cause.timeout) == ("Timeout", "schedule_to_start")  # type: ignore[union-attr]
+            raise
+        return "?"
+
+    start_worker()
+    handle = run.start()
+    with pytest.raises(durable.UpdateFailed) as update:
+        handle.update("u", timeout=10)
+    handle.signal("end")
+    with pytest.raises(durable.WorkflowFailed) as failed:
+        handle.result(timeout=10)
+    assert failed.value.type == "ChildWorkflowFailed"
+    for link in (update.value, failed.value):
+        last: Any = link
+        while last.__cause__ is not None:
+            last = last.__cause__
+        assert (last.type, last.timeout) == ("Timeout", "schedule_to_start")
+
+
 def test_details_of_heartbeats_go_to_the_next_attempt(start_worker: StartWorker) -> None:
     @durable.activity(retry=durable.RetryPolicy(initial_interval=0.01, maximum_attempts=4))
     def count() -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -130,6 +131,7 @@ def test_timeouts_in_every_form(start_worker: StartWorker) -> None:
         except durable.Timeout:
             found.append("condition")
         async with asyncio.timeout(None):
+            await durable.sleep(0)
             found.append("none")
         try:
             async with asyncio.timeout(60):
@@ -326,10 +328,8 @@ def test_cancel_of_a_task_that_ignores_it(start_worker: StartWorker) -> None:
     async def body() -> list[Any]:
         async def stubborn() -> str:
             for _ in range(2):
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(60)
-                except asyncio.CancelledError:
-                    pass
             return "done"
 
         task = asyncio.create_task(stubborn(), name="stubborn")
@@ -440,7 +440,6 @@ def test_random_uuid_and_now_are_the_same_after_replay(start_worker: StartWorker
         out += [durable.now().isoformat(), durable.random().choice("abc")]
         await durable.sleep(0.01)
         out += [durable.random().random(), str(durable.uuid4()), time.monotonic() > 0]
-        assert len(set(map(str, out))) == len(out) or True
         return out
 
     first = run_it(start_worker, body)
@@ -523,8 +522,7 @@ def test_what_cannot_be_replayed_is_refused_at_the_call(start_worker: StartWorke
             else:
                 await asyncio.get_running_loop().run_in_executor(None, print)
         except durable.ForbiddenInWorkflow as e:
-            assert str(e)
-            return "refused"
+            return "refused" if str(e) else "no word"
         return "went on"
 
     start_worker()

@@ -79,12 +79,6 @@ def test_values_by_annotation_everywhere(start_worker: StartWorker) -> None:
 
     @durable.workflow
     async def flow(order: Order) -> Order:
-        assert order == ORDER
-        got = await act.execute(order, [order], (1, Decimal("2.5")))
-        assert got == ORDER
-        kids = await child.execute(got, date(2020, 1, 2), timedelta(days=1))
-        assert kids == {"o": ORDER}
-
         @durable.on_update("u")
         def u(order: Order, mood: Mood) -> list[Any]:
             assert isinstance(mood, Mood)
@@ -95,6 +89,11 @@ def test_values_by_annotation_everywhere(start_worker: StartWorker) -> None:
             assert p == Point(1, 2)
             return order
 
+        assert order == ORDER
+        got = await act.execute(order, [order], (1, Decimal("2.5")))
+        assert got == ORDER
+        kids = await child.execute(got, date(2020, 1, 2), timedelta(days=1))
+        assert kids == {"o": ORDER}
         sent = await durable.wait_for_signal("end")
         assert sent == "x"
         return order
@@ -229,7 +228,7 @@ def test_search_attributes_of_every_type(start_worker: StartWorker) -> None:
         assert ids(where) == [], where
     with pytest.raises(durable.InvalidFilter) as wrong:
         durable.list_workflows("status = 'running' andd name = 'x'")
-    assert wrong.value.position == 20
+    assert wrong.value.position == 19
     handle.signal("end")
     before, after = handle.result(timeout=10)
     assert before == {"text": "a", "gone": 1, "kept": "k"}
@@ -245,7 +244,7 @@ def test_entities(start_worker: StartWorker) -> None:
         await e.merge("user", {"age": 3})
         await e.append("tags", "b")
         await e.prepend("tags", "a")
-        await e.remove("tags", "b")
+        await e.remove("tags", 1)
         await e.increment("count")
         await e.increment("count", 4)
         await e.toggle("on")
@@ -262,7 +261,8 @@ def test_entities(start_worker: StartWorker) -> None:
     start_worker()
     handle = flow.options(workflow_id="e").start()
     want = {"user": {"name": "ann", "age": 3, "nick": "an"}, "tags": ["a"], "count": 5, "on": True}
-    wait_until(lambda: handle.describe().entity == want)
+    wait_until(lambda: handle.describe().entity.get("on") or handle.describe().task_failure)
+    assert handle.describe().entity == want
     for where in ("entity.user.name = 'ann'", "entity.count > 4", "entity.on = true", "entity.user.age in (3, 4)"):
         assert [r.workflow_id for r in durable.list_workflows(where)] == ["e"], where
     handle.signal("end")
@@ -398,6 +398,7 @@ def test_human_steps(start_worker: StartWorker) -> None:
     durable.escalations.reassign(row.id, role="chief")
     durable.escalations.cancel(row.id)
     assert other.result(timeout=10) == "cancelled"
-    assert durable.escalations.stats() == {"waiting": 0, "claimed": 0, "resolved": 1, "cancelled": 1, "timed_out": 1}
-    assert durable.escalations.stats(role="chief")["cancelled"] == 1
+    stats = durable.escalations.stats()
+    assert (stats.waiting, stats.claimed, stats.resolved, stats.cancelled, stats.timed_out) == (0, 0, 1, 1, 1)
+    assert durable.escalations.stats(role="chief").cancelled == 1
     assert durable.escalations.get(found.id).status == "resolved"

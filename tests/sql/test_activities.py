@@ -161,6 +161,24 @@ def test_what_waits_is_withdrawn_with_all_that_belongs_to_it(db: Session, wait: 
     assert [row[1] for row in db.inbox(begun.run) if row[1] != "SignalReceived"] == (["ActivityFailed"] if wait else [])
 
 
+@pytest.mark.parametrize("end", ["close", "ActivityCancelled", "ActivityCancelRequested"])
+def test_what_fails_when_nobody_wants_it_is_not_tried_again(db: Session, end: str) -> None:
+    begun = begin(db)
+    activity = schedule(begun, schedule_to_close=HOUR)["a"]
+    if end == "close":
+        assert db.terminate(begun.run) == "ok"
+    else:
+        db.post(begun.run)
+        task = next(c for c in begun.worker.claim() if c.kind == "t")
+        assert begun.worker.advance(step(task, 2, (end, 1, "act"))) == ["ok"]
+    assert begun.worker.reschedule(activity) == []
+    assert db.value("SELECT count(*) FROM durable.message WHERE kind IN ('a', 'd')") == 0
+    assert db.value("SELECT count(*) FROM durable.activity") == 0
+    assert db.value("SELECT count(*) FROM durable.activity_cancel") == 0
+    news = [row[1] for row in db.inbox(begun.run) if row[1] != "SignalReceived"]
+    assert news == ([] if end == "close" else ["ActivityFailed"])
+
+
 def test_the_token_of_another_attempt_is_of_no_use(db: Session) -> None:
     begun = begin(db)
     activity = schedule(begun)["a"]

@@ -212,6 +212,20 @@ def test_a_dropped_command_is_withdrawn(db: Session, begun: Begun) -> None:
     assert begun.worker.complete(activity) == []
 
 
+def test_a_drop_finds_what_a_step_before_it_in_the_call_sends(db: Session, begun: Begun) -> None:
+    """Two activities end together: what follows from the first starts a timer, from the second its cancel."""
+    scheduling = step(begun.task, 1, ("ActivityScheduled", 1, "a"), ("ActivityScheduled", 2, "a"))
+    scheduling.sends = [send_activity(begun.stream, 1), send_activity(begun.stream, 2)]
+    begun.worker.advance(scheduling)
+    one, two = begun.worker.claim(2)
+    starting = step(one, 3, ("ActivityCompleted", 1), ("TimerStarted", 3))
+    starting.sends = [send_timer(begun.stream, 3)]
+    dropping = step(two, 5, ("ActivityCompleted", 2), ("TimerCancelled", 3), drops=[3])
+    dropping.before = starting
+    assert begun.worker.advance(starting, dropping) == ["ok", "ok"]
+    assert db.sql("SELECT seq FROM durable.message WHERE kind = 'w'") == []
+
+
 def test_a_drop_does_not_wait_for_a_claim_under_way(connect: Callable[..., Session]) -> None:
     db, other = connect(), connect()
     begun = begin(db)

@@ -54,6 +54,15 @@ class Scratch:
         )
         return sorted(str(row[0]) for row in rows)
 
+    def worker_roles(self) -> list[str]:
+        """The logins that were provisioned in this database, and are there still."""
+        rows = self.execute(
+            "SELECT rolname::text FROM pg_catalog.pg_roles r "
+            "WHERE pg_catalog.shobj_description(r.oid, 'pg_authid') LIKE %s ORDER BY rolname",
+            f"dramatiq_durable: worker %of the database {self.name}",
+        )
+        return [str(row[0]) for row in rows]
+
 
 @contextlib.contextmanager
 def scratch(cluster: Cluster, template: str = "template0") -> Iterator[Scratch]:
@@ -63,7 +72,7 @@ def scratch(cluster: Cluster, template: str = "template0") -> Iterator[Scratch]:
         try:
             yield made
         finally:
-            roles = [*made.logins, *made.namespace_roles()]
+            roles = [*made.worker_roles(), *made.logins, *made.namespace_roles()]
     if roles:
         # In one statement: each may be the grantor of another's membership.
         cluster.execute(sql.SQL("DROP ROLE {}").format(sql.SQL(", ").join(map(sql.Identifier, roles))))

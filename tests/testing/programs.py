@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+import zlib
 from typing import Any
 
 import dramatiq_durable as durable
@@ -19,6 +20,18 @@ TREES = {"sequence": 4, "gather": 4, "group": 3, "shield": 1, "child": 1, "attem
 #: What depends on who is first (the clock decides) or on the run's id.
 RACY_LEAVES = ("random", "fail")
 RACES = {"wait_for": 1, "race": 3, "cancel": 1, "as_completed": 3, "timeouts": 2, "cancelled_child_tree": 1}
+
+
+class Zipped:
+    """A codec."""
+
+    name = "zipped"
+
+    def encode(self, data: bytes) -> bytes:
+        return zlib.compress(data)
+
+    def decode(self, data: bytes) -> bytes:
+        return zlib.decompress(data)
 
 
 def generate(seed: int, *, races: bool = True, depth: int = 4) -> Program:

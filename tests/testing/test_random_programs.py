@@ -6,12 +6,15 @@ import contextlib
 import json
 import os
 import random
+import signal
 import time
 from typing import Any
 
 import pytest
 
 import dramatiq_durable as durable
+from dramatiq_durable import embedded
+from dramatiq_durable.migrate import migrate
 from dramatiq_durable.testing import Environment, Replayer
 from dramatiq_durable.testing.runs import Run
 from dramatiq_durable.workflow.events import INPUT_TYPES, MESSAGE_TYPES, Event
@@ -122,7 +125,7 @@ import dramatiq
 import dramatiq_durable as durable
 from tests.testing import programs
 
-broker = durable.DurableBroker(reclaim_delay=1, reclaim_count=1000)
+broker = durable.DurableBroker(reclaim_delay=1, reclaim_count=1000, codecs=[programs.Zipped()])
 dramatiq.set_broker(broker)
 programs.declare(broker, {PACE})
 """
@@ -136,8 +139,16 @@ def outcome_of(handle: durable.WorkflowHandle[Any], timeout: float) -> Any:
 
 
 def killed(
-    run_process: Processes, database_url: str, tmp_path: Any, seeds: range, kills: int, workers: int = 1
+    run_process: Processes,
+    database_url: str,
+    tmp_path: Any,
+    seeds: range,
+    harms: list[str],
+    workers: int = 1,
+    server: embedded.Server | None = None,
 ) -> None:
+    """Run programs on workers, and harm one of those from time to time: kill it, or stop it for longer than its leases
+    last (and maybe kill the server meanwhile)."""
     (tmp_path / "killed_worker.py").write_text(WORKER)
     environment = {
         "DRAMATIQ_DURABLE_URL": database_url,
@@ -147,25 +158,32 @@ def killed(
     def start() -> Any:
         return run_process.dramatiq("killed_worker:broker", "--processes", "1", "--threads", "4", env=environment)
 
-    broker = durable.DurableBroker(database_url)
+    broker = durable.DurableBroker(database_url, codecs=[programs.Zipped()])
     try:
         workflow = programs.declare(broker, PACE)
         running = [start() for _ in range(workers)]
         handles = {seed: workflow.start(programs.generate(seed, races=seed % 2 == 0)) for seed in seeds}
         source = random.Random(seeds.start)
-        for _ in range(kills):
-            # Killed in the middle of something: once more has happened, or at the latest after a while.
-            before = sum(handle.describe().history_length for handle in handles.values())
-            some = before + source.randint(1, 30)
-            _until_more(handles, some)
+        for harm in harms:
+            # Harmed in the middle of something: once more has happened, or at the latest after a while.
+            _until_more(handles, source.randint(1, 30))
             one = source.randrange(workers)
-            running[one].kill()
-            running[one] = start()
+            if harm == "kill":
+                running[one].kill()
+                running[one] = start()
+                continue
+            running[one].signal(signal.SIGSTOP, group=True)
+            if harm == "restart":
+                assert server is not None
+                server.restart("immediate")
+            # Nobody tells when leases have run out: one second, and twice the rest until somebody has looked.
+            time.sleep(source.uniform(0.5, 3))
+            running[one].signal(signal.SIGCONT, group=True)
         replayer = Replayer(list(broker.workflows.values()))
         for seed, handle in handles.items():
             outcome = outcome_of(handle, 60)
             if seed % 2:  # without races, the clock has no say in it
-                assert outcome == outcome_of(replay_of(seed), 1)
+                assert outcome == outcome_of(replay_of(seed), 1), f"seed {seed}, run {handle.run_id}"
             answered = [(e.type, e.attributes.get("seq")) for e in handle.history() if e.type == "ActivityCompleted"]
             assert len(answered) == len(set(answered))
         for run in durable.list_workflows(limit=10_000, broker=broker):
@@ -178,7 +196,8 @@ def killed(
         broker.close()
 
 
-def _until_more(handles: dict[int, Any], length: int) -> None:
+def _until_more(handles: dict[int, Any], number: int) -> None:
+    length = number + sum(handle.describe().history_length for handle in handles.values())
     deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
         described = [handle.describe() for handle in handles.values()]
@@ -197,19 +216,29 @@ def replay_of(seed: int) -> Any:
 
 @pytest.mark.timeout(180)
 def test_killed_at_random_events(run_process: Processes, database_url: str, tmp_path: Any) -> None:
-    killed(run_process, database_url, tmp_path, range(12), kills=3)
+    killed(run_process, database_url, tmp_path, range(12), 3 * ["kill"])
 
 
 @pytest.mark.soak
 def test_killed_at_random_events_for_long(run_process: Processes, database_url: str, tmp_path: Any) -> None:
-    killed(run_process, database_url, tmp_path, range(1000, 1200), kills=100)
+    killed(run_process, database_url, tmp_path, range(1000, 1200), 100 * ["kill"])
 
 
 @pytest.mark.timeout(180)
-def test_two_workers_one_or_the_other_killed(run_process: Processes, database_url: str, tmp_path: Any) -> None:
-    killed(run_process, database_url, tmp_path, range(20, 32), kills=3, workers=2)
+def test_two_workers_one_or_the_other_killed_or_stopped(
+    run_process: Processes, database_url: str, tmp_path: Any
+) -> None:
+    killed(run_process, database_url, tmp_path, range(20, 32), ["kill", "freeze", "kill"], workers=2)
+
+
+@pytest.mark.timeout(180)
+def test_two_workers_on_a_server_that_is_killed(
+    run_process: Processes, own_server: embedded.Server, tmp_path: Any
+) -> None:
+    migrate(own_server.url)
+    killed(run_process, own_server.url, tmp_path, range(40, 48), ["restart", "freeze", "restart"], 2, own_server)
 
 
 @pytest.mark.soak
 def test_two_workers_for_long(run_process: Processes, database_url: str, tmp_path: Any) -> None:
-    killed(run_process, database_url, tmp_path, range(2000, 2200), kills=100, workers=2)
+    killed(run_process, database_url, tmp_path, range(2000, 2200), 50 * ["kill", "freeze"], workers=2)

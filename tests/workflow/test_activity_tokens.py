@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -157,6 +158,41 @@ def test_a_cancelled_activity_that_fails_is_not_tried_again(
     wait_until(lambda: "ActivityCancelRequested" in [e.type for e in handle.history()])
     durable.fail_activity(token, ValueError("anyway"))
     assert handle.result(timeout=10) == ["ValueError", "anyway", None, 1]
+
+
+def test_nothing_waits_for_a_token_of_a_run_that_has_closed(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    """It closed while the activity's actor ran."""
+    tokens: list[str] = []
+    closed = threading.Event()
+
+    @durable.activity(queue_name="steps", start_to_close=60)
+    def ask() -> None:
+        tokens.append(durable.complete_later())
+        with contextlib.suppress(durable.ActivityCancelled):
+            closed.wait(10)
+
+    @durable.workflow(queue_name="runs")
+    async def run() -> Any:
+        return await ask.execute()
+
+    start_worker()
+    handle = run.start()
+    wait_until(lambda: len(tokens) == 1)
+    handle.terminate()
+    closed.set()
+
+    def left() -> list[Any]:
+        with broker.database.connection() as conn:
+            return [
+                conn.execute(f"SELECT count(*) FROM durable.{table}").fetchone()
+                for table in ("message", "activity", "activity_cancel")
+            ]
+
+    wait_until(lambda: left() == [(0,)] * 3, timeout=10, message="nothing is left of it")
+    with pytest.raises(durable.UnknownToken):
+        durable.complete_activity(tokens[0])
 
 
 @pytest.mark.parametrize("token", ["", "nonsense", "é", "AAAA" * 14, "x" * 5000])

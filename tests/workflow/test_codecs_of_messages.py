@@ -88,6 +88,8 @@ def test_updates_queries_and_signals(make_broker: MakeBroker, database_url: str)
     handle._request("add", (f"{SECRET} second",), "u-2", "completed")
     queries = [ask(handle, "find", f"{SECRET} first"), ask(handle, "find", f"{SECRET} bad")]
     assert durable.batch_signal("status = 'running'", "end", f"{SECRET} batch", broker=broker) == 2
+    # Whom a batch tells, it need not understand.
+    assert durable.batch_signal("workflow_id = 'o'", "other", broker=make_broker()) == 1
     assert SECRET not in readable(database_url)
     assert durable.list_workflows("workflow_id = 'o'", broker=broker)[0].memo == {"note": f"{SECRET} memo"}
     with working(broker):

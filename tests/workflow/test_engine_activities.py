@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from dramatiq.middleware import Retries
-from test_engine_support import Run, WorkflowBroker
+from test_engine_support import Run, WorkflowBroker, echo
 
 import dramatiq_durable as durable
-from dramatiq_durable.workflow import events
+from dramatiq_durable.workflow import events, inside
 from dramatiq_durable.workflow.activities import activity
 from dramatiq_durable.workflow.computing import computed
 
@@ -180,4 +180,23 @@ def test_local_arguments_are_each_attempt_s_own() -> None:
     compute(run)
     assert run.result == [1, 2]
     assert seen == [[1, 2], [1, 2]]
+    run.replayed()
+
+
+def test_what_one_step_asks_for_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inside, "MAX_STEP_BYTES", 100_000)
+
+    async def greedy() -> str:
+        for _ in range(3):  # each step by itself is small enough
+            await asyncio.gather(*[echo.execute("x" * 10_000) for _ in range(9)])
+        try:
+            for _ in range(100):
+                echo.execute("x" * 10_000)
+        except durable.PayloadTooLarge as e:
+            return str(e)
+        return ""
+
+    run = Run(greedy).finish()
+    assert "100,000 bytes" in run.result
+    assert [event.type for event in run.history].count("ActivityScheduled") == 4 * 9
     run.replayed()

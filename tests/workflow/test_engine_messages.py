@@ -536,3 +536,21 @@ def test_unread_signals_are_known() -> None:
     run.signal("c", 5)
     kept = [e for e in run.history if e.event_id in run.execution.mailbox.unread()]
     assert [(e.name, loads(e.payload or b"")) for e in kept] == [("c", 1), ("a", 3), ("c", 5)]
+
+
+def test_a_handler_that_is_about_to_begin_has_not_finished() -> None:
+    """What came together with the signal that wakes the code is handled before the code goes on without it."""
+
+    async def collect(seen: list[Any]) -> None:
+        durable.on_signal("also")(seen.append)
+        seen.append(await durable.wait_for_signal("n"))
+        await durable.wait_condition(durable.all_handlers_finished)
+        durable.continue_as_new(seen)
+
+    run = Run(collect, [])
+    run.send(events.SIGNAL_RECEIVED, name="n", payload=b"1", attributes={"with_next": True})
+    run.signal("also", 2)
+    (command,) = run.last
+    assert command.payload is not None
+    assert loads(command.payload)["args"] == [[1, 2]]
+    run.replayed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_engine_support import Run, broker, charge, echo, ship
 
 import dramatiq_durable as durable
 from dramatiq_durable import CallContext, CallNext, WorkflowInterceptor
+from dramatiq_durable.testing import Environment
 from dramatiq_durable.workflow import events
 from dramatiq_durable.workflow.activities import activity
 from dramatiq_durable.workflow.commands import ContinueAsNew, ScheduleActivity, SendSignal, StartChild, StartTimer
@@ -686,3 +688,109 @@ def test_schedules_give_their_runs_headers(
         row = conn.execute("SELECT workflow_id FROM durable.run").fetchone()
     assert row is not None
     assert durable.get_handle(row[0]).result(timeout=30) == {"tenant": "acme"}
+
+
+class Waits(WorkflowInterceptor):
+    """Has the code wait for an activity, and then for a signal, before it begins."""
+
+    def __init__(self, note: Any) -> None:
+        self.note = note
+
+    async def execute_workflow(self, ctx: CallContext, call_next: CallNext) -> Any:
+        await self.note.execute()
+        if await durable.wait_for_signal("permit") == "no":
+            raise PermissionError("no permit")
+        return await call_next(ctx)
+
+
+def _waiting(broker: durable.DurableBroker) -> Any:
+    @durable.activity(broker=broker, queue_name="steps")
+    def note() -> None: ...
+
+    broker.interceptors = Interceptors([Waits(note)])
+
+    @durable.workflow(broker=broker, queue_name="runs")
+    async def asked() -> list[int]:
+        seen: list[int] = []
+
+        def check(n: int) -> None:
+            if n < 0:
+                raise ValueError("negative")
+
+        @durable.on_update("add", validator=check)
+        def add(n: int) -> int:
+            seen.append(n)
+            return n * 2
+
+        durable.on_query("seen")(lambda: seen)
+        await durable.wait_condition(lambda: len(seen) == 2)
+        return seen
+
+    return asked
+
+
+@pytest.mark.parametrize("evicted", [False, True])
+def test_updates_and_queries_wait_until_interceptors_let_the_code_begin(
+    broker: durable.DurableBroker, start_worker: Callable[[], dramatiq.Worker], evicted: bool
+) -> None:
+    asked = _waiting(broker)
+    handle = asked.options(with_update=("add", 1), update_id="first").start()
+    query = threading.Thread(target=lambda: seen.append(handle.query("seen", timeout=30)))
+    seen: list[Any] = []
+    start_worker()
+    wait_until(lambda: "ActivityCompleted" in [e.type for e in handle.history()])
+    query.start()
+    handle._request("add", (-1,), "second", "completed")
+    handle._request("add", (2,), "third", "completed")
+    with pytest.raises(durable.Timeout):
+        handle.get_update("first").result(timeout=0.3)
+    assert "permit" in (handle.describe().stack or "")
+    if evicted:
+        broker.runner.cache.clear()
+    handle.signal("permit", "yes")
+    assert handle.get_update("first").result(timeout=30) == 2
+    with pytest.raises(durable.UpdateRejected, match="negative"):
+        handle.get_update("second").result(timeout=30)
+    assert handle.get_update("third").result(timeout=30) == 4
+    assert handle.result(timeout=30) == [1, 2]
+    query.join(30)
+    assert seen[0] in ([], [1], [1, 2])
+    # Whom the interceptors refuse, nobody answers.
+    refused = asked.options(with_update=("add", 1), update_id="first").start()
+    refused.signal("permit", "no")
+    with pytest.raises(durable.WorkflowFailed, match="no permit"):
+        refused.result(timeout=30)
+    with pytest.raises(durable.WorkflowClosed):
+        refused.get_update("first").result(timeout=30)
+
+
+def test_updates_wait_in_an_environment_too(broker: durable.DurableBroker) -> None:
+    asked = _waiting(broker)
+    with Environment() as environment:
+        handle = environment.start(asked)
+        with pytest.raises(durable.Timeout):
+            handle.update("add", 1, update_id="first")
+        with pytest.raises(durable.QueryTimedOut):
+            handle.query("seen")
+        handle.signal("permit", "yes")
+        assert handle.get_update("first").result() == 2
+        assert handle.query("seen") == [1]
+        assert handle.update("add", 2) == 4
+        assert handle.result() == [1, 2]
+
+
+def test_headers_of_a_run_that_cannot_be_carried_are_refused_at_the_call() -> None:
+    class Odd(WorkflowInterceptor):
+        async def execute_workflow(self, ctx: CallContext, call_next: CallNext) -> Any:
+            ctx.headers["odd"] = object()
+            return await call_next(ctx)
+
+    async def order() -> list[str]:
+        seen = []
+        for call in (lambda: echo.execute(1), lambda: ship.start("x")):
+            with pytest.raises(durable.NotEncodable, match=r"headers of '\w+', at \['odd'\]") as caught:
+                call()
+            seen.append(type(caught.value).__name__)
+        return seen
+
+    assert run_of(order, through=[Odd()]).result == ["NotEncodable"] * 2

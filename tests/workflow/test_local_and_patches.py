@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from typing import Any
 
 import dramatiq
@@ -185,3 +186,68 @@ def test_local_between_activities(broker: durable.DurableBroker, start_worker: S
     assert kinds.count("LocalActivityCompleted") == 2
     assert kinds.count("SideEffectRecorded") == 1
     assert mixed.start().result(timeout=10)["n"] == 31
+
+
+def test_an_activity_is_the_same_one_when_it_runs_locally(
+    broker: durable.DurableBroker, start_worker: Callable[[], dramatiq.Worker]
+) -> None:
+    calls: list[Any] = []
+
+    @durable.activity(queue_name="steps", retry=durable.RetryPolicy(maximum_attempts=2, initial_interval=0.01))
+    def look(when: date) -> Any:
+        info = durable.activity_info()
+        assert info is not None
+        durable.heartbeat({"at": 1})
+        calls.append(when)
+        if info.attempt == 1:
+            raise ValueError("once more")
+        left = None if info.deadline is None else round((info.deadline - datetime.now(UTC)).total_seconds())
+        return [info.workflow_id, info.activity, info.attempt, info.headers, left, info.is_last_attempt]
+
+    @durable.activity(queue_name="steps", max_retries=0)
+    def refused(how: str) -> None:
+        if how == "later":
+            durable.complete_later()
+        else:
+            with durable.transaction():
+                pass
+
+    @durable.workflow(queue_name="runs")
+    async def order() -> list[Any]:
+        seen: list[Any] = []
+        for local in (False, True):
+            here = look.options(local=local, start_to_close=60, headers={"a": 1})
+            seen.append(await here.execute(date(2026, 1, 1)))
+            try:
+                await here.execute("soon")  # type: ignore[arg-type]
+            except durable.ActivityFailed as e:
+                seen.append([e.type, e.attempt, e.retryable])
+        for how in ("later", "transaction"):
+            try:
+                await refused.options(local=True).execute(how)
+            except durable.ActivityFailed as e:
+                seen.append([e.type, "without local=True" in e.message])
+        return seen
+
+    start_worker()
+    handle = order.options(workflow_id="o").start()
+    one = [["o", "look", 2, {"a": 1}, 60, True], ["NotDecodable", 1, False]]
+    assert handle.result(timeout=30) == [*one, *one, ["DurableError", True], ["DurableError", True]]
+    assert calls == [date(2026, 1, 1)] * 4
+    assert durable.activity_info() is None
+
+
+def test_the_result_behind_an_id_is_typed_where_the_workflow_is_known(
+    broker: durable.DurableBroker, start_worker: Callable[[], dramatiq.Worker], database_url: str
+) -> None:
+    @durable.workflow(queue_name="runs")
+    async def when() -> date:
+        return date(2026, 1, 1)
+
+    start_worker()
+    run_id = when.options(workflow_id="w").start().run_id
+    for handle in (durable.get_handle("w"), durable.get_handle(run_id=run_id)):
+        assert handle.result(timeout=30) == date(2026, 1, 1)
+    other = durable.DurableBroker(database_url)
+    assert durable.get_handle("w", broker=other).result() == "2026-01-01"
+    other.close()

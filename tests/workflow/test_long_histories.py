@@ -51,10 +51,10 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     replay = Execution.replay
 
-    def counted(execution: Execution, history: Iterable[Event]) -> None:
+    def counted(execution: Execution, history: Iterable[Event], **options: Any) -> None:
         history = list(history)
         counts.append(len(history))
-        replay(execution, history)
+        replay(execution, history, **options)
 
     monkeypatch.setattr(Execution, "replay", counted)
     return counts

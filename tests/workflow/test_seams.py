@@ -225,3 +225,85 @@ def test_a_reset_of_an_earlier_attempt_keeps_what_the_next_one_was_to_be_given(
         assert answer.result() == 3
     assert again.result(timeout=10) == [1, 2, 3, 4]
     assert by_id.describe().run_id == again.run_id
+
+
+def test_the_step_of_the_event_comes_first_after_a_reset(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    """Before the signals that came later, and before the ends of children."""
+
+    @durable.activity
+    def nothing() -> None: ...
+
+    @durable.workflow
+    async def kid() -> None:
+        await durable.wait_for_signal("go")
+
+    @durable.workflow
+    async def parent() -> list[str]:
+        order: list[str] = []
+        durable.on_signal("note")(order.append)
+        child = kid.options(workflow_id="kid").start()
+        child.add_done_callback(lambda _: order.append("child"))
+        await nothing.execute()
+        order.append("activity")
+        await durable.wait_condition(lambda: len(order) >= 3)
+        return order
+
+    start_worker()
+    handle = parent.start()
+    wait_until(lambda: "ActivityCompleted" in types(handle))
+    handle.signal("note", "note")
+    wait_until(lambda: "SignalReceived" in types(handle))
+    durable.get_handle("kid").signal("go")
+    assert handle.result(timeout=10) == ["activity", "note", "child"]
+    again = handle.reset(event(handle, "ActivityCompleted"))
+    assert again.result(timeout=10) == ["activity", "note", "child"]
+
+
+def test_an_update_that_ended_with_its_run_is_not_the_next_ones(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    """It was never given to the code: a reset does not bring it back, and whoever asks for it is told so at once."""
+
+    @durable.workflow
+    async def work() -> None:
+        durable.on_update("u")(lambda: None)
+        await durable.wait_for_signal("end")
+
+    worker = start_worker()
+    handle = work.start()
+    wait_until(lambda: handle.describe().history_length == 1 and _waits(broker, "WorkflowStarted") == 0)
+    worker.stop()
+    with pytest.raises(durable.Timeout):
+        handle.update("u", update_id="u", timeout=0.2)
+    handle.terminate()
+    again = handle.reset(1)
+    with pytest.raises(durable.WorkflowClosed):
+        again.get_update("u").result(timeout=5)
+    start_worker()
+    assert again.update("u", timeout=10) is None
+
+
+def test_a_child_that_a_reset_starts_again_has_its_own_id(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    @durable.workflow
+    async def kid() -> Any:
+        return await durable.wait_for_signal("go")
+
+    @durable.workflow
+    async def parent() -> Any:
+        child = kid.options(workflow_id="kid", id_reuse="reject").start()
+        await durable.wait_for_signal("first")
+        return await child
+
+    start_worker()
+    handle = parent.start()
+    handle.signal("first")
+    wait_until(lambda: "SignalReceived" in types(handle) and len(handle.children()) == 1)
+    handle.terminate()
+    again = handle.reset(event(handle, "SignalReceived"))
+    wait_until(lambda: durable.get_handle("kid").status() == "running")
+    durable.get_handle("kid").signal("go", "late")
+    assert again.result(timeout=10) == "late"
