@@ -56,10 +56,15 @@ class Scope:
         conn.execute("CREATE TABLE IF NOT EXISTS public.scoped (namespace text PRIMARY KEY, role text, password text)")
         row = conn.execute("SELECT role, password FROM public.scoped WHERE namespace = %s", [self.namespace]).fetchone()
         if row is None:
-            made = durable.provision_worker_role(
-                self.url, name="tests", streams=["default"], produce=["default"], namespace=self.namespace
-            )
+            made = durable.provision_worker_role(self.url, name="tests", streams=["scoped"], namespace=self.namespace)
             row = made.role, made.password
+            # It has to be granted something; of what the test has not declared it has nothing.
+            for statement in (
+                "DELETE FROM {}.stream_grant g USING {}.stream s WHERE s.stream_id = g.stream_id AND s.name = 'scoped'",
+                "DELETE FROM {}.stream WHERE name = 'scoped'",
+            ):
+                space = sql.Identifier(self.namespace)
+                conn.execute(sql.SQL(statement).format(*[space] * statement.count("{}")))
             # What a test keeps for itself is granted by its owner, as an application's tables are.
             for statement in (
                 "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {}",
@@ -113,3 +118,10 @@ def install(replace: Callable[[Any, str, Any], None] = setattr) -> None:
 
     replace(DurableBroker, "_conninfo", scoped_conninfo)
     replace(DurableBroker, "stream_id", scoped_stream_id)
+
+
+def looking(broker: DurableBroker) -> psycopg.Connection[Any]:
+    """The administrator's connection to where a broker is, for what a test looks at itself."""
+    _ = broker.database.conninfo
+    scope = broker.__dict__.get("_scope")
+    return psycopg.connect(broker.database.conninfo if scope is None else scope.url, autocommit=True)

@@ -148,6 +148,7 @@ def test_abandon_leaves_it_alone(broker: durable.DurableBroker, start_worker: St
 
 
 @pytest.mark.parametrize(("policy", "last"), [("try", "ActivityCancelled"), ("wait", "ActivityFailed")])
+@pytest.mark.administrator
 def test_what_waits_is_withdrawn(
     broker: durable.DurableBroker, start_worker: StartWorker, policy: str, last: str
 ) -> None:
