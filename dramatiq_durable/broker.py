@@ -258,7 +258,7 @@ class DurableBroker(Sending, Processing):
         with self._lock:
             claimer = self._ensure_claimer()
             consumer = DurableConsumer(self, claimer, queue_name, stream_id, max(1, prefetch), timeout)
-            claimer.consumers[stream_id] = consumer
+            consumer.take_over(claimer.consumers.get(stream_id))
             self._ensure_listener().listen(f"{self.namespace}:s{stream_id}", self._wake_claimer)
         claimer.wake()
         return consumer
@@ -346,7 +346,7 @@ class DurableBroker(Sending, Processing):
                 with self._lock:
                     self._ensure_claimer().serve(args[0])
         elif signal == "worker_shutdown" and self._claimer is not None:
-            self._claimer.drain()
+            self._claimer.leave(args[0])
         super().emit_before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
@@ -357,7 +357,7 @@ class DurableBroker(Sending, Processing):
             self._after_skip(args[0])
             return
         super().emit_after(signal, *args, **kwargs)
-        if signal == "worker_shutdown":
+        if signal == "worker_shutdown" and self._claimer is not None and not self._claimer.serves_others(args[0]):
             self._stop_claimer()
 
     def _check_database(self, worker: Worker) -> None:

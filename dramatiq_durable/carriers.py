@@ -15,7 +15,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
-from .errors import DatabaseUnavailable, DurableError, NotConfigured, NotPermitted, SchemaOutOfDate
+from .errors import DatabaseUnavailable, DurableError, LimitReached, NotConfigured, NotPermitted, SchemaOutOfDate
 
 
 class Call(NamedTuple):
@@ -258,6 +258,8 @@ def _explained(error: Exception) -> DurableError | None:
     state = _sqlstate(error)
     if state == "DD001":
         return NotPermitted("no such stream or workflow, or the login of this connection may not use it")
+    if state == "DD007":
+        return LimitReached("max_live: the login of this connection has as much under way as it may")
     if state == "25P02":
         return DurableError(_FAILED)
     if state == "55P03":

@@ -21,6 +21,9 @@ from .roles import names_of, quoted
 #: Fewer connections than this are soon used up: a worker process takes several, an activity's transaction one more.
 FEW_CONNECTIONS = 50
 
+#: Seconds without a look after which a watchdog is gone; it looks every second.
+WATCHDOG_SILENT = 10
+
 #: What mends a namespace that a newer version of this package has migrated.
 UPGRADE = "upgrade dramatiq-durable"
 
@@ -31,6 +34,7 @@ _SETTINGS = (
     "autovacuum",
     "track_counts",
     "max_connections",
+    "max_prepared_transactions",
     "default_transaction_isolation",
     "transaction_read_only",
 )
@@ -335,6 +339,8 @@ def _login_findings(conn: Connection, names: Names) -> Iterator[Finding]:
             )
     if scoped:
         yield from _lock_findings(conn, names)
+        yield from _storage_findings(conn)
+        yield from _watch_findings(conn, names)
 
 
 def _lock_findings(conn: Connection, names: Names) -> Iterator[Finding]:
@@ -354,3 +360,88 @@ def _lock_findings(conn: Connection, names: Names) -> Iterator[Finding]:
         f"REVOKE EXECUTE ON FUNCTION {', '.join(str(row[0]) for row in rows)} FROM PUBLIC; "
         f"GRANT EXECUTE ON FUNCTION pg_catalog.pg_advisory_xact_lock(bigint) TO {quoted(conn, names.owner)}",
     )
+
+
+def _storage_findings(conn: Connection) -> Iterator[Finding]:
+    """What any login may fill the disk with, beside what our procedures store and count."""
+    row = conn.execute(
+        "SELECT d.datname::text, EXISTS ("
+        "  SELECT FROM aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a"
+        "  WHERE a.grantee = 0 AND a.privilege_type = 'TEMPORARY') "
+        "FROM pg_database d WHERE d.datname = current_database()"
+    ).fetchone()
+    if row is not None and row[1]:
+        yield Finding(
+            "warning",
+            "temporary",
+            "PUBLIC may make temporary tables in the database, and the namespace has scoped workers: nothing limits "
+            "what they put there",
+            f"REVOKE TEMPORARY ON DATABASE {quoted(conn, str(row[0]))} FROM PUBLIC",
+        )
+    schemas = conn.execute(
+        "SELECT n.nspname::text FROM pg_namespace n WHERE EXISTS ("
+        "  SELECT FROM aclexplode(n.nspacl) a WHERE a.grantee = 0 AND a.privilege_type = 'CREATE') ORDER BY 1"
+    ).fetchall()
+    if schemas:
+        named = ", ".join(quoted(conn, str(name)) for (name,) in schemas)
+        yield Finding(
+            "warning",
+            "create",
+            f"PUBLIC may make tables and functions in {named}, and the namespace has scoped workers: nothing limits "
+            "what they put there, and others may find it by its name",
+            f"REVOKE CREATE ON SCHEMA {named} FROM PUBLIC",
+        )
+
+
+def _watch_findings(conn: Connection, names: Names) -> Iterator[Finding]:
+    """Whether anybody sees to it that provisioned logins keep to their limits."""
+    rows = conn.execute(
+        sql.SQL(
+            "SELECT l.login::text, l.provisioned, r.rolcanlogin AND NOT pg_has_role(%s, r.oid, 'USAGE'),"
+            "  num_nonnulls(p.max_live, p.max_statement, p.max_transaction) > 0 "
+            "FROM {0}.login l JOIN {0}.principal p ON p.principal_id = l.principal_id "
+            "  JOIN pg_roles r ON r.rolname = l.login WHERE NOT p.is_admin ORDER BY 1"
+        ).format(sql.Identifier(names.namespace)),
+        [names.owner],
+    ).fetchall()
+    for login, provisioned, unseen, has_limits in rows:
+        if provisioned and unseen:
+            yield Finding(
+                "warning",
+                "watchdog",
+                f"{names.owner!r} is no member of the provisioned login {login!r}: its sessions can be neither watched "
+                "nor ended",
+                f"GRANT {quoted(conn, login)} TO {quoted(conn, names.owner)}",
+            )
+        if has_limits and not (provisioned and login.startswith("dd_")):
+            yield Finding(
+                "warning",
+                "limits",
+                f"the login {login!r} was not made by `role provision`, and the limits of its principal do not bind it",
+                "dramatiq-durable role provision makes one that is bound",
+            )
+    if not any(provisioned for _, provisioned, _, _ in rows):
+        return
+    prepared = _settings(conn).get("max_prepared_transactions", "0")
+    if prepared != "0":
+        yield Finding(
+            "warning",
+            "prepared_transactions",
+            f"max_prepared_transactions is {prepared}, and the namespace has provisioned logins: what one of them has "
+            "prepared keeps its locks, and belongs to no session that could be ended",
+            "ALTER SYSTEM SET max_prepared_transactions = 0, and restart the server",
+        )
+    row = conn.execute(
+        sql.SQL("SELECT extract(epoch FROM clock_timestamp() - looked_at)::float8, host FROM {}.watchdog").format(
+            sql.Identifier(names.namespace)
+        )
+    ).fetchone()
+    if row is None or row[0] > WATCHDOG_SILENT:
+        when = "has ever looked" if row is None else f"has looked for {row[0]:.0f} s (the last ran on {row[1]})"
+        yield Finding(
+            "warning",
+            "watchdog",
+            f"no watchdog {when}, and the namespace has provisioned logins: nobody ends what is over its limits",
+            f"keep `dramatiq-durable --namespace {names.namespace} watchdog` running on a host of your own, as an "
+            "administrator of the namespace",
+        )

@@ -69,6 +69,8 @@ class Claimer(threading.Thread):
         self.deliver = deliver
         self.registered = registered
         self.poll_interval = poll_interval
+        #: Every Worker of this process; the latest drives the consumers.
+        self.workers: list[Worker] = []
         self.worker: Worker | None = None
         self.threads = 0
         self.consumers: dict[int, DurableConsumer] = {}
@@ -94,7 +96,23 @@ class Claimer(threading.Thread):
     # --- for other threads ------------------------------------------------------------------------------
 
     def serve(self, worker: Worker) -> None:
-        """A Worker of Dramatiq's drives the consumers from now on."""
+        """A Worker of Dramatiq's drives the consumers from now on, instead of one that did so before."""
+        self.workers.append(worker)
+        self._follow(worker)
+
+    def leave(self, worker: Worker) -> None:
+        """A Worker stops: where there was another one, that has its streams again; else nothing more is claimed."""
+        if self.serves_others(worker):
+            self.workers = [each for each in self.workers if each is not worker]
+            self._follow(self.workers[-1])
+        else:
+            self.drain()
+
+    def serves_others(self, worker: Worker) -> bool:
+        """Whether another Worker than this one is there."""
+        return any(each is not worker for each in self.workers)
+
+    def _follow(self, worker: Worker) -> None:
         self.worker = worker
         self.threads = worker.worker_threads
 

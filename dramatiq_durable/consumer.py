@@ -43,6 +43,7 @@ class DurableConsumer(Consumer):
     """Hands a stream's deliveries to Dramatiq, at most ``prefetch`` at a time, and takes their outcomes.
 
     A consumer that Dramatiq restarts takes over from its predecessor: outcomes go by the lease, not by the consumer.
+    Of several Workers in a process the latest is handed the messages; when it stops, the one before it has them again.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class DurableConsumer(Consumer):
         self.of_runs = any(workflow.queue_name == queue_name for workflow in list(broker.workflows.values()))
         #: When a claim looked at the stream last, in claims' own counting.
         self.turn = 0
+        self._predecessor: DurableConsumer | None = None
+        self._closed = False
         self._handed = 0
         self._ready: SimpleQueue[Delivery] = SimpleQueue()
         self._ahead: deque[Delivery] = deque()
@@ -96,12 +99,30 @@ class DurableConsumer(Consumer):
                 self.broker.settler.commit_outcome(message, Release(message.key, message.lease))
 
     def close(self) -> None:
+        self._closed = True
         for delivery in self.unoffer():
             self.claimer.give_back(delivery)
-        if self.claimer.consumers.get(self.stream_id) is self:
+        if self.claimer.consumers.get(self.stream_id) is not self:
+            return
+        before = self._predecessor
+        while before is not None and before._closed:
+            before = before._predecessor
+        if before is None:
             del self.claimer.consumers[self.stream_id]
+        else:
+            before._handed = 0
+            self.claimer.consumers[self.stream_id] = before
+            self.claimer.wake()
 
     # --- for the claimer --------------------------------------------------------------------------------
+
+    def take_over(self, predecessor: DurableConsumer | None) -> None:
+        """Be the one that is handed the stream's messages, also those that its predecessor has not handed out."""
+        self.claimer.consumers[self.stream_id] = self
+        if predecessor is not None:
+            self._predecessor = None if predecessor._closed else predecessor
+            for delivery in predecessor.unoffer():
+                self.offer(delivery)
 
     def room(self) -> int:
         """How many more messages it may be given."""

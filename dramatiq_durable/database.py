@@ -22,6 +22,7 @@ from .errors import (
     DurableError,
     InvalidName,
     LeaseLost,
+    LimitReached,
     NotConfigured,
     NotPermitted,
     PayloadTooLarge,
@@ -256,6 +257,8 @@ def translate(error: psycopg.Error) -> Exception:
         )
     if error.sqlstate == "DD006":
         return DurableError(f"{error.diag.message_primary}: nothing was fired, call again")
+    if error.sqlstate == "DD007":
+        return LimitReached(f"{error.diag.message_primary}. {error.diag.message_hint}")
     if error.sqlstate == "DD008":
         return RoleExists(f"{error.diag.message_primary}: choose another name; rotate it for another password")
     if error.sqlstate == "DD009":

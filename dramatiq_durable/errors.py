@@ -39,6 +39,10 @@ class NotPermitted(DurableError):
     """The login may not do this, or the thing does not exist: the two look the same on purpose."""
 
 
+class LimitReached(NotPermitted):
+    """The login has as much under way as its max_live allows.  Nothing was stored; once some is done there is room."""
+
+
 #: What somebody is told who names what he may not use, or what is not there: what the database says, and what to do.
 FOREIGN = (
     "no such stream or workflow, or this login may not use it: correct the name, or have an administrator grant it "

@@ -232,7 +232,7 @@ class Settler:
                     again = replace(operation)
                     again.tries = operation.tries + 1
                     self.post_instead(delivery, again)
-                elif isinstance(operation, Together) and isinstance(operation.error, NotPermitted):
+                elif isinstance(operation, Together) and type(operation.error) is NotPermitted:
                     # It went back by itself, in the same transaction.
                     logger.error("what follows %s cannot be stored, so it is run again: %s", delivery, operation.error)
                 elif isinstance(operation, Together):

@@ -38,7 +38,7 @@ GRANT EXECUTE ON FUNCTION
     {schema}.list_dead_letters, {schema}.count_dead_letters, {schema}.redrive_dead_letters, {schema}.drop_dead_letters,
     {schema}.import_journal, {schema}.import_messages,
     {schema}.count_prunable, {schema}.prune_runs, {schema}.prune_dead_letters, {schema}.prune_expired,
-    {schema}.flush_streams,
+    {schema}.flush_streams, {schema}.end_sessions,
     {schema}.add_worker, {schema}.worker_mark, {schema}.worker_logins, {schema}.add_worker_login, {schema}.disable_worker,
     {schema}.end_worker_sessions, {schema}.give_back_of_worker, {schema}.forget_worker_logins,
     {schema}.list_roles, {schema}.list_role_events

@@ -20,6 +20,7 @@ COMMANDS = {
     "schedule": "schedule:group",
     "stream": "stream:group",
     "topic": "topic:group",
+    "watchdog": "watchdog:command",
     "worker": "worker:group",
     "workflow": "workflow:group",
 }

@@ -244,7 +244,8 @@ class Leave(LeaseOperation):
             item.error = None
             if status < 0:
                 item.error = NotPermitted(
-                    "a hook sends to a stream that does not exist, or that this login may not use"
+                    "a hook sends to a stream that does not exist, or that this login may not use; "
+                    "or the login has as much as its max_live allows"
                 )
 
 

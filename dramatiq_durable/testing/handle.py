@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -111,6 +112,9 @@ class EnvironmentHandle(WorkflowHandle[R], Generic[R]):
                 "signal it, or let its activities end, before you ask for its result."
             )
         return self._outcome_of(run.latest())
+
+    async def aresult(self, timeout: Any = None) -> R:
+        return await asyncio.to_thread(self.result, timeout)
 
     def _outcome_of(self, run: Run) -> R:
         last = run.history[-1]

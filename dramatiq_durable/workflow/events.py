@@ -102,6 +102,12 @@ PRECEDES_END: Final = MESSAGE_TYPES | {WORKFLOW_RESET}
 
 ESCALATION_ANSWERS: Final = frozenset({ESCALATION_RESOLVED, ESCALATION_CANCELLED})
 """What was said from outside to an escalation."""
+TIMER_STARTS: Final = frozenset({TIMER_STARTED, ESCALATION_OPENED})
+"""With their ``ms``, they start a timer."""
+
+TIMER_ENDS: Final = frozenset({TIMER_FIRED, ESCALATION_TIMED_OUT})
+"""What a timer that is due means to the run."""
+
 RESETTABLE_TYPES: Final = INPUT_TYPES - {WORKFLOW_RESET}
 """Events with which a step begins that can be taken again."""
 
@@ -133,8 +139,8 @@ def describe(type: str, name: str | None) -> str:
     return f"{type} {name!r}" if name else type
 
 
-def command_id(run_id: str, seq: int) -> bytes:
-    """The id of what a run's command makes (a message, a child's run), as 16 bytes.
+def command_id(run_id: str, seq: int | str) -> bytes:
+    """The id of what a run's command makes (a message, a child's run), or of the ``next`` run, as 16 bytes.
 
     Derived, so that carrying out a command twice makes one thing; the SQL procedures derive it in the same way.  A
     uuid of version 8: nobody but the database may make one, so that nobody can take it before the run does.

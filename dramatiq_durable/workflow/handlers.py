@@ -40,7 +40,8 @@ class Handlers:
     """What a run's code answers when it is spoken to.
 
     Attributes:
-      unstarted(int): handlers that were given something and have not begun.  No run ends before they have.
+      unstarted(set): signals and updates whose handlers have not begun, by the numbers of their events.  No run ends
+        before they have, but for one that another run goes on for: that is given them.
       unfinished(list): those that had not finished when the run ended, for people.
     """
 
@@ -52,7 +53,7 @@ class Handlers:
         self._updates: dict[str, Handler] = {}
         self._running: dict[int, str] = {}
         self._numbers = 0
-        self.unstarted = 0
+        self.unstarted: set[int] = set()
         self.unfinished: list[str] = []
 
     @property
@@ -73,31 +74,30 @@ class Handlers:
         self._queries.clear()
         self._updates.clear()
         self._running.clear()
-        self.unstarted = 0
+        self.unstarted.clear()
 
     # --- signals ------------------------------------------------------------------------------------------
 
     def on_signal(self, name: str, fn: Callable[..., Any]) -> None:
         """Have signals of that name given to a function; those that came before are, at once and in order."""
         handler = Handler(name, fn, contextvars.copy_context())
-        for payload in self._execution.mailbox.handle(name, lambda payload: self._arrived(handler, payload)):
+        for signal in self._execution.mailbox.handle(name, lambda signal: self._arrived(handler, signal)):
             if inspect.iscoroutinefunction(fn):
-                self._arrived(handler, payload)
+                self._arrived(handler, signal)
             else:
-                handler.context.copy().run(self._call_signal, handler, payload)
+                handler.context.copy().run(self._call_signal, handler, signal.payload)
 
-    def _arrived(self, handler: Handler, payload: bytes | None) -> None:
-        self.unstarted += 1
+    def _arrived(self, handler: Handler, signal: Event) -> None:
+        self.unstarted.add(signal.event_id)
         context = handler.context.copy()
         if inspect.iscoroutinefunction(handler.fn):
-            number = self._begin(f"the signal {handler.name!r}")
-            self._execution.loop.make_task(self._run_signal(handler, payload, number), None, context)
+            self._execution.loop.make_task(self._run_signal(handler, signal), None, context)
         else:
-            self._execution.loop.call_soon(self._start_signal, handler, payload, context=context)
+            self._execution.loop.call_soon(self._start_signal, handler, signal, context=context)
 
-    def _start_signal(self, handler: Handler, payload: bytes | None) -> None:
-        self.unstarted -= 1
-        self._call_signal(handler, payload)
+    def _start_signal(self, handler: Handler, signal: Event) -> None:
+        self.unstarted.discard(signal.event_id)
+        self._call_signal(handler, signal.payload)
 
     def _call_signal(self, handler: Handler, payload: bytes | None) -> Any:
         """Call a signal's handler; answers what it returned.  What escapes it fails the run, as it would elsewhere."""
@@ -120,10 +120,10 @@ class Handlers:
             self._execution.fail(e)
             return None
 
-    async def _run_signal(self, handler: Handler, payload: bytes | None, number: int) -> None:
-        self.unstarted -= 1
+    async def _run_signal(self, handler: Handler, signal: Event) -> None:
+        number = self._begin(f"the signal {handler.name!r}", signal)
         try:
-            coroutine = self._call_signal(handler, payload)
+            coroutine = self._call_signal(handler, signal.payload)
             if coroutine is not None:
                 await coroutine
         except Exception as e:
@@ -134,7 +134,8 @@ class Handlers:
         finally:
             self._running.pop(number, None)
 
-    def _begin(self, what: str) -> int:
+    def _begin(self, what: str, given: Event) -> int:
+        self.unstarted.discard(given.event_id)
         self._numbers += 1
         self._running[self._numbers] = what
         return self._numbers
@@ -175,15 +176,12 @@ class Handlers:
         if handler is None:
             got = self._unknown("update", event.name, self._updates)
             raise Nondeterminism(event.event_id, events.describe(event.type, event.name), f"no such update ({got})")
-        update_id = str((event.attributes or {}).get("update_id"))
-        self.unstarted += 1
-        number = self._begin(f"the update {handler.name!r} ({update_id})")
-        self._execution.loop.make_task(
-            self._run_update(handler, event, update_id, number), None, handler.context.copy()
-        )
+        self.unstarted.add(event.event_id)
+        self._execution.loop.make_task(self._run_update(handler, event), None, handler.context.copy())
 
-    async def _run_update(self, handler: Handler, event: Event, update_id: str, number: int) -> None:
-        self.unstarted -= 1
+    async def _run_update(self, handler: Handler, event: Event) -> None:
+        update_id = str((event.attributes or {}).get("update_id"))
+        number = self._begin(f"the update {handler.name!r} ({update_id})", event)
         command = CompleteUpdate(name=handler.name, update_id=update_id)
         try:
             value = handler.fn(*_call_of(event, handler))

@@ -33,7 +33,8 @@ class Info:
     Attributes:
       attempt(int): which attempt of the workflow this run is, counted from 1.
       started_at(datetime | None): UTC; the time of the first event where the caller gives none.
-      parent(Parent | None): the parent's ids.
+      parent(Parent | None): the ids of the run that started this one, or its chain, as a child; they stay when that run
+        is reset.
       memo(dict), headers(dict): as given at the start.
       search(dict): the search attributes as they are now.
       history_length(int): events so far; ``history_bytes(int)``: bytes of their payloads.

@@ -52,6 +52,7 @@ class Inside:
         "_out",
         "_pending",
         "_seq",
+        "_timers",
         "_to_compute",
         "history_bytes",
         "last_event_id",
@@ -76,6 +77,8 @@ class Inside:
         self._computing: dict[int, Compute] = {}
         self._to_compute: list[Compute] = []
         self._pending: dict[int, _Pending] = {}
+        #: When the timers among them are due.
+        self._timers: dict[int, int] = {}
         self._conditions: list[_Condition] = []
         self._failure: Exception | None = None
         self.reading: str | None = None
@@ -191,6 +194,21 @@ class Inside:
         """Whether the outcome of command ``seq`` is still waited for."""
         return seq in self._pending
 
+    def timers_until(self, seq: int) -> list[int]:
+        """The timers that are due before the one of command ``seq``, and this one, in the order in which they fire: of
+        those that are due at once, the one that was started first comes first."""
+        timers = self._timers
+        if len(timers) < 2 or seq not in timers:
+            return [seq]
+        last = (timers[seq], seq)
+        return [n for _, n in sorted((due, n) for n, due in timers.items() if (due, n) <= last)]
+
+    def _clock(self, event: Event) -> None:
+        """Note when the timer is due that an event starts."""
+        ms = (event.attributes or {}).get("ms")
+        if ms is not None:
+            self._timers[cast(int, event.seq)] = event.at + ms
+
     def due(self, seq: int) -> str:
         """The type of the event with which a timer of command ``seq``, whose outcome is waited for, answers it."""
         pending = self._pending[seq]
@@ -212,6 +230,7 @@ class Inside:
     def cancel_timer(self, seq: int) -> None:
         if self.reading is not None:
             raise self.change_refused()
+        self._timers.pop(seq, None)
         if self._pending.pop(seq, None) is not None and self._out.pop(seq, None) is None:
             self._out[~seq] = CancelTimer(seq)
 
@@ -232,6 +251,7 @@ class Inside:
             return False
         if seq not in self._pending:
             return False
+        self._timers.pop(seq, None)
         self._out[~seq] = future.cancel_command()
         if future.policy == "wait":
             return True

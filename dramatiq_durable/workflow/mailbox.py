@@ -19,7 +19,7 @@ class Mailbox:
 
     def __init__(self, loop: WorkflowLoop) -> None:
         self._loop = loop
-        self._handlers: dict[str, Callable[[bytes | None], None]] = {}
+        self._handlers: dict[str, Callable[[Event], None]] = {}
         self._inboxes: dict[str, deque[Event]] = {}
         self._waiters: dict[str, deque[asyncio.Future[Any]]] = {}
         #: Given to code that has not come to take it: while it has not, the signal is unread.
@@ -30,7 +30,7 @@ class Mailbox:
         name = signal.name or ""
         handler = self._handlers.get(name)
         if handler is not None:
-            handler(signal.payload)
+            handler(signal)
             return
         waiters = self._waiters.get(name)
         while waiters:
@@ -45,10 +45,10 @@ class Mailbox:
         else:
             inbox.append(signal)
 
-    def handle(self, name: str, handler: Callable[[bytes | None], None]) -> list[bytes | None]:
+    def handle(self, name: str, handler: Callable[[Event], None]) -> list[Event]:
         """Have every further signal of that name given to a handler; answers the unread ones, oldest first."""
         self._handlers[name] = handler
-        return [signal.payload for signal in self._inboxes.pop(name, ())]
+        return list(self._inboxes.pop(name, ()))
 
     def take(self, name: str) -> tuple[bool, bytes | None]:
         """Return (True, payload) of the oldest unread signal of that name, or (False, None)."""
@@ -72,9 +72,9 @@ class Mailbox:
         return self._given.pop(future).payload
 
     def unread(self) -> list[int]:
-        """The signals that no code has read, by the numbers of their events, in the order in which they came."""
+        """The signals that neither code has read nor a handler was given, by the numbers of their events."""
         kept = [signal for inbox in self._inboxes.values() for signal in inbox]
-        return sorted(signal.event_id for signal in (*kept, *self._given.values()))
+        return [signal.event_id for signal in (*kept, *self._given.values())]
 
     def clear(self) -> None:
         """Forget everything: the run is dropped from memory."""

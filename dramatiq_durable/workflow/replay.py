@@ -24,13 +24,13 @@ from .deadlock import Overdue
 from .events import Event
 from .failures import failure_to_json
 from .handlers import Handlers
-from .info import START_FACTS, STATE_FACTS, Info
+from .info import START_FACTS, STATE_FACTS, Info, Parent
 from .inside import Inside, overdue
 from .interceptors import CallContext, Interceptors, through
 from .loop import MAX_HANDLES, Scope, WorkflowLoop, current_host
 from .mailbox import Mailbox
 from .patches import Patches
-from .retry import asked_delay, forbids
+from .retry import asked_delay, forbids, is_last
 
 _INPUT_TYPES = events.INPUT_TYPES
 _NO_INTERCEPTORS = Interceptors()
@@ -67,6 +67,7 @@ class Execution(Inside):
     __slots__ = (
         "_cancel_requested",
         "_keep",
+        "_recorded_at",
         "begun",
         "closed",
         "evicted",
@@ -100,6 +101,8 @@ class Execution(Inside):
         self._cancel_requested = False
         self.begun = False
         """Its code has begun: before that, its interceptors may wait for something, and nobody answers updates."""
+        #: The time of the last event.
+        self._recorded_at = 0
         self.closed = False
         self.evicted = False
         self.is_replaying = False
@@ -108,12 +111,14 @@ class Execution(Inside):
         self.handlers = Handlers(self)
 
     # --- events in, commands out -----------------------------------------------------------------------
-    def step(self, event: Event, more: bool = False) -> Step:
+    def step(self, event: Event, more: bool = False, now: int = 0) -> Step:
         """Apply one input event and number everything.
 
         Parameters:
           event(Event): its ``event_id`` is ignored: it gets the next one, and the commands' events those after it.
           more(bool): something that is said to the code comes next: as ``apply``.
+          now(int): the time, in milliseconds since the epoch, if what happened may have waited for long: what the code
+            asks for is recorded with it, and its timers run from then.
 
         Returns:
           Step: the events to store, in order, and the commands to carry out.
@@ -124,25 +129,32 @@ class Execution(Inside):
         event_id = self.last_event_id + 1
         _, type, at, seq, name, payload, attributes = event
         # What is recorded keeps to history's clock: news from other machines' clocks may lie behind it.
-        event = Event(event_id, type, max(at, self.loop.now_ms), seq, name, payload, attributes)
+        self._recorded_at = at = max(at, self._recorded_at)
+        event = Event(event_id, type, at, seq, name, payload, attributes)
         commands = self.apply(event, more)
-        return Step([event, *self._recorded(commands)], commands)
+        return Step([event, *self._recorded(commands, now)], commands)
 
-    def close_late(self) -> Step:
+    def close_late(self, now: int = 0) -> Step:
         """What was to come next does not come: a run that has ended closes now, with the step before."""
         if self.closed or not self._has_ended():
             return Step([], [])
         with self.scope():
             self._end()
         commands = self._gathered()
-        return Step(self._recorded(commands), commands)
+        return Step(self._recorded(commands, now), commands)
 
-    def _recorded(self, commands: list[Command]) -> list[Event]:
-        now = self.loop.now_ms
-        return [
-            Event(event_id, c.event_type, now, c.seq, c.name, c.payload, c.attributes())
+    def _recorded(self, commands: list[Command], now: int) -> list[Event]:
+        if not commands:
+            return []
+        self._recorded_at = at = max(now, self._recorded_at)
+        recorded = [
+            Event(event_id, c.event_type, at, c.seq, c.name, c.payload, c.attributes())
             for event_id, c in enumerate(commands, self.last_event_id + 1 - len(commands))
         ]
+        for event in recorded:
+            if event.type in events.TIMER_STARTS:
+                self._clock(event)
+        return recorded
 
     def apply(self, event: Event, more: bool = False) -> list[Command]:
         """Apply one input event and run the code until it waits.
@@ -240,11 +252,15 @@ class Execution(Inside):
                     compare(event, commands[compared])
                     compared += 1
                     self.last_event_id = event.event_id
+                    if event.type in events.TIMER_STARTS:
+                        self._clock(event)
             if compared < len(commands):
                 missing = self.last_event_id + 1 if compared else self.last_event_id - len(commands) + 1
                 raise Nondeterminism(missing, "no more commands", describe(commands[compared]))
         finally:
             self.is_replaying = False
+        if history:
+            self._recorded_at = max(self._recorded_at, history[-1].at)
 
     def evict(self) -> None:
         """Drop the run from memory.  Code that runs because of it (``finally`` blocks) can do nothing any more."""
@@ -268,6 +284,10 @@ class Execution(Inside):
             self._base.started_at = self.lineage.started_at
         if self._base.started_at is None:
             self._base.started_at = self.now
+        parent = self.facts.get("parent")
+        if parent is not None and self._base.parent is not None:
+            # Another may have become its parent since.
+            self._base.parent = Parent(parent["workflow_id"], parent["run_id"])
         if self._base.name == "" and event.name:
             self._base.name = event.name
         for fact, value in self.facts.items():
@@ -307,6 +327,7 @@ class Execution(Inside):
                 raise Nondeterminism(event.event_id, events.describe(event.type, event.name), got)
         pending = self._pending.pop(cast(int, event.seq), None)
         if pending is not None:
+            self._timers.pop(cast(int, event.seq), None)
             pending.resolve(event)
 
     def _on_signal(self, event: Event) -> None:
@@ -339,8 +360,8 @@ class Execution(Inside):
         return self._main is not None and (self._failure is not None or self._main.done())
 
     def _end(self) -> None:
-        # Handlers that were given something begin, whatever the code has come to meanwhile.
-        if self.handlers.unstarted and self.loop.ready:
+        # Handlers that were given something begin, whatever the code has come to meanwhile: here, or in the next run.
+        if self.handlers.unstarted and self.loop.ready and not self._is_followed():
             self.loop.drain(self.handlers)
         if self._failure is not None:
             self._finish(self._failed(self._failure))
@@ -364,7 +385,7 @@ class Execution(Inside):
                 except (NotEncodable, PayloadTooLarge) as e:
                     closing = self._failed(e)
             elif (again := ContinueAsNewRequested.within(exc)) is not None:
-                again.unread = self.mailbox.unread()
+                again.unread = self.unread()
                 again.facts = {k: v for k, v in {**self.handed_on(), **again.facts}.items() if v is not None}
                 closing = again
             elif isinstance(exc, Exception):
@@ -378,14 +399,31 @@ class Execution(Inside):
         policy = self.facts.get("retry")
         if policy is None:
             return FailWorkflow(failure=failure_to_json(exc))
-        ends_all = self._cancel_requested or forbids(policy, exc)
-        # What failed elsewhere goes by the name of the exception that was raised there.
-        ends_all = ends_all or (isinstance(exc, Failure) and exc.type in (policy.get("non_retryable") or ()))
         return FailWorkflow(
-            failure=failure_to_json(exc, retryable=not ends_all),
-            unread=self.mailbox.unread(),
+            failure=failure_to_json(exc, retryable=self._is_retried(policy, exc)),
+            unread=self.unread(),
             retry_delay_ms=asked_delay(exc),
         )
+
+    def _is_retried(self, policy: dict[str, Any], exc: BaseException) -> bool:
+        if self._cancel_requested or forbids(policy, exc):
+            return False
+        # What failed elsewhere goes by the name of the exception that was raised there.
+        return not (isinstance(exc, Failure) and exc.type in (policy.get("non_retryable") or ()))
+
+    def _is_followed(self) -> bool:
+        """Whether the code has ended, and another run goes on with what it has not read, as far as is known here."""
+        policy, main = self.facts.get("retry"), self._main
+        exc: BaseException | None = self._failure
+        if exc is None and main is not None and main.done() and not main.cancelled():
+            exc = main.exception()
+        if policy is None or not isinstance(exc, Exception):
+            return self._goes_on()
+        return self._is_retried(policy, exc) and not is_last(policy, self._base.attempt)
+
+    def unread(self) -> list[int]:
+        """The signals that no code has read, and the updates whose handlers have not begun, by their events."""
+        return sorted([*self.mailbox.unread(), *self.handlers.unstarted])
 
     def _finish(self, closing: Command) -> None:
         self._out[0] = closing
@@ -405,6 +443,7 @@ class Execution(Inside):
         loop.drop()
         self._main = None
         self._pending.clear()
+        self._timers.clear()
         self._computing.clear()
         self._to_compute.clear()
         self.mailbox.clear()

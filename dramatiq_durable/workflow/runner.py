@@ -39,6 +39,7 @@ from ..operations import (
 from ..settling import TASK_BACKOFF, backoff, text_of
 from . import events
 from .answering import Answerer
+from .attempts import left_unread
 from .cache import CachedRun, RunCache
 from .carrying import Carrier, now_ms
 from .computing import computed
@@ -195,10 +196,12 @@ class Runner:
                 return Reschedule(delivery.key, delivery.lease, wait)
         if delivery.kind == "w":
             assert delivery.seq is not None
-            # Whoever has answered an escalation was first: it does not time out.
-            answered = any(e.type in events.ESCALATION_ANSWERS and e.seq == delivery.seq for _, e in waiting)
-            if execution.expects(delivery.seq) and not answered:
-                waiting.append((0, Event(0, execution.due(delivery.seq), now_ms(), delivery.seq)))
+            if execution.expects(delivery.seq):
+                # Messages come in any order, timers fire in theirs: with this one all that are due before it.
+                # Whoever has answered an escalation was first: it does not time out.
+                answered = {e.seq for _, e in waiting if e.type in events.ESCALATION_ANSWERS}
+                due = [seq for seq in execution.timers_until(delivery.seq) if seq not in answered]
+                waiting += [(0, Event(0, execution.due(seq), now_ms(), seq)) for seq in due]
         if not execution.closed and not any(event.type == events.WORKFLOW_RESET for _, event in waiting):
             waiting += [(0, computed(c)) for c in execution.computations()]
         # Asked for several times, and not yet told: the code is cancelled once, its cleanup is not.
@@ -209,10 +212,14 @@ class Runner:
             run.taken.difference_update(inbox_id for inbox_id, _ in news)
             news = []
         if not news or execution.closed:
-            if delivery.kind == "w" and not committed:
-                # The step after which nobody waits for this timer is on its way, and may be refused.
-                return Reschedule(delivery.key, delivery.lease, backoff(delivery, REFUSED_BACKOFF))
-            return Ack(delivery.key, delivery.lease)
+            if committed:
+                return Ack(delivery.key, delivery.lease)
+            # What this is about went with a step that is on its way, and may be refused: it took what was in the inbox,
+            # or does not wait for this timer any more.  This delivery goes with it, and comes again where it is not
+            # recorded.
+            advance = self._step(delivery, run, execution, [])
+            advance.then = lambda a: self._advanced(delivery, run, a, None)
+            return advance
         run.taken.update(inbox_id for inbox_id, _ in waiting if inbox_id)
         advance = self._step(delivery, run, execution, [event for _, event in news])
         # What a run that continues as new was not given any more is for the next one.
@@ -267,7 +274,8 @@ class Runner:
             run.execution = execution
             if len(history) == 1:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
-                inbox.insert(0, (0, history[0]))
+                left = left_unread(self.answerer, workflow, execution.info, history[0])
+                inbox[:0] = [(0, event) for event in (history[0], *left)]
             else:
                 execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
         elif history:
@@ -289,8 +297,14 @@ class Runner:
             for position, event in enumerate(news, 1):
                 more = bool(early) or (position < len(news) and news[position].type in events.PRECEDES_END)
                 advance.given += 1
+                if event.type in events.TIMER_ENDS:
+                    assert event.seq is not None
+                    if not execution.expects(event.seq):
+                        continue  # what came before it has cancelled it
+                    if event.seq != delivery.seq:
+                        advance.drops.append(event.seq)
                 if event.type != events.UPDATE_REQUESTED:
-                    step = execution.step(event, more)
+                    step = execution.step(event, more, now_ms())
                 elif execution.begun:
                     step = self._admit(event, advance, execution, more)
                 else:
@@ -338,10 +352,10 @@ class Runner:
         """Give the code an update, or have it rejected: then there is no event, and the advance only says so."""
         failure = execution.handlers.refusal(event)
         if failure is None:
-            return execution.step(event._replace(type=events.UPDATE_ACCEPTED), more)
+            return execution.step(event._replace(type=events.UPDATE_ACCEPTED), more, now_ms())
         attributes = {**(event.attributes or {}), "failure": failure}
         advance.events.append(Event(0, events.UPDATE_REJECTED, event.at, None, event.name, None, attributes))
-        return Step([], []) if more else execution.close_late()
+        return Step([], []) if more else execution.close_late(now_ms())
 
     def _unreserve(self, advance: Advance) -> None:
         claimer = self.broker.claimer

@@ -30,11 +30,64 @@ CREATE TABLE {schema}.role_event (
     details json
 );
 
--- Who has sent a message or started a run, where that is a principal with limits or with less than a stream's reading.
--- NULL: an administrator, or an application without limits.
-ALTER TABLE {schema}.message ADD COLUMN principal_id int;
-CREATE INDEX message_by_principal ON {schema}.message (principal_id) WHERE principal_id IS NOT NULL;
+-- Who has started a run, where that is a principal with less than a stream's reading.
+-- NULL: an administrator, or an application.
 ALTER TABLE {schema}.run ADD COLUMN principal_id int;
+
+-- What a provisioned login (dd_...) has stored is counted by this: the login, and one of 64 lots that chance draws, so
+-- that a look at one of them tells how many there are of all.  NULL, in no index, for everybody else.
+-- A default: whatever procedure stores a row, and for whatever reason, its caller is charged with it.
+ALTER TABLE {schema}.message ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.inbox ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.run ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.run_query ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.topic_event ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.dead_letter ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.result ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.limiter ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.sender ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.waiter ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.update_waiter ADD COLUMN lot text COLLATE "C";
+ALTER TABLE {schema}.result_waiter ADD COLUMN lot text COLLATE "C";
+
+-- Not random(): what that answers, its caller's setseed() decides.
+ALTER TABLE {schema}.message ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.inbox ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.run ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.run_query ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.topic_event ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.dead_letter ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.result ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.limiter ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.sender ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.waiter ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.update_waiter ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+ALTER TABLE {schema}.result_waiter ALTER COLUMN lot SET DEFAULT CASE WHEN starts_with(session_user, 'dd_') THEN
+    session_user || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') END;
+
+CREATE INDEX message_lot ON {schema}.message (lot) WHERE lot IS NOT NULL;
+CREATE INDEX inbox_lot ON {schema}.inbox (lot) WHERE lot IS NOT NULL;
+CREATE INDEX run_lot ON {schema}.run (lot) WHERE lot IS NOT NULL AND status = 'running';
+CREATE INDEX run_query_lot ON {schema}.run_query (lot) WHERE lot IS NOT NULL;
+CREATE INDEX topic_event_lot ON {schema}.topic_event (lot) WHERE lot IS NOT NULL;
+CREATE INDEX dead_letter_lot ON {schema}.dead_letter (lot) WHERE lot IS NOT NULL;
+CREATE INDEX result_lot ON {schema}.result (lot) WHERE lot IS NOT NULL;
+CREATE INDEX limiter_lot ON {schema}.limiter (lot) WHERE lot IS NOT NULL;
+CREATE INDEX sender_lot ON {schema}.sender (lot) WHERE lot IS NOT NULL;
+CREATE INDEX waiter_lot ON {schema}.waiter (lot) WHERE lot IS NOT NULL;
+CREATE INDEX update_waiter_lot ON {schema}.update_waiter (lot) WHERE lot IS NOT NULL;
+CREATE INDEX result_waiter_lot ON {schema}.result_waiter (lot) WHERE lot IS NOT NULL;
 
 -- The watchdog's last look; one row.
 CREATE TABLE {schema}.watchdog (

@@ -106,6 +106,9 @@ BEGIN
         -- Part of a transaction of the caller's own, whose outcome he finds out by himself.
         RETURN;
     END IF;
+    IF starts_with(session_user, 'dd_') AND NOT EXISTS (SELECT 1 FROM {schema}.sender s WHERE s.sender = p_sender) THEN
+        PERFORM {schema}.check_room('sender', 1);
+    END IF;
     INSERT INTO {schema}.sender AS s (sender, login, batch, at)
     VALUES (p_sender, session_user, p_batch, clock_timestamp())
     ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, at = excluded.at

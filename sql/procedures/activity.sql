@@ -282,9 +282,9 @@ BEGIN
 END
 $$;
 
--- Internal: an activity's attempt has failed, and its message, which the caller has locked, waits for the next one: where it
--- was cancelled, or its run has closed, there is none.
-CREATE FUNCTION {schema}.drop_unwanted(p_run uuid, p_seq int)
+-- Internal: an activity's message, which the caller has locked, came back (p_attempt: which attempt that was), and waits to
+-- be tried again: where it was cancelled, or its run has closed, it is not.
+CREATE FUNCTION {schema}.drop_unwanted(p_run uuid, p_seq int, p_attempt int)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -303,8 +303,8 @@ BEGIN
     PERFORM {schema}.forget_activity(p_run, p_seq);
     INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)
     SELECT p_run, 'ActivityFailed', p_seq, v_message.actor, json_build_object('failure', json_build_object(
-        'type', 'ActivityCancelled', 'message', 'it failed after it was cancelled, and is not tried again', 'retryable', false,
-        'attempt', v_message.attempt - 1))
+        'type', 'ActivityCancelled', 'message', 'it was cancelled, and is not tried again', 'retryable', false,
+        'attempt', p_attempt))
     FROM {schema}.run r WHERE r.run_id = p_run AND r.status = 'running';
     PERFORM {schema}.add_tasks(ARRAY[p_run]);
 END

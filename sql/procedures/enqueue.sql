@@ -84,6 +84,9 @@ BEGIN
         RAISE EXCEPTION 'the message has % bytes, more than 16777216', octet_length(v_payload)
         USING ERRCODE = '54000', HINT = 'Keep the data in a table and send its key.';
     END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', 1);
+    END IF;
     -- A live message that has the key may be gone when it is looked for: then there is room.
     FOR v_try IN 1 .. 5 LOOP
         INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, actor, payload, unique_key)

@@ -70,6 +70,9 @@ DECLARE
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', cardinality(p_messages));
+    END IF;
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
     FOR i IN 1 .. cardinality(p_messages) LOOP
         IF (p_streams[i] = ANY (v_may)) IS NOT TRUE OR substr(p_messages[i]::text, 15, 1) = '8' THEN

@@ -187,10 +187,11 @@ BEGIN
             v_next, clock_timestamp() + v_delay * interval '1 millisecond', v_facts, p_run.execution_deadline);
     END IF;
     -- First what its code had been given and left unread, then what it was never given.
-    INSERT INTO {schema}.inbox (run_id, type, at, name, payload)
-    SELECT v_next, e.type, e.at, e.name, e.payload
+    INSERT INTO {schema}.inbox (run_id, type, at, name, payload, attributes)
+    SELECT v_next, CASE e.type WHEN 'UpdateAccepted' THEN 'UpdateRequested' ELSE e.type END, e.at, e.name, e.payload,
+           CASE e.type WHEN 'UpdateAccepted' THEN e.attributes END
     FROM json_array_elements_text(v_last.attributes -> 'unread') u (id)
-    JOIN {schema}.event e ON e.run_id = p_run.run_id AND e.event_id = u.id::int AND e.type = 'SignalReceived'
+    JOIN {schema}.event e ON e.run_id = p_run.run_id AND e.event_id = u.id::int AND e.type IN ('SignalReceived', 'UpdateAccepted')
     ORDER BY e.event_id;
     INSERT INTO {schema}.inbox (run_id, type, at, name, payload, attributes)
     SELECT v_next, i.type, i.at, i.name, i.payload, i.attributes
@@ -298,6 +299,9 @@ BEGIN
         -- A reset starts it again: the run that had the id was this very child.
         v_options.id_reuse := 'allow';
     END IF;
+    -- Whose child it was started as: that run may be reset, and another be its parent then.
+    v_options.facts := {schema}.with_fact(v_options.facts, 'parent', (
+        SELECT json_build_object('workflow_id', r.workflow_id, 'run_id', r.run_id) FROM {schema}.run r WHERE r.run_id = p_run));
     SELECT * INTO v_new FROM {schema}.create_run(
         {schema}.derived_id(p_run, p_seq::text), p_workflow_id, p_stream, p_name, p_input,
         coalesce(v_options.id_conflict, 'fail'), coalesce(v_options.id_reuse, 'allow'), coalesce(v_options.delay, 0),

@@ -18,6 +18,9 @@ RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
+    IF starts_with(session_user, 'dd_') AND NOT EXISTS (SELECT 1 FROM {schema}.limiter l WHERE l.key = p_key AND l.space = {schema}.space()) THEN
+        PERFORM {schema}.check_room('limiter', 1);
+    END IF;
     INSERT INTO {schema}.limiter AS l (key, space, value, expires_at)
     VALUES (p_key, {schema}.space(), p_value, clock_timestamp() + least(p_ttl, 315360000000) * interval '1 millisecond')
     ON CONFLICT (key, space) DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at
@@ -37,6 +40,9 @@ DECLARE
     v_old bigint;
     v_new bigint;
 BEGIN
+    IF starts_with(session_user, 'dd_') AND NOT EXISTS (SELECT 1 FROM {schema}.limiter l WHERE l.key = p_key AND l.space = v_space) THEN
+        PERFORM {schema}.check_room('limiter', 1);
+    END IF;
     -- The row is there from now on, and locked.
     INSERT INTO {schema}.limiter AS l (key, space, value, expires_at) VALUES (p_key, v_space, 0, clock_timestamp())
     ON CONFLICT (key, space) DO UPDATE SET value = CASE WHEN l.expires_at > clock_timestamp() THEN l.value ELSE 0 END
@@ -64,6 +70,9 @@ DECLARE
     v_expiry timestamptz;
     v_total bigint;
 BEGIN
+    IF starts_with(session_user, 'dd_') AND NOT EXISTS (SELECT 1 FROM {schema}.limiter l WHERE l.key = p_anchor AND l.space = v_space) THEN
+        PERFORM {schema}.check_room('limiter', 1);
+    END IF;
     INSERT INTO {schema}.limiter AS l (key, space, value, expires_at) VALUES (p_anchor, v_space, 0, clock_timestamp())
     ON CONFLICT (key, space) DO UPDATE SET expires_at = excluded.expires_at;
     v_expiry := clock_timestamp() + least(p_ttl, 315360000000) * interval '1 millisecond';

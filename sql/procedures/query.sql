@@ -43,6 +43,10 @@ BEGIN
     IF p_heard AND NOT heard THEN
         RETURN;
     END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('run_query', 1);
+        PERFORM {schema}.check_room('message', 1);
+    END IF;
     query_id := gen_random_uuid();
     INSERT INTO {schema}.run_query (query_id, run_id, stream_id, name, input, channel, until)
     VALUES (ask_run.query_id, v_run.run_id, v_run.stream_id, p_name, p_input, p_channel,

@@ -203,25 +203,32 @@ AS $$
 DECLARE
     v_run {schema}.run := p_run;
     v_known int;
+    v_updates text[];
 BEGIN
     -- One that a reset made has been given all that anew.
     WHILE v_run.next_run_id = {schema}.derived_id(v_run.run_id, 'next') LOOP
-        -- The first signals of each are those that the one before left unread.
-        SELECT coalesce(json_array_length({schema}.readable(e.attributes) -> 'unread'), 0) INTO v_known
-        FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = v_run.last_event;
+        -- The first signals of each are those that the one before left unread; so it may have been with updates.
+        SELECT count(*) FILTER (WHERE e.type = 'SignalReceived'),
+               coalesce(array_agg(e.attributes ->> 'update_id') FILTER (WHERE e.type = 'UpdateAccepted'), '{}')
+        INTO v_known, v_updates
+        FROM {schema}.event l, json_array_elements_text({schema}.readable(l.attributes) -> 'unread') u (id), {schema}.event e
+        WHERE l.run_id = v_run.run_id AND l.event_id = v_run.last_event AND e.run_id = l.run_id AND e.event_id = u.id::int;
         -- Nobody tells it more from here on.
         SELECT r.* INTO v_run FROM {schema}.run r WHERE r.run_id = v_run.next_run_id FOR UPDATE;
         EXIT WHEN NOT FOUND;
         INSERT INTO {schema}.inbox (run_id, type, name, payload, attributes)
         SELECT p_to, t.type, t.name, t.payload, CASE t.type WHEN 'UpdateRequested' THEN t.attributes END
-        FROM (SELECT CASE e.type WHEN 'UpdateAccepted' THEN 'UpdateRequested' ELSE e.type END AS type, e.name, e.payload,
-                     e.attributes, e.event_id AS n
-              FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.type IN ('SignalReceived', 'UpdateAccepted')
-              UNION ALL
-              SELECT i.type, i.name, i.payload, i.attributes, v_run.last_event + i.inbox_id
-              FROM {schema}.inbox i WHERE i.run_id = v_run.run_id AND i.type IN ('SignalReceived', 'UpdateRequested')
-             ) t
-        ORDER BY t.n OFFSET v_known;
+        FROM (SELECT s.*, row_number() OVER (PARTITION BY s.type ORDER BY s.n) AS nth
+              FROM (SELECT CASE e.type WHEN 'UpdateAccepted' THEN 'UpdateRequested' ELSE e.type END AS type, e.name, e.payload,
+                           e.attributes, e.event_id AS n
+                    FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.type IN ('SignalReceived', 'UpdateAccepted')
+                    UNION ALL
+                    SELECT i.type, i.name, i.payload, i.attributes, v_run.last_event + i.inbox_id
+                    FROM {schema}.inbox i WHERE i.run_id = v_run.run_id AND i.type IN ('SignalReceived', 'UpdateRequested')
+                   ) s) t
+        -- Those that are carried the attempt before had been given, when its time was over.
+        WHERE CASE t.type WHEN 'SignalReceived' THEN t.nth > v_known AND t.attributes -> 'carried' IS NULL ELSE t.attributes ->> 'update_id' <> ALL (v_updates) END
+        ORDER BY t.n;
         PERFORM {schema}.hand_over_updates(v_run.run_id, p_to, true);
     END LOOP;
 END

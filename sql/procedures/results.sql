@@ -43,6 +43,17 @@ BEGIN
         v_group[v_row.n] := v_row.group_id;
     END LOOP;
 
+    IF starts_with(session_user, 'dd_') AND NOT (
+        {schema}.has_room(session_user, 'message', cardinality(p_send_of))
+        AND {schema}.has_room(session_user, 'result', cardinality(p_result_of)))
+    THEN
+        FOR v_row IN SELECT DISTINCT u.of FROM unnest(p_send_of || p_result_of) u (of) WHERE v_answer[u.of] = 1 LOOP
+            v_answer[v_row.of] := -1;
+            PERFORM {schema}.put_back(
+                v_worker.worker_id, p_messages[v_row.of:v_row.of], p_leases[v_row.of:v_row.of],
+                ARRAY['what it leaves behind could not be stored: its worker''s login has as much as its max_live allows']);
+        END LOOP;
+    END IF;
     IF cardinality(p_send_of) > 0 THEN
         v_may := {schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_send_stream, 'p');
         FOR v_row IN
@@ -136,7 +147,9 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
-    c_times CONSTANT int := 5;
+    -- Where the dead letters of the caller are too many, what cannot be settled goes on being tried.
+    c_times CONSTANT int :=
+        CASE WHEN (NOT starts_with(session_user, 'dd_') OR {schema}.has_room(session_user, 'dead_letter', cardinality(p_messages))) THEN 5 ELSE 32767 END;
     v_now timestamptz := clock_timestamp();
     v_back bigint[];
     v_gone bigint[];
@@ -149,7 +162,7 @@ BEGIN
             unsettled = coalesce(m.unsettled, 0) + 1,
             last_failure = t.failure || format(' (time %s of %s)', coalesce(m.unsettled, 0) + 1, c_times),
             -- What was aborted meanwhile does not wait for its end.
-            due_at = v_now + CASE WHEN m.abort_at IS NULL THEN power(2, coalesce(m.unsettled, 0)) * interval '30 seconds'
+            due_at = v_now + CASE WHEN m.abort_at IS NULL THEN power(2, least(coalesce(m.unsettled, 0), 7)) * interval '30 seconds'
                                   ELSE interval '0' END
         FROM unnest(p_messages, p_leases, p_failures) WITH ORDINALITY t (message_id, lease, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = p_worker_id
@@ -227,6 +240,9 @@ AS $$
 DECLARE
     v_space int := {schema}.space();
 BEGIN
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('result', 1);
+    END IF;
     PERFORM {schema}.keep_results(ARRAY[p_key], ARRAY[-v_space], ARRAY[p_value], ARRAY[p_ttl]);
 END
 $$;
@@ -251,7 +267,8 @@ BEGIN
     END IF;
     SELECT * INTO v_caller FROM {schema}.caller();
     v_own := -{schema}.space();
-    IF p_channel IS NOT NULL THEN
+    -- Whoever waits too often is not told, and finds out by looking.
+    IF p_channel IS NOT NULL AND (NOT starts_with(session_user, 'dd_') OR {schema}.has_room(session_user, 'result_waiter', cardinality(p_keys))) THEN
         INSERT INTO {schema}.result_waiter AS w (key, channel, until)
         SELECT DISTINCT k, p_channel, v_until FROM unnest(p_keys) k ORDER BY 1
         ON CONFLICT (key, channel) DO UPDATE SET until = excluded.until;

@@ -84,14 +84,24 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     v_status text;
+    v_lot text;
 BEGIN
     -- Ids of version 8 are the database's own.
     IF p_id IS NULL OR substr(p_id::text, 15, 1) = '8' OR (p_schedule.kind = 'm' AND p_payload IS NULL) THEN
         RETURN false;
     END IF;
+    IF p_schedule.space <> 0 THEN
+        -- Whoever fires it, it is its maker's: one who has all that he may have is given no more.
+        SELECT l.login || '/' || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0') INTO v_lot
+        FROM {schema}.login l
+        WHERE l.principal_id = p_schedule.space AND starts_with(l.login, 'dd_') ORDER BY l.created_at DESC LIMIT 1;
+        IF NOT {schema}.has_room(left(v_lot, -3), CASE p_schedule.kind WHEN 'm' THEN 'message' ELSE 'run' END, 1) THEN
+            RETURN false;
+        END IF;
+    END IF;
     IF p_schedule.kind = 'm' THEN
-        INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)
-        VALUES (p_id, p_schedule.stream_id, p_schedule.priority, p_at, p_at, p_schedule.actor, p_payload)
+        INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, lot)
+        VALUES (p_id, p_schedule.stream_id, p_schedule.priority, p_at, p_at, p_schedule.actor, p_payload, v_lot)
         ON CONFLICT (message_id, stream_id) DO NOTHING;
         RETURN FOUND;
     END IF;
@@ -100,6 +110,10 @@ BEGIN
         p_schedule.facts, NULL, NULL, NULL, nullif(p_schedule.space, 0)) c;
     IF v_status = 'busy' AND NOT EXISTS (SELECT 1 FROM {schema}.run r WHERE r.run_id = p_id) THEN
         RAISE EXCEPTION 'the workflow id is being fought over' USING ERRCODE = '40001';
+    END IF;
+    IF v_lot IS NOT NULL AND v_status = 'started' THEN
+        UPDATE {schema}.run r SET lot = v_lot WHERE r.run_id = p_id;
+        UPDATE {schema}.message m SET lot = v_lot WHERE m.message_id = p_id AND m.stream_id = p_schedule.stream_id;
     END IF;
     RETURN v_status = 'started';
 END
@@ -130,6 +144,12 @@ BEGIN
         RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
     END IF;
     PERFORM {schema}.begin_batch(p_sender, p_batch, 1);
+    IF starts_with(session_user, 'dd_') THEN
+        IF NOT EXISTS (SELECT 1 FROM {schema}.schedule s WHERE s.name = p_name AND s.space = v_space) THEN
+            PERFORM {schema}.check_room('schedule', 1);
+        END IF;
+        PERFORM {schema}.check_room('message', 1);
+    END IF;
     INSERT INTO {schema}.schedule AS s (
         space, name, stream_id, kind, actor, priority, template, facts, cron, timezone, catch_up, overlap, paused)
     VALUES (v_space, p_name, p_stream, p_kind::"char", p_actor, p_priority, p_template, p_facts::json, p_cron, p_timezone,
@@ -234,6 +254,9 @@ BEGIN
     IF v_schedule.revision IS DISTINCT FROM p_revision THEN
         -- The messages were made of what it was before.
         RAISE EXCEPTION 'the schedule % was changed in this moment', quote_literal(p_name) USING ERRCODE = 'DD006';
+    END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', cardinality(p_ids));
     END IF;
     v_live := v_schedule.live;
     FOR i IN 1 .. coalesce(cardinality(p_ids), 0) LOOP

@@ -54,6 +54,9 @@ DECLARE
 BEGIN
     SELECT * INTO v_caller FROM {schema}.caller();
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', cardinality(p_messages));
+    END IF;
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_messages));
     -- Not in a transaction of the caller's own, which may have many of these calls: the block is a subtransaction.
     IF p_sender IS NOT NULL AND v_may @> p_streams AND NOT EXISTS (
@@ -126,6 +129,9 @@ BEGIN
     THEN
         RETURN -1;
     END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('message', 1);
+    END IF;
     UPDATE {schema}.sender s SET batch = p_batch, at = v_now
     WHERE s.sender = p_sender AND s.batch < p_batch AND s.login = session_user;
     IF NOT FOUND THEN
@@ -153,6 +159,9 @@ CREATE FUNCTION {schema}.batch_outcome(p_sender uuid, p_batch bigint, OUT commit
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s'
 AS $$
 BEGIN
+    IF starts_with(session_user, 'dd_') AND NOT EXISTS (SELECT 1 FROM {schema}.sender s WHERE s.sender = p_sender) THEN
+        PERFORM {schema}.check_room('sender', 1);
+    END IF;
     INSERT INTO {schema}.sender AS s (sender, login, batch, given_up, at)
     VALUES (p_sender, session_user, p_batch, p_batch, clock_timestamp())
     ON CONFLICT (sender) DO UPDATE SET batch = excluded.batch, given_up = excluded.batch, at = excluded.at
@@ -358,8 +367,7 @@ DECLARE
     v_now timestamptz := clock_timestamp();
     v_done bigint[];
     v_streams int[];
-    v_runs uuid[];
-    v_seqs int[];
+    v_unwanted json;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
@@ -376,13 +384,13 @@ BEGIN
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures, p_counted)
              WITH ORDINALITY t (message_id, lease, delay, payload, failure, counted, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-        RETURNING t.n, m.stream_id, m.kind, m.run_id, m.seq)
-    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id),
-           array_agg(d.run_id) FILTER (WHERE d.kind = 'a'), array_agg(d.seq) FILTER (WHERE d.kind = 'a')
-    INTO v_done, v_streams, v_runs, v_seqs FROM done d;
-    FOR i IN 1 .. coalesce(cardinality(v_runs), 0) LOOP
-        PERFORM {schema}.drop_unwanted(v_runs[i], v_seqs[i]);
-    END LOOP;
+        RETURNING t.n, m.stream_id, m.kind, m.run_id, m.seq,
+                  m.attempt - CASE WHEN t.counted IS FALSE THEN 0 ELSE 1 END AS attempt)
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id), json_agg(
+               json_build_object('run', d.run_id, 'seq', d.seq, 'attempt', d.attempt)) FILTER (WHERE d.kind = 'a')
+    INTO v_done, v_streams, v_unwanted FROM done d;
+    PERFORM {schema}.drop_unwanted(u.run, u.seq, u.attempt)
+    FROM json_to_recordset(v_unwanted) u (run uuid, seq int, attempt int);
     IF v_streams IS NOT NULL THEN
         -- Whoever sleeps learns when they are due.
         PERFORM {schema}.wake(v_streams);
@@ -392,7 +400,8 @@ BEGIN
 END
 $$;
 
--- The worker gives the messages back unprocessed: they are due at once and no attempt is counted.
+-- The worker gives the messages back unprocessed: they are due at once and no attempt is counted.  Activities that nobody
+-- wants any more are dropped.
 CREATE FUNCTION {schema}.release(p_worker uuid, p_messages uuid[], p_leases uuid[])
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
@@ -402,6 +411,7 @@ DECLARE
     v_worker record;
     v_done bigint[];
     v_streams int[];
+    v_unwanted json;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     WITH done AS (
@@ -409,8 +419,12 @@ BEGIN
         SET lease_token = NULL, worker_id = NULL, started = false
         FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
-        RETURNING t.n, m.stream_id)
-    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id) INTO v_done, v_streams FROM done d;
+        RETURNING t.n, m.stream_id, m.kind, m.run_id, m.seq, m.attempt)
+    SELECT array_agg(d.n), array_agg(DISTINCT d.stream_id), json_agg(
+               json_build_object('run', d.run_id, 'seq', d.seq, 'attempt', d.attempt)) FILTER (WHERE d.kind = 'a')
+    INTO v_done, v_streams, v_unwanted FROM done d;
+    PERFORM {schema}.drop_unwanted(u.run, u.seq, u.attempt)
+    FROM json_to_recordset(v_unwanted) u (run uuid, seq int, attempt int);
     IF v_streams IS NOT NULL THEN
         PERFORM {schema}.wake(v_streams);
     END IF;
@@ -430,6 +444,9 @@ DECLARE
     v_done bigint[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('dead_letter', cardinality(p_messages));
+    END IF;
     WITH done AS (
         DELETE FROM {schema}.message m
         USING unnest(p_messages, p_leases, p_payloads, p_failures)

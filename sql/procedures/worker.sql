@@ -16,6 +16,9 @@ BEGIN
        OR cardinality({schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'c')) < cardinality(p_streams) THEN
         RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
     END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        PERFORM {schema}.check_room('worker', 1);
+    END IF;
     RETURN QUERY
         INSERT INTO {schema}.worker AS w (login, principal_id, host, pid, threads, stream_ids, reclaim_delay, reclaim_count)
         VALUES (session_user, v_caller.principal_id, left(p_host, 200), p_pid, p_threads, p_streams,
@@ -154,6 +157,7 @@ DECLARE
     v_reclaimed int;
     v_dead int := 0;
     v_events json;
+    v_unwanted json;
 BEGIN
     SELECT w.held INTO v_held FROM {schema}.worker w WHERE w.worker_id = p_worker_id;
     WITH back AS (
@@ -166,15 +170,18 @@ BEGIN
                      THEN clock_timestamp() + least(300, power(2, least(m.deaths, 10))) * interval '1 second'
                      ELSE m.due_at END
         -- What the frozen worker has locked in this moment is left for the next time: nobody waits for it.
-        FROM (SELECT q.message_id, q.stream_id FROM {schema}.message q
+        FROM (SELECT q.message_id, q.stream_id, q.attempt FROM {schema}.message q
               WHERE q.message_id = ANY (v_held) AND q.worker_id = p_worker_id
               FOR UPDATE SKIP LOCKED) t
         WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id
-        RETURNING m.message_id, m.stream_id, m.kind, m.deaths)
+        RETURNING m.message_id, m.stream_id, m.kind, m.deaths, m.run_id, m.seq, t.attempt)
     SELECT count(*), array_agg(DISTINCT b.stream_id),
            array_agg(b.message_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a', 'p')),
-           array_agg(b.stream_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a', 'p'))
-    INTO v_reclaimed, v_streams, v_poison, v_poisoned FROM back b;
+           array_agg(b.stream_id) FILTER (WHERE b.deaths >= p_reclaim_count AND b.kind IN ('m', 'j', 'a', 'p')),
+           json_agg(json_build_object('run', b.run_id, 'seq', b.seq, 'attempt', b.attempt)) FILTER (WHERE b.kind = 'a')
+    INTO v_reclaimed, v_streams, v_poison, v_poisoned, v_unwanted FROM back b;
+    PERFORM {schema}.drop_unwanted(u.run, u.seq, u.attempt)
+    FROM json_to_recordset(v_unwanted) u (run uuid, seq int, attempt int);
     IF v_poison IS NOT NULL THEN
         WITH gone AS (
             DELETE FROM {schema}.message m USING unnest(v_poison, v_poisoned) t (message_id, stream_id)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from dramatiq_durable import provision_worker_role
 from dramatiq_durable.arrays import Texts
 from tests.sql.api import Session
 from tests.support import unique_name
@@ -17,6 +19,7 @@ class Scoped(Session):
 
     login: str
     url: str
+    principal: str
 
 
 Grant = Callable[..., Scoped]
@@ -43,12 +46,12 @@ def db(connect: Callable[..., Session]) -> Session:
 
 
 @pytest.fixture
-def logins(database_url: str) -> Iterator[Callable[[], tuple[str, str]]]:
+def logins(database_url: str) -> Iterator[Callable[..., tuple[str, str]]]:
     """Makes login roles; answers name and URL.  They are dropped at the end."""
     made: list[sql.Identifier] = []
 
-    def make() -> tuple[str, str]:
-        name = unique_name("login")
+    def make(prefix: str = "login") -> tuple[str, str]:
+        name = unique_name(prefix)
         with psycopg.connect(database_url, autocommit=True) as conn:
             conn.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'secret'").format(sql.Identifier(name)))
         made.append(sql.Identifier(name))
@@ -69,7 +72,7 @@ def logins(database_url: str) -> Iterator[Callable[[], tuple[str, str]]]:
 
 
 @pytest.fixture
-def grant(db: Session, connect: Callable[..., Session], logins: Callable[[], tuple[str, str]]) -> Iterator[Grant]:
+def grant(db: Session, connect: Callable[..., Session], logins: Callable[..., tuple[str, str]]) -> Iterator[Grant]:
     """Makes a login with grants: ``grant(consume=["a"], produce=["b"])``; answers a session of it."""
     sessions: list[Session] = []
 
@@ -105,3 +108,36 @@ def grant(db: Session, connect: Callable[..., Session], logins: Callable[[], tup
     yield make
     for session in sessions:
         session.close()
+
+
+Limited = Callable[..., Scoped]
+
+
+@pytest.fixture
+def limited(db: Session, database_url: str) -> Iterator[Limited]:
+    """Provisions a login with limits: ``limited(produce=("a",), max_live=10)``; answers a session of it."""
+    sessions: list[Scoped] = []
+
+    def make(consume: tuple[str, ...] = ("own",), produce: tuple[str, ...] = (), **limits: Any) -> Scoped:
+        name = unique_name("worker")
+        made = provision_worker_role(
+            database_url,
+            name=name,
+            streams=consume,
+            produce=produce,
+            **{"max_statement": None, "max_transaction": None, **limits},
+        )
+        # Its settings bind it no longer than it likes.
+        db.conn.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(sql.Identifier(made.role)))
+        session = Scoped(made.url)
+        session.login, session.url, session.principal = made.role, made.url, name
+        sessions.append(session)
+        return session
+
+    yield make
+    for session in sessions:
+        session.close()
+        role = sql.Identifier(session.login)
+        db.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s", session.login)
+        db.conn.execute(sql.SQL("DROP OWNED BY {}").format(role))
+        db.conn.execute(sql.SQL("DROP ROLE {}").format(role))

@@ -179,6 +179,31 @@ def test_what_fails_when_nobody_wants_it_is_not_tried_again(db: Session, end: st
     assert news == ([] if end == "close" else ["ActivityFailed"])
 
 
+@pytest.mark.parametrize("how", ["release", "reclaim", "poison"])
+@pytest.mark.parametrize("end", ["close", "ActivityCancelled", "ActivityCancelRequested"])
+def test_what_comes_back_when_nobody_wants_it_is_dropped(db: Session, end: str, how: str) -> None:
+    begun = begin(db)
+    activity = schedule(begun, schedule_to_close=HOUR)["a"]
+    if end == "close":
+        assert db.terminate(begun.run) == "ok"
+    else:
+        db.post(begun.run)
+        task = next(c for c in begun.worker.claim() if c.kind == "t")
+        assert begun.worker.advance(step(task, 2, (end, 1, "act"))) == ["ok"]
+    if how == "release":
+        assert begun.worker.settle("release", [activity]) == []
+    else:
+        held = "SELECT message_id FROM durable.message WHERE worker_id IS NOT NULL"
+        db.sql(f"UPDATE durable.worker SET held = ARRAY({held})")
+        db.sql("UPDATE durable.message SET started = true, deaths = %s WHERE kind = 'a'", 9 if how == "poison" else 0)
+        db.sql("SELECT durable.take_back(worker_id, 3) FROM durable.worker")
+    assert db.value("SELECT count(*) FROM durable.message WHERE kind IN ('a', 'd')") == 0
+    assert db.value("SELECT count(*) FROM durable.activity") == 0
+    assert db.value("SELECT count(*) FROM durable.activity_cancel") == 0
+    news = [row[1] for row in db.inbox(begun.run) if row[1] != "SignalReceived"]
+    assert news == ([] if end == "close" else ["ActivityFailed"])
+
+
 def test_the_token_of_another_attempt_is_of_no_use(db: Session) -> None:
     begun = begin(db)
     activity = schedule(begun)["a"]

@@ -21,6 +21,7 @@ from dramatiq_durable.workflow.events import INPUT_TYPES, MESSAGE_TYPES, Event
 from tests.histories.record import exported
 from tests.support import ROOT
 from tests.support.processes import Processes
+from tests.support.waiting import assert_nothing_is_lost
 
 from . import features, programs
 from .test_replayer import durable_broker
@@ -171,6 +172,7 @@ def killed(
             if harm == "kill":
                 running[one].kill()
                 running[one] = start()
+                assert_nothing_is_lost(database_url)
                 continue
             running[one].signal(signal.SIGSTOP, group=True)
             if harm == "restart":
@@ -179,9 +181,13 @@ def killed(
             # Nobody tells when leases have run out: one second, and twice the rest until somebody has looked.
             time.sleep(source.uniform(0.5, 3))
             running[one].signal(signal.SIGCONT, group=True)
+            assert_nothing_is_lost(database_url)
         replayer = Replayer(list(broker.workflows.values()))
         for seed, handle in handles.items():
-            outcome = outcome_of(handle, 60)
+            try:
+                outcome = outcome_of(handle, 60)
+            finally:
+                assert_nothing_is_lost(database_url)
             if seed % 2:  # without races, the clock has no say in it
                 assert outcome == outcome_of(replay_of(seed), 1), f"seed {seed}, run {handle.run_id}"
             answered = [(e.type, e.attributes.get("seq")) for e in handle.history() if e.type == "ActivityCompleted"]

@@ -151,6 +151,12 @@ def _waits(broker: durable.DurableBroker, type: str) -> int:
     return int(row[0]) if row else 0
 
 
+def _recorded(broker: durable.DurableBroker) -> dict[str, int]:
+    with broker.database.connection() as conn:
+        rows = conn.execute("SELECT type, count(*) FROM durable.event WHERE name IS NOT NULL GROUP BY 1").fetchall()
+    return {str(type): int(count) for type, count in rows}
+
+
 def test_a_reset_of_an_earlier_run_gives_what_its_followers_were_sent(
     broker: durable.DurableBroker, start_worker: StartWorker
 ) -> None:
@@ -308,3 +314,99 @@ def test_a_child_that_a_reset_starts_again_has_its_own_id(
     wait_until(lambda: durable.get_handle("kid").status() == "running")
     durable.get_handle("kid").signal("go", "late")
     assert again.result(timeout=10) == "late"
+
+
+def test_what_no_handler_has_begun_with_goes_to_the_next_run(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    """The signal that ends the code comes together with what its handlers are for."""
+
+    @durable.workflow
+    async def work(seen: list[Any], rounds: int) -> list[Any]:
+        durable.on_signal("also")(seen.append)
+
+        @durable.on_signal("later")
+        async def later(what: Any) -> None:
+            seen.append(what)
+
+        @durable.on_update("enter")
+        def enter(what: Any) -> list[int]:
+            seen.append(what)
+            return [rounds, len(seen)]
+
+        await durable.wait_for_signal("go")
+        if rounds == 0:
+            durable.continue_as_new([*seen], 1)
+        if durable.info().attempt == 1:
+            raise ValueError("again")
+        await durable.wait_condition(lambda: len(seen) >= 1)
+        return seen
+
+    worker = start_worker()
+    options = {"workflow_id": "w", "retry": durable.RetryPolicy(initial_interval=0.01, maximum_attempts=2)}
+    handle = work.options(**options).start([], 0)
+    wait_until(lambda: handle.describe().history_length == 1 and _waits(broker, "WorkflowStarted") == 0)
+    worker.stop()
+    for name, value in (("go", None), ("also", 1), ("later", 2)):
+        durable.get_handle("w").signal(name, value)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(handle.update, "enter", 3, update_id="e", timeout=20)
+        wait_until(lambda: _waits(broker, "UpdateRequested") == 1)
+        # The first one ends its run, and the attempt after that.
+        for value in ("go", "go", "also"):
+            durable.get_handle("w").signal(value, 4)
+        start_worker()
+        assert answer.result() == [1, 3]
+    assert handle.result(timeout=10) == [4]
+    # All of it is given to a run that is taken up again, each once; the update keeps its answer.
+    given = _recorded(broker)
+    again = handle.reset(1)
+    assert again.result(timeout=10) == [4]
+    assert {type: 2 * n for type, n in given.items()} == _recorded(broker)
+    assert again.get_update("e").result(timeout=10) == [1, 3]
+    Replayer([work]).replay(handle.export())
+
+
+def test_a_childs_parent_is_the_run_that_started_it(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
+    """Also after that was reset: a child that passes it on replays."""
+
+    @durable.activity
+    def note(run_id: str) -> str:
+        return run_id
+
+    @durable.workflow
+    async def kid(rounds: int) -> list[str]:
+        def parent() -> str:
+            found = durable.info().parent
+            assert found is not None
+            return f"{found.workflow_id} {found.run_id}"
+
+        before = await note.execute(parent())
+        await durable.wait_for_signal("go")
+        if rounds == 0:
+            durable.continue_as_new(1)
+        return [before, await note.execute(parent())]
+
+    @durable.workflow
+    async def parent() -> Any:
+        child = kid.options(workflow_id="kid").start(0)
+        await durable.wait_for_signal("first")
+        return await child
+
+    start_worker()
+    handle = parent.options(workflow_id="parent").start()
+    handle.signal("first")
+    wait_until(lambda: "SignalReceived" in types(handle) and len(handle.children()) == 1)
+    child = durable.get_handle("kid")
+    wait_until(lambda: "ActivityCompleted" in types(child))
+    first = child.describe().run_id
+    again = handle.reset(event(handle, "SignalReceived"))
+    broker.runner.cache.clear()
+    child.signal("go")
+    wait_until(lambda: child.describe().run_id != first and "ActivityCompleted" in types(child))
+    broker.runner.cache.clear()
+    child.signal("go")
+    assert again.result(timeout=10) == [f"parent {handle.run_id}"] * 2
+    described = durable.get_handle("kid").describe().parent
+    assert described is not None
+    assert described.run_id == again.run_id

@@ -91,6 +91,36 @@ def test_the_first_run_times_out_and_the_next_is_in_time(
     assert handle.status() == "timed_out"
 
 
+def test_the_attempt_after_a_run_timeout_is_given_what_was_not_read(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    @durable.workflow
+    async def work() -> list[Any]:
+        seen = [await durable.wait_for_signal("go")]
+        if durable.info().attempt < 3:
+            await durable.wait_for_signal("never")
+        for _ in range(3):
+            seen.append(await durable.wait_for_signal("n"))
+        return seen
+
+    worker = start_worker()
+    retry = durable.RetryPolicy(initial_interval=0.05)
+    handle = work.options(workflow_id="w", run_timeout=1, retry=retry).start()
+    for name, value in (("n", 1), ("go", "first"), ("n", 2), ("go", "second"), ("go", "third")):
+        handle.signal(name, value)
+    wait_until(lambda: [e.type for e in handle.history()].count("SignalReceived") == 5)
+    wait_until(lambda: handle.status() == "timed_out")
+    durable.get_handle("w").signal("n", 3)
+    assert handle.result(timeout=20) == ["third", 1, 2, 3]
+    worker.stop()
+    # Each is given once to a run that is taken up again.
+    again = handle.reset(1)
+    with broker.database.connection() as conn:
+        rows = conn.execute("SELECT count(*) FROM durable.inbox WHERE type = 'SignalReceived'").fetchone()
+    assert rows == (6,)
+    again.terminate()
+
+
 def test_the_execution_timeout_ends_all_attempts(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     @durable.workflow
     async def never() -> None:

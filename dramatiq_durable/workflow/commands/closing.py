@@ -22,8 +22,8 @@ class FailWorkflow(Command):
 
     event_type: ClassVar[str] = events.WORKFLOW_FAILED
     failure: dict[str, Any] = field(default_factory=dict)
-    #: For the next attempt, if there is one: signals that the code has not read, by their events, and in how many
-    #: milliseconds the exception asks for it.
+    #: For the next attempt, if there is one: signals that the code has not read, and updates that it has not begun to
+    #: answer, by their events; and in how many milliseconds the exception asks for it.
     unread: list[int] = field(default_factory=list)
     retry_delay_ms: int | None = None
 
@@ -50,7 +50,8 @@ class ContinueAsNew(Command):
     Attributes:
       facts(dict): what the new run is started with beside its input.
       delay_ms(int): milliseconds until its first step.
-      unread(list): signals that the code has not read, by their events: they are for the new run.
+      unread(list): signals that the code has not read, and updates that it has not begun to answer, by their events:
+        they are for the new run.
     """
 
     event_type: ClassVar[str] = events.WORKFLOW_CONTINUED_AS_NEW
