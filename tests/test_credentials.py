@@ -162,3 +162,22 @@ def test_readonly_is_of_the_url_that_was_given(database_url: str) -> None:
             assert broker.get_queue_message_counts("default") == (1, 0, 0)
     finally:
         durable.revoke_worker_role("w", url=database_url)
+
+
+def test_a_worker_that_may_take_nothing_says_so(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It says what to do, without a traceback, and stops when it is asked to."""
+    made = durable.provision_worker_role(database_url, name="w", kind="producer", produce=["default"])
+    try:
+        with closing(durable.DurableBroker(worker_credentials=made)) as broker:
+            dramatiq.actor(lambda: None, actor_name="act", broker=broker)
+            worker = dramatiq.Worker(broker, worker_timeout=20, worker_threads=1)
+            worker.start()
+            try:
+                wait_until(lambda: [r for r in caplog.records if "this worker is given nothing" in r.message])
+            finally:
+                worker.stop()
+        (record, *_) = [r for r in caplog.records if "this worker is given nothing" in r.message]
+        assert "dramatiq-durable role grant" in record.message
+        assert record.exc_info is None
+    finally:
+        durable.revoke_worker_role("w", url=database_url)

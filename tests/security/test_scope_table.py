@@ -184,23 +184,28 @@ class World:
     def work(self, queue: str, done: Callable[[], bool]) -> None:
         """A worker of the login takes what the queue has, until something is done.  Raises Unseen if it finds none."""
         stream = self.admin.stream_id(queue)
+        # What a worker's consumer asks first, and its claimer.
+        self.scoped.stream_id(queue)
+        if self.kind == "producer":
+            self.scoped.commit.call(
+                lambda conn: self.scoped.procedures.register_worker(conn, "h", 1, 1, [stream], 30_000, 3)
+            )
         worker = dramatiq.Worker(self.scoped, queues={queue}, worker_timeout=20, worker_threads=2)
         worker.start()
+        looks: list[int] = []
         try:
 
             def settled() -> bool:
                 if done():
                     return True
-                if not self.scoped._streams.get(queue):
-                    # Its consumer cannot even begin.
-                    self.scoped.stream_id(queue)
-                if self.kind == "producer":
-                    self.scoped.commit.call(
-                        lambda conn: self.scoped.procedures.register_worker(conn, "h", 1, 1, [stream], 30_000, 3)
-                    )
-                # It waits to be woken, nothing is with it, and nothing of this (a retry, a timer) will come by itself.
-                idle = self.look.execute(IDLE, [stream] * 3).fetchone()
-                if idle and not done():
+                # It waits to be woken, nothing is with it, and nothing of this (a retry, a timer) will come by itself;
+                # and so it was through two looks of its own.
+                claimer = self.scoped.claimer
+                if claimer is None or not self.look.execute(IDLE, [stream] * 3).fetchone():
+                    looks.clear()
+                    return False
+                looks.append(claimer._looks)
+                if looks[-1] >= looks[0] + 3 and not done():
                     raise Unseen(queue)
                 return False
 
