@@ -25,7 +25,7 @@ from .credentials import Credentials, check_alone, is_scoped, url_of
 from .database import Database, translate
 from .delivery import LIMITS, TASK_KINDS, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, NotConfigured, NotPermitted
+from .errors import DatabaseUnavailable, NotConfigured, NotPermitted, WorkflowAlreadyStarted
 from .group_commit import GroupCommit
 from .incoming import delivery_of
 from .leases import Membership
@@ -172,7 +172,7 @@ class DurableBroker(Sending, Processing):
 
         The actor's options keep every middleware's hands off the tasks: none may expire or interrupt one.
         """
-        options = {"max_age": None, "time_limit": float("inf"), "max_retries": None}
+        options = {"max_age": None, "time_limit": float("inf"), "max_retries": None, "throws": WorkflowAlreadyStarted}
         if workflow.name not in self.actors:
             # Known before the queue is: a running worker consumes it at once, as one that carries runs.
             self.workflows[workflow.name] = workflow

@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 WORKFLOW_STARTED: Final = "WorkflowStarted"
 ACTIVITY_COMPLETED: Final = "ActivityCompleted"
 ACTIVITY_FAILED: Final = "ActivityFailed"
+# An activity that the code had cancelled, and waited for, ended cancelled; those outside read that it was cancelled.
+ACTIVITY_CANCEL_CONFIRMED: Final = "ActivityCancelConfirmed"
 TIMER_FIRED: Final = "TimerFired"
 SIGNAL_RECEIVED: Final = "SignalReceived"
 CHILD_COMPLETED: Final = "ChildCompleted"
@@ -70,6 +72,7 @@ INPUT_TYPES: Final = frozenset(
         WORKFLOW_STARTED,
         ACTIVITY_COMPLETED,
         ACTIVITY_FAILED,
+        ACTIVITY_CANCEL_CONFIRMED,
         TIMER_FIRED,
         SIGNAL_RECEIVED,
         CHILD_COMPLETED,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 from ..errors import Failure, Nondeterminism, NotEncodable, PayloadTooLarge
 from . import events, guard
-from .commands import CancelWorkflow, Command, CompleteWorkflow, FailWorkflow
+from .commands import ActivityHandle, CancelWorkflow, Command, CompleteWorkflow, FailWorkflow
 from .commands.closing import ContinueAsNewRequested
 from .compare import compare, describe
 from .converter import decode_call, encode
@@ -130,6 +130,10 @@ class Execution(Inside):
         _, type, at, seq, name, payload, attributes = event
         # What is recorded keeps to history's clock: news from other machines' clocks may lie behind it.
         self._recorded_at = at = max(at, self._recorded_at)
+        if type == events.ACTIVITY_FAILED:
+            asked = self._pending.get(cast(int, seq))
+            if isinstance(asked, ActivityHandle) and asked.has_confirmed(event):
+                type = events.ACTIVITY_CANCEL_CONFIRMED
         event = Event(event_id, type, at, seq, name, payload, attributes)
         commands = self.apply(event, more)
         return Step([event, *self._recorded(commands, now)], commands)

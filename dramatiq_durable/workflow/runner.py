@@ -36,6 +36,7 @@ from ..operations import (
     Reschedule,
     StartRun,
 )
+from ..operations.base import to_json
 from ..settling import TASK_BACKOFF, backoff, text_of
 from . import events
 from .answering import Answerer
@@ -46,6 +47,7 @@ from .computing import computed
 from .converter import encode_call
 from .events import Event
 from .info import Info, Parent
+from .options import RUN
 from .ordering import in_order
 from .replay import Execution, Step
 
@@ -136,14 +138,20 @@ class Runner:
             raise DurableError(f"{workflow.name!r} is a workflow: start it with {workflow.name}.start(...)")
         run_id = uuid.uuid5(uuid.NAMESPACE_OID, delivery.message_id)
         payload = self.broker.codecs.encode(encode_call(args, kwargs, workflow.fn, workflow.name))
+        options = delivery.options.get(RUN)
+        if options is None:
+            options = workflow.defaults.for_message()
         self.broker.commit.submit(
             StartRun(
                 run_id.bytes,
-                delivery.message_id[:200],
+                options.get("workflow_id") or delivery.message_id[:200],
                 self.broker.stream_id(workflow.queue_name),
                 workflow.name,
                 payload,
-                conflict="use_existing",
+                options.get("id_conflict", "fail"),
+                options.get("id_reuse", "allow"),
+                options.get("delay_ms", 0),
+                self.broker.codecs.seal_json(to_json(options.get("facts"))),
             )
         )
 
