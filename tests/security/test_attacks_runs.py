@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dramatiq_durable.arrays import Uuid
-from dramatiq_durable.operations import EnqueueKeyed
+from dramatiq_durable.operations import Context, Due, EnqueueKeyed, FireSchedule, SaveSchedule
 from tests.sql.api import Session, Worker, new_id, send_activity, send_limited, start_child, step
 
 from .conftest import Grant, Limited, Scoped
@@ -93,6 +93,44 @@ def test_no_fact_of_a_run_keeps_its_worker_from_ending_it(db: Session, attacker:
         failure = {"failure": {"type": "X", "message": "m", "retryable": True}}
         assert worker.advance(step(task, 1, ("WorkflowFailed", None, None, None, failure), close="failed")) == ["ok"]
     assert db.sql("SELECT * FROM durable.run WHERE run_id = %s AND status = 'running'", Uuid(task.run_id or b"")) == []
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        '{"memo": {"a": "\\u0000"}}',
+        '{"a": "\\ud800"}',
+        '{"run_timeout": "x"}',
+        '{"execution_timeout": []}',
+        '{"search": {"a": 1e999999}}',
+        '{"search": {"a": "\\u0000"}}',
+        '{"entity": [[[]]]}',
+        '{"memo": 1, "memo": 2, "search": {}, "search": {"a": "b"}}',
+        "[1, 2]",
+        '"text"',
+        "[" * 5000 + "]" * 5000,
+    ],
+    ids=lambda facts: facts[:30],
+)
+def test_no_schedule_keeps_the_stream_from_firing_others(db: Session, attacker: Scoped, facts: str) -> None:
+    stream = db.stream("out")
+    saved = SaveSchedule(
+        "bad", "fail", False, stream, "s", "w", 0, b"[]", facts, "* * * * * *", "UTC", 3_600_000, "allow"
+    )
+    attacker.operate(saved)
+    db.schedule("good", stream)
+    worker = db.register(stream)
+    ticks = worker.claim()
+    assert len(ticks) == 2
+    db.sql("UPDATE durable.schedule SET seen_to = seen_to - interval '1 minute'")
+    now = int(db.value("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")) // 1000 * 1000
+    context = Context(worker.session.sender, worker.session.batches)
+    context.worker = Uuid(worker.token)
+    fires = [FireSchedule(t.message_id, t.lease, now, 0, now + 60_000, [Due(now, new_id(), b"x")]) for t in ticks]
+    FireSchedule.settle(fires, worker.session.call("fire_schedules", *FireSchedule.arguments(fires, context)))
+    assert [f.answer for f in fires] == [True, True]
+    assert db.value("SELECT fired FROM durable.schedule WHERE name = 'good'") == 1
+    assert [c.actor for c in worker.claim() if c.kind == "m"] == ["actor"]
 
 
 def member(stream: int, group: bytes) -> EnqueueKeyed:
