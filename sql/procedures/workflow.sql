@@ -44,6 +44,36 @@ BEGIN
 END
 $$;
 
+-- Internal: the attributes with which an activity's worker says that it failed: an object that whoever reads the run's
+-- history can read.  What is none, or is nested too deeply for the parsers of other languages, is replaced: a history with
+-- it could never be loaded again.
+CREATE FUNCTION {schema}.failure_attributes(p_attributes text)
+RETURNS json
+LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_attributes json := p_attributes;
+    v_depth int := 0;
+BEGIN
+    IF p_attributes IS NULL THEN
+        RETURN NULL;
+    END IF;
+    -- As nearly always, there are not as many brackets in it.
+    IF length(p_attributes) - length(translate(p_attributes, '[{', '')) > 100 THEN
+        SELECT max(b.depth) INTO v_depth
+        FROM (SELECT sum(CASE WHEN t.c IN ('[', '{') THEN 1 ELSE -1 END) OVER (ORDER BY t.n) AS depth
+              FROM regexp_split_to_table(regexp_replace(
+                  regexp_replace(p_attributes, E'"(?:[^"\\\\]|\\\\.)*"', '', 'g'), '[^][{}]', '', 'g'), '') WITH ORDINALITY t (c, n)
+              WHERE t.c <> '') b;
+    END IF;
+    IF json_typeof(v_attributes) <> 'object' OR v_depth > 100 THEN
+        RETURN json_build_object('failure', json_build_object(
+            'type', 'Unreadable', 'message', 'its worker has not said how it failed', 'retryable', false));
+    END IF;
+    RETURN v_attributes;
+END
+$$;
+
 -- Activities ended, and nothing but the outcome is to be recorded: it goes into the run's inbox, a task follows, and
 -- the activity's message is gone.  p_types: ActivityCompleted or ActivityFailed.
 -- Answers the positions whose lease is no longer the live one: their outcome is not recorded.
@@ -70,7 +100,7 @@ BEGIN
         RETURNING t.n, m.run_id, m.seq, m.actor, m.watched, t.type, t.payload, t.attributes),
     told AS (
         INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
-        SELECT d.run_id, d.type, d.seq, d.actor, d.payload, d.attributes::json
+        SELECT d.run_id, d.type, d.seq, d.actor, d.payload, {schema}.failure_attributes(d.attributes)
         FROM done d JOIN {schema}.run r ON r.run_id = d.run_id AND r.status = 'running'
         RETURNING run_id)
     SELECT (SELECT array_agg(d.n) FROM done d), (SELECT array_agg(DISTINCT t.run_id) FROM told t),

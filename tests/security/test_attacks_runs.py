@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dramatiq_durable.arrays import Uuid
+from dramatiq_durable.arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
 from dramatiq_durable.operations import Context, Due, EnqueueKeyed, FireSchedule, SaveSchedule
 from tests.sql.api import Session, Worker, new_id, send_activity, send_limited, start_child, step
 
@@ -131,6 +131,48 @@ def test_no_schedule_keeps_the_stream_from_firing_others(db: Session, attacker: 
     assert [f.answer for f in fires] == [True, True]
     assert db.value("SELECT fired FROM durable.schedule WHERE name = 'good'") == 1
     assert [c.actor for c in worker.claim() if c.kind == "m"] == ["actor"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("[1]", False),
+        ('"text"', False),
+        ("null", False),
+        ('{"failure": ' + "[" * 3000 + "]" * 3000 + "}", False),
+        ('{"failure": ' + '{"cause":' * 101 + "1" + "}" * 101 + "}", False),
+        ('{"failure": ' + '{"cause":' * 50 + "1" + "}" * 50 + "}", True),
+        ('{"failure": {"message": "' + '[{\\"' * 5000 + '"}}', True),
+        ('{"failure": {"message": "\\u0000"}}', True),
+    ],
+    ids=lambda said: str(said)[:24],
+)
+@pytest.mark.parametrize("how", ["lease", "token"])
+def test_no_failure_of_an_activity_makes_a_history_unreadable(
+    db: Session, attacker: Scoped, said: str, kept: bool, how: str
+) -> None:
+    theirs, mine = db.stream("theirs"), db.stream("mine")
+    victim, worker = db.register(theirs), attacker.register(mine)
+    _, run = db.start(theirs, "order-1")
+    advance = step(victim.one(), 1, ("ActivityScheduled", 1, "act"))
+    advance.sends = [send_activity(mine, 1)]
+    assert victim.advance(advance) == ["ok"]
+    activity = worker.one()
+    if how == "lease":
+        ended = Texts(["ActivityFailed"]), Blobs([None]), Texts([said])
+        assert worker.settle("complete_activities", [activity], *ended) == []
+    else:
+        worker.call("defer_activity", Uuid(activity.message_id), Uuid(activity.lease), b"digest")
+        ended = Texts(["ActivityFailed"]), Blobs([None]), Texts([said])
+        token = Uuids([run]), Ints([1]), Blobs([b"digest"])
+        told = attacker.call("finish_activities", *attacker.batch(), *token, *ended, Longs([None]), Texts([None]))
+        assert told == [(["ok"],)]
+    ((_, type, _, _, _, attributes),) = db.inbox(run)
+    assert type == "ActivityFailed"
+    (text,) = db.sql("SELECT attributes::text FROM durable.inbox WHERE run_id = %s", Uuid(run))[0]
+    assert attributes is not None
+    assert isinstance(json.loads(text)["failure"], dict)
+    assert (text == said) is kept
 
 
 def member(stream: int, group: bytes) -> EnqueueKeyed:
