@@ -173,6 +173,8 @@ RETURNS {schema}.run
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 -- Also because a plan that is made for its values shows them to whoever sets debug_print_plan.
 SET plan_cache_mode = force_generic_plan
+-- Its plan for values that are not known looks dear, and takes a tenth of a second to compile where the server does so.
+SET jit = off
 AS $$
 DECLARE
     v_caller record;
