@@ -1,8 +1,8 @@
 """A valid login that takes what it can: ``python -m tests.security.hostile ATTACK URL OWN HONEST SESSIONS``.
 
 Each line that it prints is JSON: how often its attempts came to their end so far, and how often it was thrown out or
-refused.  It goes on until it is killed, and comes back whenever it is thrown out.  Its own work is done in the time that
-nobody else wants, as if its machine were elsewhere: what is measured is what the server does for it.
+refused.  It goes on until it is killed, and comes back whenever it is thrown out.  Its own work is done in the time
+that nobody else wants, as if its machine were elsewhere: what is measured is what the server does for it.
 """
 
 from __future__ import annotations
@@ -89,6 +89,12 @@ def burning(hostile: Hostile, session: Session) -> None:
     session.sql("SELECT count(*) FROM generate_series(1, 1000000000000)")
 
 
+def spilling(hostile: Hostile, session: Session) -> None:
+    """Sorts what does not fit into memory, as often as it may."""
+    session.sql("SET work_mem = '64kB'")
+    session.sql("SELECT count(*) FROM (SELECT n FROM generate_series(1, 1000000000) n ORDER BY n DESC OFFSET 1) s")
+
+
 def payloads(hostile: Hostile, session: Session) -> None:
     """16 MiB at a time; over its limit it is refused, and tries again at once."""
     with contextlib.suppress(psycopg.DatabaseError):
@@ -106,6 +112,8 @@ def locks(hostile: Hostile, session: Session) -> None:
         session.sql("SELECT count(pg_advisory_lock(n)) FROM generate_series(1, 1000000) n")
     with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
         session.sql("SELECT count(lo_create(0)) FROM generate_series(1, 1000000) n")
+    with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+        session.sql("SELECT pg_logical_emit_message(false, '', repeat('x', 100000000))")
 
 
 def connections(hostile: Hostile, session: Session) -> None:
@@ -136,6 +144,7 @@ ATTACKS = {
     "idle_transactions": CONNECTIONS,
     "sleeping": CONNECTIONS,
     "burning": 2,
+    "spilling": 1,
     "payloads": 1,
     "messages": 2,
     "locks": 2,

@@ -52,8 +52,8 @@ def hostile(server: Server) -> Iterator[Hostile]:
         max_live=MAX_LIVE, max_statement="3s", max_transaction="1s",
     )  # fmt: skip
     for finding in check(server.url):
-        if finding.name in ("shared_locks", "temporary", "create"):
-            for statement in finding.fix.split("; "):
+        if finding.name in ("shared_locks", "temporary", "temp_file_limit", "wal", "create"):
+            for statement in finding.fix.removesuffix(", as a superuser").split("; "):
                 db.sql(statement)
     yield Hostile(made.url, (db.stream("own"), db.stream("honest")))
     db.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", made.role)
