@@ -396,7 +396,7 @@ def _storage_findings(conn: Connection) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "wal",
-            "PUBLIC may execute pg_logical_emit_message, and the namespace has scoped workers: each call of theirs writes "
+            "PUBLIC may execute pg_logical_emit_message, and the namespace has scoped workers: each call writes "
             "as much as a gigabyte of WAL, which goes to every standby and archive",
             f"REVOKE EXECUTE ON FUNCTION {', '.join(str(row[0]) for row in functions)} FROM PUBLIC",
         )

@@ -258,17 +258,18 @@ class Run:
         if carry is not None:
             carry(self, command)
 
-    def end(self, status: str, type: str, reason: str | None) -> None:
+    def end(self, status: str, type: str, reason: str | None, **facts: Any) -> None:
         """Close the run from outside, without a word to its code."""
-        event_id = self.history[-1].event_id + 1
-        self.history.append(Event(event_id, type, self.environment.now_ms, None, None, None, {"reason": reason}))
+        event_id, facts = self.history[-1].event_id + 1, {"reason": reason, **facts}
+        self.history.append(Event(event_id, type, self.environment.now_ms, None, None, None, facts))
         self.execution.evict()
         self.close(status)
 
     def _expire(self) -> None:
         if self.status == "running":
             whole = self.deadline is not None and self.environment.now_ms >= self.deadline
-            self.end("timed_out", "WorkflowTimedOut", "execution_timeout" if whole else "run_timeout")
+            reason, unread = "execution_timeout" if whole else "run_timeout", self.execution.unread()
+            self.end("timed_out", "WorkflowTimedOut", reason, **({"unread": unread} if unread else {}))
 
     def close(self, status: str) -> None:
         """The run has ended: so does what it waits for; another goes on for it, or whoever waits for it is told."""

@@ -20,6 +20,7 @@ from .replay import Execution
 if TYPE_CHECKING:
     from .cache import CachedRun
     from .definition import Workflow
+    from .info import Info
     from .runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Answerer:
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._broker = runner.broker
+        self.broker = runner.broker
 
     def answer(self, workflow: Workflow[Any, Any], delivery: Delivery) -> None:
         """Answer the query of a delivery, or have it come again soon."""
@@ -56,7 +57,7 @@ class Answerer:
                 outcome = Release(delivery.key, delivery.lease)
             except Exception as e:
                 outcome = self._answer(delivery, None, failure_to_json(e, retryable=False))
-        self._broker.settler.commit_outcome(delivery, outcome)
+        self.broker.settler.commit_outcome(delivery, outcome)
 
     def _ask(self, workflow: Workflow[Any, Any], delivery: Delivery, run: CachedRun) -> Operation:
         found = self._read(delivery)
@@ -76,7 +77,10 @@ class Answerer:
             execution = None
         keep = execution is not None
         if execution is None:
-            execution = self._bring_back(workflow, delivery, row, live)
+            from .runner import info_of
+
+            history = [e for e in self._history(delivery) if e.event_id <= last_event]
+            execution = self.bring_back(workflow, info_of(row), history, keep=not live)
             if live and run.execution is None:
                 run.execution, keep = execution, True
         if live and not execution.begun and name != STACK:
@@ -84,7 +88,7 @@ class Answerer:
             if not keep:
                 execution.evict()
             return self._later(delivery)
-        codecs = self._broker.codecs
+        codecs = self.broker.codecs
         answer, failure = execution.handlers.query(name, codecs.decode(payload, f"the arguments of the query {name!r}"))
         if not keep:
             execution.evict()
@@ -95,7 +99,7 @@ class Answerer:
         return self._answer(delivery, answer, failure)
 
     def _answer(self, delivery: Delivery, value: bytes | None, failure: dict[str, Any] | None) -> Operation:
-        codecs = self._broker.codecs
+        codecs = self.broker.codecs
         try:
             value = codecs.encode(value, "the answer to a query")
             if failure is not None:
@@ -108,20 +112,22 @@ class Answerer:
     def _later(self, delivery: Delivery) -> Operation:
         return Reschedule(delivery.key, delivery.lease, backoff(delivery, LOOK_AGAIN))
 
-    def _bring_back(
-        self, workflow: Workflow[Any, Any], delivery: Delivery, row: tuple[Any, ...], live: bool
+    def bring_back(
+        self, workflow: Workflow[Any, Any], info: Info, history: list[Event], keep: bool = False
     ) -> Execution:
-        from .runner import info_of
+        """A run as its history says, also one that was ended from outside; ``keep``: as for Execution.
 
-        history = [e for e in self._history(delivery) if e.event_id <= row[6]]
+        Raises:
+          as Execution.replay.
+        """
         if history and history[-1].type in _ENDED_FROM_OUTSIDE:
             history.pop()
         execution = Execution(
             workflow.fn,
-            info_of(row),
-            interceptors=self._broker.interceptors,
-            deadlock_timeout=self._broker.settings.deadlock_timeout,
-            keep=not live,
+            info,
+            interceptors=self.broker.interceptors,
+            deadlock_timeout=self.broker.settings.deadlock_timeout,
+            keep=keep,
         )
         try:
             if len(history) == 1:
@@ -133,34 +139,33 @@ class Answerer:
         except BaseException as e:
             execution.evict()
             if isinstance(e, Nondeterminism):
-                e.add_note("The run could not be brought back from its history to be asked.")
+                e.add_note("The run could not be brought back from its history.")
             raise
         return execution
 
     def _read(self, delivery: Delivery) -> tuple[tuple[Any, ...], str, bytes, bool, bool] | None:
         def read(conn: Any, token: Any) -> tuple[tuple[Any, ...], str, bytes, bool, bool] | None:
-            procedures = self._broker.procedures
+            procedures = self.broker.procedures
             asked = procedures.query_of_lease(conn, token, delivery.key, delivery.lease)
             row = None if asked is None else procedures.run_of_lease(conn, token, delivery.key, delivery.lease)
             return None if asked is None or row is None else (row, *asked)
 
-        return self._as_worker(read)  # type: ignore[no-any-return]
+        return self.as_worker(read)  # type: ignore[no-any-return]
 
     def _history(self, delivery: Delivery) -> list[Event]:
-        return self._as_worker(  # type: ignore[no-any-return]
-            lambda conn, token: self._broker.procedures.history_of_lease(conn, token, delivery.key, delivery.lease, 0)[
-                0
-            ]
+        return self.as_worker(  # type: ignore[no-any-return]
+            lambda conn, token: self.broker.procedures.history_of_lease(conn, token, delivery.key, delivery.lease, 0)[0]
         )
 
-    def _as_worker(self, read: Any) -> Any:
-        token = self._broker.commit.context.worker
+    def as_worker(self, read: Any) -> Any:
+        """Have something read from the database: a function of a connection and this worker's token."""
+        token = self.broker.commit.context.worker
         if token is None:
             raise LeaseLost("this worker is not registered")
-        with self._broker.database.connection() as conn:
+        with self.broker.database.connection() as conn:
             try:
                 return read(conn, token)
             except psycopg.Error as e:
-                if is_connection_lost(e, conn) or token is not self._broker.commit.context.worker:
+                if is_connection_lost(e, conn) or token is not self.broker.commit.context.worker:
                     raise DatabaseUnavailable(str(e).strip()) from e
                 raise translate(e) from e

@@ -9,10 +9,11 @@ import functools
 import inspect
 from collections.abc import Callable, Coroutine, Generator
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 import dramatiq
-from dramatiq import Broker
+from dramatiq import Broker, Message
 
 from ..errors import ForbiddenInWorkflow, InvalidDefinition, NotConfigured
 from . import guard
@@ -22,6 +23,7 @@ from .decoders import Decoder
 from .hints import declared_in, remember_scope
 from .interceptors import CallContext, intercept
 from .options import (
+    RUN,
     WorkflowOptions,
     WorkflowOptionsGiven,
     check_call,
@@ -142,6 +144,77 @@ class Workflow(Generic[P, R]):
         """Start a run: Dramatiq's verb, so that no caller has to change; not for use inside a workflow."""
         self._refuse_in_workflow("send")
         return self.start(*args, **kwargs)
+
+    def send_with_options(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: int | timedelta | None = None,
+        **options: Any,
+    ) -> StartedRun[R]:
+        """Start a run with options, as Dramatiq's callers know it; not for use inside a workflow.
+
+        Parameters:
+          args(tuple), kwargs(dict | None): the workflow's arguments.
+          delay(int | timedelta | None): milliseconds to wait before the first step.
+          **options: as for ``options``, e.g. ``workflow_id``.
+
+        Raises:
+          TypeError: there is no such option; those of Dramatiq's messages (``max_retries``, ...) mean nothing to a run.
+          as ``start``.
+        """
+        self._refuse_in_workflow("send_with_options")
+        return self._with(delay, options).start(*args, **(kwargs or {}))
+
+    async def asend_with_options(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        delay: int | timedelta | None = None,
+        **options: Any,
+    ) -> StartedRun[R]:
+        """`send_with_options`, for async code."""
+        self._refuse_in_workflow("asend_with_options")
+        return await self._with(delay, options).astart(*args, **(kwargs or {}))
+
+    def message(self, *args: P.args, **kwargs: P.kwargs) -> Message[R]:
+        """A message that starts a run, to be a member of a group or a pipeline; otherwise use ``send``.
+
+        A worker that has it starts the run, and is done with it; what comes next in a pipeline is not given the run's
+        result.  The run's workflow id is the message's id, if no other is chosen.
+        """
+        return self.message_with_options(args=args, kwargs=kwargs)
+
+    def message_with_options(
+        self,
+        *,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+        pipe_ignore: bool = False,
+        **options: Any,
+    ) -> Message[R]:
+        """`message`, with options.
+
+        Parameters:
+          args(tuple), kwargs(dict | None): the workflow's arguments.
+          pipe_ignore(bool): in a pipeline, do not add the result of what comes before to the arguments.
+          **options: as for ``options``, e.g. ``workflow_id``; but not ``with_signal`` and ``with_update``.
+
+        Raises:
+          TypeError: there is no such option.
+          ValueError: an option's value makes no sense.
+        """
+        run = self._with(None, options).defaults.for_message()
+        carried: dict[str, Any] = {RUN: run} if run else {}
+        if pipe_ignore:
+            carried["pipe_ignore"] = True
+        return Message(self.queue_name, self.name, tuple(args), dict(kwargs or {}), carried)
+
+    def _with(self, delay: int | timedelta | None, options: dict[str, Any]) -> Workflow[P, R]:
+        given = options if delay is None else {**options, "delay": delay}
+        return self.options(**cast(WorkflowOptionsGiven, given))
 
     async def astart(self, *args: P.args, **kwargs: P.kwargs) -> StartedRun[R]:
         """Start a run without blocking the caller's event loop; not for use inside a workflow."""

@@ -24,6 +24,12 @@ _PAYLOADS = {
     "OutputWritten": "value",
 }
 
+#: What events are called, where the engine tells apart what is one thing to those outside.
+_TYPES = {
+    "ActivityCancelConfirmed": "ActivityCancelled",
+    "EscalationWithdrawn": "EscalationCancelled",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class HistoryEvent:
@@ -111,7 +117,7 @@ def public(event: Event) -> HistoryEvent:
         attributes[_PAYLOADS.get(event.type, "result")] = value
     return HistoryEvent(
         event.event_id,
-        "EscalationCancelled" if event.type == "EscalationWithdrawn" else event.type,
+        _TYPES.get(event.type, event.type),
         event.name,
         datetime.fromtimestamp(event.at / 1000, UTC),
         attributes,

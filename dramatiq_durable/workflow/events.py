@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 WORKFLOW_STARTED: Final = "WorkflowStarted"
 ACTIVITY_COMPLETED: Final = "ActivityCompleted"
 ACTIVITY_FAILED: Final = "ActivityFailed"
+# An activity that the code had cancelled, and waited for, ended cancelled; those outside read that it was cancelled.
+ACTIVITY_CANCEL_CONFIRMED: Final = "ActivityCancelConfirmed"
 TIMER_FIRED: Final = "TimerFired"
 SIGNAL_RECEIVED: Final = "SignalReceived"
 CHILD_COMPLETED: Final = "ChildCompleted"
@@ -70,6 +72,7 @@ INPUT_TYPES: Final = frozenset(
         WORKFLOW_STARTED,
         ACTIVITY_COMPLETED,
         ACTIVITY_FAILED,
+        ACTIVITY_CANCEL_CONFIRMED,
         TIMER_FIRED,
         SIGNAL_RECEIVED,
         CHILD_COMPLETED,
@@ -139,8 +142,8 @@ def describe(type: str, name: str | None) -> str:
     return f"{type} {name!r}" if name else type
 
 
-def command_id(run_id: str, seq: int) -> bytes:
-    """The id of what a run's command makes (a message, a child's run), as 16 bytes.
+def command_id(run_id: str, seq: int | str) -> bytes:
+    """The id of what a run's command makes (a message, a child's run), or of the ``next`` run, as 16 bytes.
 
     Derived, so that carrying out a command twice makes one thing; the SQL procedures derive it in the same way.  A
     uuid of version 8: nobody but the database may make one, so that nobody can take it before the run does.

@@ -200,8 +200,10 @@ class Inside:
         timers = self._timers
         if len(timers) < 2 or seq not in timers:
             return [seq]
-        last = (timers[seq], seq)
-        return [n for _, n in sorted((due, n) for n, due in timers.items() if (due, n) <= last)]
+        last = timers[seq]
+        # There may be thousands, one message each: no tuple is made of those that stay.
+        before = [(due, n) for n, due in timers.items() if due < last or (due == last and n <= seq)]
+        return [n for _, n in sorted(before)]
 
     def _clock(self, event: Event) -> None:
         """Note when the timer is due that an event starts."""

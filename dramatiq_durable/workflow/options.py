@@ -258,6 +258,34 @@ class WorkflowOptionsGiven(TypedDict, total=False):
 
 _WORKFLOW_OPTIONS = tuple(WorkflowOptionsGiven.__annotations__)
 
+#: Under which a message that starts a run carries the run's options.
+RUN = "run_options"
+
+#: Dramatiq's, by which somebody who has called an actor so far may call a workflow.
+_OF_MESSAGES = frozenset(
+    [
+        "max_retries",
+        "min_backoff",
+        "max_backoff",
+        "retry_when",
+        "throws",
+        "on_retry_exhausted",
+        "time_limit",
+        "max_age",
+        "priority",
+        "broker_priority",
+        "on_success",
+        "on_failure",
+        "pipe_ignore",
+        "pipe_target",
+        "store_results",
+        "result_ttl",
+        "notify_shutdown",
+        "unique_key",
+        "unique_conflict",
+    ]
+)
+
 #: Those that the run itself knows.
 _FACTS = ("memo", "search", "headers", "run_timeout", "execution_timeout", "retry")
 
@@ -301,6 +329,12 @@ class WorkflowOptions:
     update_id: str | None = None
 
     def updated(self, name: str, options: Mapping[str, Any]) -> WorkflowOptions:
+        for option in options:
+            if option in _OF_MESSAGES:
+                raise TypeError(
+                    f"the workflow {name!r} has no option {option!r}: that is one of Dramatiq's, for messages, and "
+                    f"means nothing to a run. A run's options are {', '.join(_WORKFLOW_OPTIONS)}."
+                )
         check_options(f"the workflow {name!r}", options, _WORKFLOW_OPTIONS)
         changes: dict[str, Any] = dict(options)
         if changes.get("workflow_id") is not None:
@@ -376,12 +410,23 @@ class WorkflowOptions:
             raise ValueError(
                 "a child is not started with_signal or with_update: start it, and `await child.signal(name, payload)`."
             )
+        return self._carried("id_conflict", "id_reuse", "delay_ms", "parent_close")
+
+    def for_message(self) -> dict[str, Any]:
+        """Return those that a message carries that starts a run: the ones that differ from the defaults.
+
+        Raises:
+          ValueError: it is told something with its start.
+        """
+        if self.with_signal is not None or self.with_update is not None:
+            raise ValueError(
+                "a message carries no with_signal and no with_update: start the run with `send(...)` or `start(...)`."
+            )
+        return self._carried("workflow_id", "id_conflict", "id_reuse", "delay_ms")
+
+    def _carried(self, *names: str) -> dict[str, Any]:
         defaults = WorkflowOptions()
-        options = {
-            name: value
-            for name in ("id_conflict", "id_reuse", "delay_ms", "parent_close")
-            if (value := getattr(self, name)) != getattr(defaults, name)
-        }
+        options = {name: value for name in names if (value := getattr(self, name)) != getattr(defaults, name)}
         facts = self.facts()
         if facts is not None:
             options["facts"] = json.loads(facts)

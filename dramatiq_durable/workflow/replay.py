@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 
 from ..errors import Failure, Nondeterminism, NotEncodable, PayloadTooLarge
 from . import events, guard
-from .commands import CancelWorkflow, Command, CompleteWorkflow, FailWorkflow
+from .commands import ActivityHandle, CancelWorkflow, Command, CompleteWorkflow, FailWorkflow
 from .commands.closing import ContinueAsNewRequested
 from .compare import compare, describe
 from .converter import decode_call, encode
@@ -130,6 +130,10 @@ class Execution(Inside):
         _, type, at, seq, name, payload, attributes = event
         # What is recorded keeps to history's clock: news from other machines' clocks may lie behind it.
         self._recorded_at = at = max(at, self._recorded_at)
+        if type == events.ACTIVITY_FAILED:
+            asked = self._pending.get(cast(int, seq))
+            if isinstance(asked, ActivityHandle) and asked.has_confirmed(event):
+                type = events.ACTIVITY_CANCEL_CONFIRMED
         event = Event(event_id, type, at, seq, name, payload, attributes)
         commands = self.apply(event, more)
         return Step([event, *self._recorded(commands, now)], commands)
@@ -385,7 +389,7 @@ class Execution(Inside):
                 except (NotEncodable, PayloadTooLarge) as e:
                     closing = self._failed(e)
             elif (again := ContinueAsNewRequested.within(exc)) is not None:
-                again.unread = self._unread()
+                again.unread = self.unread()
                 again.facts = {k: v for k, v in {**self.handed_on(), **again.facts}.items() if v is not None}
                 closing = again
             elif isinstance(exc, Exception):
@@ -401,7 +405,7 @@ class Execution(Inside):
             return FailWorkflow(failure=failure_to_json(exc))
         return FailWorkflow(
             failure=failure_to_json(exc, retryable=self._is_retried(policy, exc)),
-            unread=self._unread(),
+            unread=self.unread(),
             retry_delay_ms=asked_delay(exc),
         )
 
@@ -421,7 +425,7 @@ class Execution(Inside):
             return self._goes_on()
         return self._is_retried(policy, exc) and not is_last(policy, self._base.attempt)
 
-    def _unread(self) -> list[int]:
+    def unread(self) -> list[int]:
         """The signals that no code has read, and the updates whose handlers have not begun, by their events."""
         return sorted([*self.mailbox.unread(), *self.handlers.unstarted])
 

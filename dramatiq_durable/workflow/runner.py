@@ -36,15 +36,18 @@ from ..operations import (
     Reschedule,
     StartRun,
 )
+from ..operations.base import to_json
 from ..settling import TASK_BACKOFF, backoff, text_of
 from . import events
 from .answering import Answerer
+from .attempts import left_unread
 from .cache import CachedRun, RunCache
 from .carrying import Carrier, now_ms
 from .computing import computed
 from .converter import encode_call
 from .events import Event
 from .info import Info, Parent
+from .options import RUN
 from .ordering import in_order
 from .replay import Execution, Step
 
@@ -135,14 +138,20 @@ class Runner:
             raise DurableError(f"{workflow.name!r} is a workflow: start it with {workflow.name}.start(...)")
         run_id = uuid.uuid5(uuid.NAMESPACE_OID, delivery.message_id)
         payload = self.broker.codecs.encode(encode_call(args, kwargs, workflow.fn, workflow.name))
+        options = delivery.options.get(RUN)
+        if options is None:
+            options = workflow.defaults.for_message()
         self.broker.commit.submit(
             StartRun(
                 run_id.bytes,
-                delivery.message_id[:200],
+                options.get("workflow_id") or delivery.message_id[:200],
                 self.broker.stream_id(workflow.queue_name),
                 workflow.name,
                 payload,
-                conflict="use_existing",
+                options.get("id_conflict", "fail"),
+                options.get("id_reuse", "allow"),
+                options.get("delay_ms", 0),
+                self.broker.codecs.seal_json(to_json(options.get("facts"))),
             )
         )
 
@@ -273,7 +282,8 @@ class Runner:
             run.execution = execution
             if len(history) == 1:
                 # A new run: its first event was stored by whoever started it, its first step is made now.
-                inbox.insert(0, (0, history[0]))
+                left = left_unread(self.answerer, workflow, execution.info, history[0])
+                inbox[:0] = [(0, event) for event in (history[0], *left)]
             else:
                 execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
         elif history:

@@ -226,7 +226,8 @@ BEGIN
                     SELECT i.type, i.name, i.payload, i.attributes, v_run.last_event + i.inbox_id
                     FROM {schema}.inbox i WHERE i.run_id = v_run.run_id AND i.type IN ('SignalReceived', 'UpdateRequested')
                    ) s) t
-        WHERE CASE t.type WHEN 'SignalReceived' THEN t.nth > v_known ELSE t.attributes ->> 'update_id' <> ALL (v_updates) END
+        -- Those that are carried the attempt before had been given, when its time was over.
+        WHERE CASE t.type WHEN 'SignalReceived' THEN t.nth > v_known AND t.attributes -> 'carried' IS NULL ELSE t.attributes ->> 'update_id' <> ALL (v_updates) END
         ORDER BY t.n;
         PERFORM {schema}.hand_over_updates(v_run.run_id, p_to, true);
     END LOOP;

@@ -556,4 +556,12 @@ def declare(broker: durable.DurableBroker) -> dict[str, Feature]:
             await echo.execute("cleaned up")
         await durable.sleep(60)
 
+    @feature()
+    async def cancelled_activities() -> list[Any]:
+        told = slow.options(cancellation="wait", delay=60_000).start(1)
+        await durable.sleep(0.01)
+        told.cancel()
+        await asyncio.wait([told])
+        return [told.cancelled(), await echo.execute("after it")]
+
     return features

@@ -370,7 +370,7 @@ def test_waiting_for_a_cancelled_activity_that_ends_cancelled(start_worker: Star
     assert handle.result(timeout=10) == "cancelled"
     assert [e.type for e in handle.history()][-3:] == [
         "ActivityCancelRequested",
-        "ActivityFailed",
+        "ActivityCancelled",
         "WorkflowCompleted",
     ]
 

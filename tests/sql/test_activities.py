@@ -193,9 +193,8 @@ def test_what_comes_back_when_nobody_wants_it_is_dropped(db: Session, end: str, 
     if how == "release":
         assert begun.worker.settle("release", [activity]) == []
     else:
-        db.sql(
-            "UPDATE durable.worker SET held = ARRAY(SELECT message_id FROM durable.message WHERE worker_id IS NOT NULL)"
-        )
+        held = "SELECT message_id FROM durable.message WHERE worker_id IS NOT NULL"
+        db.sql(f"UPDATE durable.worker SET held = ARRAY({held})")
         db.sql("UPDATE durable.message SET started = true, deaths = %s WHERE kind = 'a'", 9 if how == "poison" else 0)
         db.sql("SELECT durable.take_back(worker_id, 3) FROM durable.worker")
     assert db.value("SELECT count(*) FROM durable.message WHERE kind IN ('a', 'd')") == 0

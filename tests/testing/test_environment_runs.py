@@ -387,3 +387,28 @@ def test_what_an_escalation_is_answered_with(env: Environment) -> None:
     handle = env.start(asks)
     env.escalations.resolve(env.escalations.list()[0].id, [1, 2])
     assert handle.result() == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["continue", "retry", "run_timeout"])
+def test_what_no_code_has_read_is_given_to_the_run_that_follows(env: Environment, how: str) -> None:
+    @durable.workflow
+    async def work(rounds: int = 0) -> list[Any]:
+        seen: list[Any] = []
+        if how != "run_timeout":
+            durable.on_signal("n")(seen.append)
+        await durable.wait_for_signal("go")
+        if rounds == 0 and how == "continue":
+            durable.continue_as_new(1)
+        if rounds + durable.info().attempt == 1:
+            if how == "retry":
+                raise ValueError("again")
+            await durable.wait_for_signal("never")
+        if how == "run_timeout":
+            return [await durable.wait_for_signal("n"), await durable.wait_for_signal("n")]
+        await durable.wait_condition(lambda: len(seen) == 2)
+        return seen
+
+    handle = env.start(work.options(delay=1000, run_timeout=60, retry=durable.RetryPolicy(maximum_attempts=2)))
+    for name, value in (("go", 0), ("n", 1), ("n", 2), ("go", 3)):
+        handle.signal(name, value)
+    assert handle.result() == [1, 2]

@@ -117,6 +117,11 @@ def test_wait_ends_with_the_outcome(cancelled: bool) -> None:
         run.complete(1, "all the same")
     assert run.result == ("cancelled" if cancelled else "all the same")
     run.replayed()
+    types = [e.type for e in run.history]
+    assert (events.ACTIVITY_CANCEL_CONFIRMED in types) == cancelled
+    # Before it had a name of its own, it was recorded as a failure.
+    run.history = [e._replace(type=e.type.replace("CancelConfirmed", "Failed")) for e in run.history]
+    run.replayed()
 
 
 def test_local_attempts_and_the_timers_between_them() -> None:

@@ -17,6 +17,7 @@ import dramatiq_durable as durable
 from dramatiq_durable.errors import ActivityFailed
 from dramatiq_durable.workflow import events
 from tests.support import wait_until
+from tests.support.scoped import looking
 
 StartWorker = Callable[..., dramatiq.Worker]
 
@@ -70,7 +71,7 @@ def test_what_ended_in_time_leaves_no_deadline(broker: durable.DurableBroker, st
 
     start_worker()
     assert short.options(run_timeout="1 hour", execution_timeout="1 day").start().result(timeout=10) == 1
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         assert conn.execute("SELECT count(*) FROM durable.message WHERE kind = 'e'").fetchone() == (0,)
 
 
@@ -88,6 +89,36 @@ def test_the_first_run_times_out_and_the_next_is_in_time(
     handle = second_time_lucky.options(run_timeout=0.3, retry=retry).start()
     assert handle.result(timeout=20) == 2
     assert handle.status() == "timed_out"
+
+
+def test_the_attempt_after_a_run_timeout_is_given_what_was_not_read(
+    broker: durable.DurableBroker, start_worker: StartWorker
+) -> None:
+    @durable.workflow
+    async def work() -> list[Any]:
+        seen = [await durable.wait_for_signal("go")]
+        if durable.info().attempt < 3:
+            await durable.wait_for_signal("never")
+        for _ in range(3):
+            seen.append(await durable.wait_for_signal("n"))
+        return seen
+
+    worker = start_worker()
+    retry = durable.RetryPolicy(initial_interval=0.05)
+    handle = work.options(workflow_id="w", run_timeout=1, retry=retry).start()
+    for name, value in (("n", 1), ("go", "first"), ("n", 2), ("go", "second"), ("go", "third")):
+        handle.signal(name, value)
+    wait_until(lambda: [e.type for e in handle.history()].count("SignalReceived") == 5)
+    wait_until(lambda: handle.status() == "timed_out")
+    durable.get_handle("w").signal("n", 3)
+    assert handle.result(timeout=20) == ["third", 1, 2, 3]
+    worker.stop()
+    # Each is given once to a run that is taken up again.
+    again = handle.reset(1)
+    with broker.database.connection() as conn:
+        rows = conn.execute("SELECT count(*) FROM durable.inbox WHERE type = 'SignalReceived'").fetchone()
+    assert rows == (6,)
+    again.terminate()
 
 
 def test_the_execution_timeout_ends_all_attempts(broker: durable.DurableBroker, start_worker: StartWorker) -> None:

@@ -69,14 +69,19 @@ class ActivityHandle(CommandFuture[T]):
         kind = RequestActivityCancel if self.policy == "wait" else CancelActivity
         return kind(self.command.seq, self.command.name)
 
+    def has_confirmed(self, event: events.Event) -> bool:
+        """Whether the activity, which was told that it is cancelled, ended by that."""
+        return self.asked_to_cancel and events.described_failure(event).get("type") == "ActivityCancelled"
+
     def resolve(self, event: events.Event) -> None:
         if event.type == events.ACTIVITY_COMPLETED:
             self._complete(event.payload)
             return
-        failure = events.described_failure(event)
-        if self.asked_to_cancel and failure.get("type") == "ActivityCancelled":
+        # Histories of before it had a name of its own have it as a failure.
+        if self.has_confirmed(event):
             self._end_cancelled()
             return
+        failure = events.described_failure(event)
         self.set_exception(
             failure_from_json(
                 failure,
