@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 
+import dramatiq
 import psycopg
 import pytest
 
@@ -83,35 +84,26 @@ broker.close()
 
 
 def test_what_the_readme_shows_of_scoped_workers_runs(run_process: Processes, database_url: str) -> None:
-    code = f"""
-import dramatiq, dramatiq_durable as durable
-{blocks()[2]}
-@dramatiq.actor(queue_name="questions", broker=agent)
-def look_up(question: str) -> None:
-    answer.send(question.upper())
-
-
-@dramatiq.actor(queue_name="answers", broker=agent)
-def answer(text: str) -> None: ...
-
-
-worker = dramatiq.Worker(agent, queues={{"questions"}}, worker_timeout=50, worker_threads=1)
-worker.start()
-broker = durable.DurableBroker()
-broker.declare_queue("questions")
-broker.enqueue(dramatiq.Message("questions", "look_up", ("why",), {{}}, {{}}))
-broker.join("questions", timeout=20_000)
-worker.stop()
-durable.revoke_worker_role("agent")
-for one in (agent, broker):
-    one.close()
-"""
-    process = run_process.python(code, env={"DRAMATIQ_DURABLE_URL": database_url})
+    before = "import threading, dramatiq, dramatiq_durable as durable\n"
+    mine = {"DRAMATIQ_DURABLE_URL": database_url}
+    process = run_process.python(before + blocks()[2], env=mine)
     assert process.wait(timeout=60) == 0, process.output
-    assert process.output.splitlines()[0] == "not this one"
-    with psycopg.connect(database_url) as conn:
-        waiting = conn.execute("SELECT actor, convert_from(payload, 'UTF8') FROM durable.message").fetchall()
-        assert [(actor, '"WHY"' in payload) for actor, payload in waiting] == [("answer", True)]
+    work = """
+worker = dramatiq.Worker(broker, queues={"questions"}, worker_timeout=50, worker_threads=1)
+worker.start()
+threading.Event().wait()
+"""
+    run_process.python(before + blocks()[3] + work, env={"DRAMATIQ_DURABLE_URL": process.output.strip()})
+    broker = durable.DurableBroker(database_url)
+    broker.declare_queue("questions")
+    broker.enqueue(dramatiq.Message("questions", "look_up", ("why",), {}, {}))
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        query = b"SELECT actor, convert_from(payload, 'UTF8') FROM durable.message WHERE actor <> 'look_up'"
+        wait_until(lambda: conn.execute(query).fetchall())
+        ((actor, payload),) = conn.execute(query).fetchall()
+    assert (actor, '"that is not for me to do"' in payload) == ("answer", True)
+    broker.close()
+    assert durable.revoke_worker_role("agent", url=database_url)
 
 
 def test_what_the_page_on_queues_shows_runs(run_process: Processes, database_url: str) -> None:
@@ -181,7 +173,7 @@ def test_what_the_page_on_activities_shows_runs(run_process: Processes, database
 
 
 def test_the_activity_of_the_readme_writes_its_row_once(run_process: Processes, database_url: str) -> None:
-    book_activity = blocks()[3]
+    book_activity = blocks()[4]
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute("CREATE TABLE charge (order_id text, cents int)")
         program = (
