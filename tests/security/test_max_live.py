@@ -273,7 +273,7 @@ def test_what_a_message_leaves_behind_waits_for_room(site: Site) -> None:
     wait_until(lambda: site.rows(put_back))
     assert "max_live" in site.rows(put_back)[0][0]
     wait_until(lambda: sorted(seen) == [10, 11])
-    assert site.rows("SELECT count(*) FROM durable.message WHERE actor = 'work'") == [(0,)]
+    wait_until(lambda: site.rows("SELECT count(*) FROM durable.message WHERE actor = 'work'") == [(0,)])
     site.rows(ROOM)
     site.rows("UPDATE durable.message SET due_at = now()")
     wait_until(lambda: sorted(seen) == [0, 1, 2, 10, 11])
