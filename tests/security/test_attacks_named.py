@@ -82,8 +82,8 @@ def test_no_other_role_can_be_taken(scene: Scene, db: Session) -> None:
     others = [r for (r,) in db.sql("SELECT rolname::text FROM pg_roles WHERE rolname <> %s", attacker.login)]
     for other in others:
         for statement in ("SET ROLE", "SET LOCAL ROLE", "SET SESSION AUTHORIZATION"):
-            told = refusal(lambda s=statement, o=other: attacker.conn.execute(f'{s} "{o}"'.encode()))  # type: ignore[misc]
-            # LOCAL means nothing outside of a transaction, and is not looked at then.  On servers before 16 it may act as
+            told = refusal(lambda q=f'{statement} "{other}"': attacker.conn.execute(q.encode()))  # type: ignore[misc]
+            # LOCAL means nothing outside of a transaction, and is not looked at then.  Before 16 a role may act as
             # the group that it is in: that has no rights but to be asked who the session is.
             if told[0] == "answer":
                 assert attacker.value("SELECT current_user::text") in (attacker.login, worker)
