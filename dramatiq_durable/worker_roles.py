@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import dramatiq
 import psycopg
 
 from .arrays import Texts
@@ -95,7 +96,7 @@ def provision_worker_role(
 
     Parameters:
       url(str | None): the database, as an administrator of the namespace who may create roles; None:
-        DRAMATIQ_DURABLE_URL.
+        DRAMATIQ_DURABLE_URL, or else that of Dramatiq's global broker.
       name(str): the worker's name, 1 to 200 printable characters.
       streams(Sequence): queue names that it consumes; they come into being here.
       produce(Sequence): queue names that it may send to, and whose workflows it may start.
@@ -191,9 +192,14 @@ def list_worker_roles(*, url: str | None = None, namespace: str = "durable") -> 
 @contextmanager
 def _at(url: str | None, namespace: str) -> Iterator[Database]:
     given = check_url(url, name="url") if url is not None else Settings.from_env().url
-    if given is None:
-        raise NotConfigured("which database? Give url=..., or set DRAMATIQ_DURABLE_URL")
-    database = Database(lambda: given, namespace)
+    if given is not None:
+        database = Database(lambda: given, namespace)
+    else:
+        # Not get_broker(), which makes one for another server where none is set.
+        broker: Any = dramatiq.broker.global_broker
+        if not hasattr(broker, "database"):
+            raise NotConfigured("which database? Give url=..., set DRAMATIQ_DURABLE_URL, or set a DurableBroker")
+        database = Database(lambda: broker.database.conninfo, broker.namespace if namespace == "durable" else namespace)
     try:
         yield database
     finally:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dramatiq
 import psycopg
 import pytest
 from psycopg import sql
@@ -371,8 +372,11 @@ def test_nobody_is_unknown(made: Scratch) -> None:
     assert snapshot(made) == before
 
 
-def test_without_a_url_it_is_the_environments(made: Scratch, clean_environment: Callable[..., None]) -> None:
+def test_without_a_url_it_is_the_environments_or_the_global_brokers(
+    made: Scratch, clean_environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clean_environment()
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
     with pytest.raises(durable.NotConfigured, match="DRAMATIQ_DURABLE_URL"):
         durable.provision_worker_role(name="billing", streams=["a"])
     clean_environment(URL=made.url)
@@ -380,6 +384,13 @@ def test_without_a_url_it_is_the_environments(made: Scratch, clean_environment: 
     durable.rotate_worker_role("billing")
     assert len(durable.list_worker_roles()) == 1
     durable.revoke_worker_role("billing")
+    clean_environment()
+    broker = durable.DurableBroker(made.url)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", broker)
+    durable.provision_worker_role(name="shipping", streams=["a"])
+    assert [role.name for role in durable.list_worker_roles()] == ["shipping"]
+    durable.revoke_worker_role("shipping")
+    broker.close()
 
 
 # --- who may provision ------------------------------------------------------------------------------------------
