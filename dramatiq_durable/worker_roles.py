@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import dramatiq
 import psycopg
@@ -195,9 +195,11 @@ def _at(url: str | None, namespace: str) -> Iterator[Database]:
     if given is not None:
         database = Database(lambda: given, namespace)
     else:
+        from .broker import DurableBroker
+
         # Not get_broker(), which makes one for another server where none is set.
-        broker: Any = dramatiq.broker.global_broker
-        if not hasattr(broker, "database"):
+        broker = dramatiq.broker.global_broker
+        if not isinstance(broker, DurableBroker):
             raise NotConfigured("which database? Give url=..., set DRAMATIQ_DURABLE_URL, or set a DurableBroker")
         database = Database(lambda: broker.database.conninfo, broker.namespace if namespace == "durable" else namespace)
     try:
