@@ -36,10 +36,12 @@ from .processing import Processing
 from .queues import Queues
 from .settings import Settings, check_url
 from .settling import Settler
+from .telemetry import Telemetry, logs
 from .wakeup import Listener
 from .workflow.carrying import TASK_PRIORITY
 from .workflow.interceptors import Interceptors, WorkflowInterceptor
 from .workflow.options import check_name
+from .workflow.replay import current
 from .workflow.runner import Runner
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ class DurableBroker(Processing, Queues, Broker):
     ) -> None:
         super().__init__(middleware=middleware)
         self.settings = settings or Settings.from_env()
+        self.telemetry = Telemetry(self.settings.telemetry)
+        logs.install()
         self._url = check_url(url, name="the broker's url") if url is not None else self.settings.url
         if not isinstance(reclaim_count, int) or reclaim_count < 1:
             raise ValueError(f"reclaim_count is a whole number from 1 on, not {reclaim_count!r}")
@@ -238,6 +242,13 @@ class DurableBroker(Processing, Queues, Broker):
           QueueNotFound: the queue was never declared.
           ForbiddenInWorkflow: called inside a workflow.
         """
+        spans = self.telemetry.spans()
+        if spans is None or isinstance(message, Delivery) or current() is not None:
+            return self._enqueue(message, delay)
+        with spans.sending_message(message) as message:
+            return self._enqueue(message, delay)
+
+    def _enqueue(self, message: Message[Any], delay: int | None) -> Message[Any]:
         delivery = current_delivery.get()
         if delivery is not None and delivery.broker is not self:
             # What is sent here cannot commit with another broker's message.
@@ -295,6 +306,13 @@ class DurableBroker(Processing, Queues, Broker):
         Raises:
           as `enqueue`; nothing is stored when a message cannot be encoded.
         """
+        spans = self.telemetry.spans()
+        if spans is None or not messages or current() is not None:
+            return self._enqueue_many(messages, delay)
+        with spans.sending_messages(messages) as messages:
+            return self._enqueue_many(messages, delay)
+
+    def _enqueue_many(self, messages: Sequence[Message[Any]], delay: int | None) -> list[Message[Any]]:
         delays = [check_send(self, m, delay) for m in messages]
         messages = [m if d is None else with_eta(m, d) for m, d in zip(messages, delays, strict=True)]
         if self._hears("before_enqueue"):
@@ -326,6 +344,8 @@ class DurableBroker(Processing, Queues, Broker):
         try:
             for fields in delivery.options.get("group_completion_callbacks") or ():
                 callback: Message[Any] = Message(**fields)
+                if (spans := self.telemetry.spans()) is not None:
+                    callback = callback.copy(options=spans.carrier_of())
                 delay = check_send(self, callback, None)
                 self.emit_before("enqueue", callback, delay)
                 left.callbacks.append(operation_of(self, callback, delay))
@@ -427,6 +447,8 @@ class DurableBroker(Processing, Queues, Broker):
             if isinstance(delivery, Delivery):
                 current_delivery.set(delivery)
                 if delivery.kind not in TASK_KINDS:
+                    if (spans := self.telemetry.spans()) is not None:
+                        spans.begin_attempt(delivery)
                     if delivery.reclaimed:
                         self._record_start(delivery)
                     if delivery.kind == "a" and LIMITS in delivery.options:
