@@ -16,6 +16,7 @@ from opentelemetry import context as otel
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import (
+    Link,
     NonRecordingSpan,
     SpanContext,
     SpanKind,
@@ -82,6 +83,9 @@ _RETURNS: Final = {
     events.UPDATE_COMPLETED: "update",
 }
 
+#: What a run is told from outside.
+_TOLD: Final = (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED)
+
 #: Of so many commands it is known here when they were asked for, and their names.
 _REMEMBERED = 20_000
 
@@ -97,6 +101,7 @@ class _Written(NamedTuple):
     end: int | None
     attributes: Mapping[str, Any]
     failure: Mapping[str, Any] | None = None
+    sender: Context | None = None
 
 
 class RunTrace:
@@ -126,6 +131,8 @@ class RunTrace:
                 self._due.append(_Written(f"WORKFLOW/START/{self._info.name}", "start", _ns(event.at), None, what))
             elif event.type in _CLOSINGS:
                 self._close(event)
+            elif event.type in _TOLD and event.attributes is not None and TRACE in event.attributes:
+                self._told(event, event.attributes[TRACE])
             if self._spans.debug:
                 self._detail(event)
         if self._spans.debug and step.events:
@@ -156,6 +163,23 @@ class RunTrace:
             if isinstance(facts, dict):
                 facts.setdefault(TRACE, self.carrier)
 
+    def _told(self, event: Event, carrier: Any) -> None:
+        """It was signalled or cancelled: that belongs to the sender's trace, and is linked to the run's."""
+        sender = self._spans.context_in(carrier)
+        if not trace.get_current_span(sender).get_span_context().is_valid:
+            return
+        queue_name = self._info.queue_name
+        what = {
+            **self._attributes,
+            "messaging.system": "dramatiq_durable",
+            "messaging.operation.type": "process",
+            "messaging.operation.name": "process",
+        }
+        if event.name is not None:
+            what["dramatiq_durable.signal"] = event.name
+        at = _ns(event.at)
+        self._due.append(_Written(f"process {queue_name}", f"told:{event.event_id}", at, None, what, sender=sender))
+
     def _detail(self, event: Event) -> None:
         run_id = self._info.run_id
         at = _ns(event.at)
@@ -180,12 +204,13 @@ class RunTrace:
             logger.warning("the spans of a step are not written", exc_info=True)
 
     def _write(self, due: list[_Written]) -> None:
-        for name, what, start, end, attributes, failure in due:
-            first = what == "start"
-            parent = self._parent if first else self.context
+        for name, what, start, end, attributes, failure, sender in due:
+            outside = self._parent if what == "start" else sender
+            parent = self.context if outside is None else outside
             ids = self._trace_id, derived_span_id(self._info.run_id, what)
-            kind = SpanKind.CONSUMER if first else SpanKind.INTERNAL
-            span = self._spans.begin(name, parent, ids, attributes, kind, start)
+            kind = SpanKind.INTERNAL if outside is None else SpanKind.CONSUMER
+            links = [] if sender is None else [Link(trace.get_current_span(self.context).get_span_context())]
+            span = self._spans.begin(name, parent, ids, attributes, kind, start, links)
             if failure is not None:
                 describe(span, failure)
             span.end(end)

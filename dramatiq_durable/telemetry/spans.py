@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from opentelemetry import context as otel
 from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from . import WORKFLOW
@@ -108,11 +108,12 @@ class Spans:
         attributes: Mapping[str, Any],
         kind: SpanKind = SpanKind.INTERNAL,
         at: int | None = None,
+        links: Sequence[Link] = (),
     ) -> Span:
         """Begin a span with these ids (trace, if the parent has none, and span).  ``at`` is in nanoseconds."""
         token = _wanted.set(ids)
         try:
-            span: Span = self.tracer.start_span(name, parent, kind, attributes, start_time=at)
+            span: Span = self.tracer.start_span(name, parent, kind, attributes, links, start_time=at)
             return span
         finally:
             _wanted.reset(token)
@@ -152,6 +153,13 @@ class Spans:
             return
         with trace.use_span(span, end_on_exit=True):
             yield self.carrier_of()
+
+    def telling(self, what: str, name: str | None, run: str | None) -> AbstractContextManager[dict[str, str]]:
+        """As `sending`, for a signal, an update or a cancel that a run (one of its ids) is sent."""
+        attributes = {"messaging.destination.name": run or ""}
+        if name is not None:
+            attributes[f"dramatiq_durable.{what}"] = name
+        return self.sending(what, attributes)
 
     @contextmanager
     def sending_message(self, message: Message[Any]) -> Iterator[Message[Any]]:

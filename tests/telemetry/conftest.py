@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dramatiq
+import psycopg
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -88,6 +89,13 @@ def make_broker(database_url: str) -> Iterator[Callable[..., durable.DurableBrok
     dramatiq.broker.global_broker = before
     for broker in made:
         broker.close()
+
+
+@pytest.fixture
+def rows(database_url: str) -> Iterator[Callable[..., list[Any]]]:
+    """What is stored, as the superuser sees it."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        yield lambda query, *arguments: conn.execute(query, arguments).fetchall()
 
 
 @pytest.fixture

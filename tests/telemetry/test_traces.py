@@ -196,6 +196,43 @@ def test_everything_that_a_request_brings_about(
     assert exported.all("ACTIVITY/charge")[0].attributes["dramatiq_durable.workflow_id"] == "o-1"
 
 
+def test_a_signal_from_another_request(
+    broker: durable.DurableBroker, start_worker: Start, exported: Exported, rows: Any
+) -> None:
+    """It belongs to the trace of who sent it, which leads to the run's."""
+
+    @durable.workflow(queue_name="orders")
+    async def order() -> None:
+        await durable.wait_for_signal("approved")
+        await durable.wait_for_signal("paid")
+
+    start_worker(broker)
+    with exported.tracer.start_as_current_span("POST /orders"):
+        handle = order.options(workflow_id="o-1").start()
+    with exported.tracer.start_as_current_span("POST /approvals"):
+        handle.signal("approved", {"ok": True})
+    # Whoever calls the procedure himself may say what he likes.
+    post = "SELECT durable.post(NULL, 0, %s::uuid[], ARRAY[NULL], ARRAY['SignalReceived'], ARRAY['x'],"
+    for n, value in enumerate(["nonsense", "00-" + "1" * 32 + "-" + "1" * 16 + "-01\n", "x" * 100_000, None]):
+        assert rows(f"{post} ARRAY[NULL]::bytea[], ARRAY[%s], ARRAY[%s]::text[])", [handle.run_id], f"k{n}", value) == [
+            (["ok"],)
+        ]
+    handle.signal("paid")
+    handle.result(timeout=10)
+    exported.one("WORKFLOW/COMPLETE/order")
+    wait_until(lambda: len(exported.all("process orders")) == 2)
+    approved = next(s for s in exported.all("process orders") if s.attributes["dramatiq_durable.signal"] == "approved")
+    assert parent_of(exported, approved) == "send signal"
+    request = exported.one("POST /approvals").context
+    assert approved.context.trace_id == request.trace_id != exported.one("POST /orders").context.trace_id
+    assert [link.context.span_id for link in approved.links] == [exported.one("WORKFLOW/START/order").context.span_id]
+    sent = next(s for s in exported.all("send signal") if s.parent is not None)
+    assert sent.parent.span_id == request.span_id
+    assert sent.attributes["messaging.destination.name"] == "o-1"
+    received = [e for e in handle.history() if e.type == "SignalReceived"]
+    assert [e.attributes.get("trace") is not None for e in received] == [True, False, False, False, False, True]
+
+
 @pytest.mark.parametrize("kind", ["actor", "workflow"])
 def test_schedules(kind: str, broker: durable.DurableBroker, start_worker: Start, exported: Exported) -> None:
     @dramatiq.actor(queue_name="night")
