@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import context as otel
@@ -211,8 +211,7 @@ class RunTrace:
             kind = SpanKind.INTERNAL if outside is None else SpanKind.CONSUMER
             links = [] if sender is None else [Link(trace.get_current_span(self.context).get_span_context())]
             span = self._spans.begin(name, parent, ids, attributes, kind, start, links)
-            if failure is not None:
-                describe(span, failure)
+            describe(span, failure or {})
             span.end(end)
 
 
@@ -246,8 +245,8 @@ def place_of(spans: Spans, execution: Execution) -> tuple[Context, int, Context]
     return parent, trace_id, trace.set_span_in_context(NonRecordingSpan(own), parent)
 
 
-def local_attempt(spans: Spans, command: Compute, execution: Execution, compute: Callable[[Compute], Event]) -> Event:
-    """Call a local activity: as any other, an attempt is a span, and its own spans nest under it."""
+def begin_local(spans: Spans, command: Compute, execution: Execution) -> tuple[trace.Span, Any]:
+    """The span of an attempt of a local activity, which is the current one until it ends, and the token for that."""
     _, trace_id, context = place_of(spans, execution)
     run_id = execution.run_id
     attributes = {
@@ -259,20 +258,13 @@ def local_attempt(spans: Spans, command: Compute, execution: Execution, compute:
     }
     ids = trace_id, derived_span_id(run_id, f"local:{command.seq}")
     span = spans.begin(f"ACTIVITY/{command.name}", context, ids, attributes)
-    token = otel.attach(trace.set_span_in_context(span, context))
-    try:
-        event = compute(command)
-        failure = events.described_failure(event)
-        if failure:
-            describe(span, failure)
-        return event
-    finally:
-        otel.detach(token)
-        span.end()
+    return span, otel.attach(trace.set_span_in_context(span, context))
 
 
 def describe(span: trace.Span, failure: Mapping[str, Any]) -> None:
-    """Say of a span how what it tells of failed."""
+    """Say of a span how what it tells of failed, if it did."""
+    if not failure:
+        return
     type, message = str(failure.get("type")), str(failure.get("message"))
     told = {"exception.type": type, "exception.message": message}
     if failure.get("traceback"):

@@ -19,9 +19,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from ..workflow import events
 from . import WORKFLOW
 from .context import carried, derived_span_id, derived_trace_id
-from .runs import RunTrace, local_attempt, remember
+from .runs import RunTrace, begin_local, describe, remember
 
 if TYPE_CHECKING:
     from ..delivery import Delivery
@@ -69,17 +70,21 @@ class Attempt:
     def end(self, delivery: Delivery, exception: BaseException | None) -> None:
         """It has ended, with its hooks."""
         delivery.span = None
-        span = self._span
-        try:
-            otel.detach(self._token)
-            if exception is not None:
-                span.record_exception(exception)
-                span.set_status(Status(StatusCode.ERROR, f"{type(exception).__name__}: {exception}"[:1000]))
-                if delivery.retry is not None:
-                    span.set_attribute("dramatiq_durable.retry_delay", delivery.retry / 1000)
-            span.end()
-        except Exception:
-            logger.warning("a span was not written", exc_info=True)
+        if exception is not None and delivery.retry is not None:
+            self._span.set_attribute("dramatiq_durable.retry_delay", delivery.retry / 1000)
+        end(self._span, self._token, exception)
+
+
+def end(span: Span, token: Any, failed: BaseException | None) -> None:
+    """End a span that was the current one, and say what it failed with."""
+    try:
+        otel.detach(token)
+        if failed is not None:
+            span.record_exception(failed)
+            span.set_status(Status(StatusCode.ERROR, f"{type(failed).__name__}: {failed}"[:1000]))
+        span.end()
+    except Exception:
+        logger.warning("a span was not written", exc_info=True)
 
 
 class Spans:
@@ -151,8 +156,15 @@ class Spans:
             logger.warning("a span was not written", exc_info=True)
             yield self.carrier_of()
             return
-        with trace.use_span(span, end_on_exit=True):
+        token = otel.attach(trace.set_span_in_context(span))
+        failed: BaseException | None = None
+        try:
             yield self.carrier_of()
+        except BaseException as e:
+            failed = e
+            raise
+        finally:
+            end(span, token, failed)
 
     def telling(self, what: str, name: str | None, run: str | None) -> AbstractContextManager[dict[str, str]]:
         """As `sending`, for a signal, an update or a cancel that a run (one of its ids) is sent."""
@@ -218,8 +230,20 @@ class Spans:
         remember(run_id, history)
 
     def computing(self, command: Compute, execution: Execution, compute: Callable[[Compute], Event]) -> Event:
-        """Around an attempt of a local activity."""
-        return local_attempt(self, command, execution, compute)
+        """Around an attempt of a local activity: as any other it is a span, and its own spans nest under it."""
+        try:
+            span, token = begin_local(self, command, execution)
+        except Exception:
+            logger.warning("a span was not written", exc_info=True)
+            return compute(command)
+        event: Event | None = None
+        try:
+            event = compute(command)
+            return event
+        finally:
+            if event is not None:
+                describe(span, events.described_failure(event))
+            end(span, token, None)
 
 
 def messaging(operation: str, stream: str) -> dict[str, Any]:

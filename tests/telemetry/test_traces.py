@@ -12,12 +12,13 @@ import psycopg
 import pytest
 from dramatiq.middleware import AsyncIO
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 
 import dramatiq_durable as durable
 from dramatiq_durable.telemetry.context import carried
+from dramatiq_durable.testing import Environment
 from tests.support import wait_until
 
 from .conftest import Exported, parent_of
@@ -543,13 +544,20 @@ def test_an_sdk_that_fails_stops_nothing(
     @durable.workflow
     async def order() -> int:
         await durable.trace("a")
-        return await charge.execute()
+        return await charge.execute() + await charge.options(local=True).execute() - 1
+
+    class Failing(SpanProcessor):
+        def on_end(self, span: Any) -> None:
+            raise RuntimeError("full")
 
     spans = broker.telemetry.spans()
     assert spans is not None
-    spans.tracer = Broken()
     start_worker(broker)
     with caplog.at_level(logging.WARNING):
+        provider.add_span_processor(Failing())
+        assert order.start().result(timeout=10) == 1
+        wait_until(lambda: "a step are not written" in caplog.text)
+        spans.tracer = Broken()
         assert order.start().result(timeout=10) == 1
     assert "span was not written" in caplog.text
 
@@ -582,3 +590,83 @@ def test_async_actors(make_broker: Make, start_worker: Start, exported: Exported
     exported.trace()
     assert parent_of(exported, exported.one("http")) == "process plain"
     assert parent_of(exported, exported.one("bank")) == "ACTIVITY/charge"
+
+
+def test_a_run_that_is_reset_begins_anew(
+    broker: durable.DurableBroker, start_worker: Start, exported: Exported
+) -> None:
+    @durable.activity
+    def charge() -> int:
+        return 1
+
+    @durable.workflow
+    async def order() -> int:
+        await durable.trace("begun")
+        paid = await charge.execute()
+        await durable.trace("paid")
+        return paid
+
+    start_worker(broker)
+    with exported.tracer.start_as_current_span("request"):
+        handle = order.start()
+    assert handle.result(timeout=10) == 1
+    exported.one("WORKFLOW/COMPLETE/order")
+    again = handle.reset(3)
+    assert again.result(timeout=10) == 1
+    wait_until(lambda: len(exported.all("WORKFLOW/COMPLETE/order")) == 2)
+    exported.trace()
+    first, second = exported.all("WORKFLOW/START/order")
+    assert (first.attributes["dramatiq_durable.run_id"], second.attributes["dramatiq_durable.run_id"]) == (
+        handle.run_id,
+        again.run_id,
+    )
+    # What the copied history says was said by the run that it is from.
+    assert len(exported.all("begun")) == 1
+
+
+def test_a_task_that_fails_is_not_told_and_what_is_done_again_is_told_once(
+    broker: durable.DurableBroker, start_worker: Start, exported: Exported
+) -> None:
+    tries: list[int] = []
+
+    @durable.workflow
+    async def order() -> int:
+        await durable.trace("begun")
+        tries.append(1)
+        if len(tries) < 3:
+            raise BaseException("the task fails")
+        return 1
+
+    start_worker(broker)
+    assert order.start().result(timeout=20) == 1
+    exported.one("WORKFLOW/COMPLETE/order")
+    exported.trace()
+    assert len(tries) == 3
+    assert sorted(exported.names()) == ["WORKFLOW/COMPLETE/order", "WORKFLOW/START/order", "begun", "send default"]
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "error"),
+    [
+        ("", None, durable.InvalidName),
+        ("x" * 201, None, durable.InvalidName),
+        ("a", [1], TypeError),
+        ("a", {1: "x"}, TypeError),
+        ("a", {"x": object()}, TypeError),
+        ("a", {"x": [1, "a"]}, TypeError),
+        ("a", {"x": None}, TypeError),
+    ],
+)
+def test_what_makes_no_span(name: Any, attributes: Any, error: type[Exception]) -> None:
+    @durable.workflow(broker=durable.DurableBroker("postgresql://localhost/nobody"))
+    async def order() -> None:
+        durable.trace(name, attributes)
+
+    with Environment() as environment, pytest.raises(durable.WorkflowFailed) as failed:
+        environment.run(order)
+    assert failed.value.type == error.__name__
+
+
+def test_outside_of_a_workflow() -> None:
+    with pytest.raises(durable.NotInWorkflow):
+        durable.trace("a")
