@@ -3,6 +3,7 @@
 #   make demo                    an order workflow that survives its worker's death
 #   make test                    the tests, on the embedded Postgres
 #   make test PG=DIRECTORY|URL   the same on the Postgres binaries in a directory, or on a server (URL of a superuser)
+#   make test-scoped             the tests of queues and workflows, every broker on a login that may do only what the test declares
 #   make test-system             the tests that need pgbouncer, redis-server and rabbitmq-server; and Dramatiq's own tests,
 #                                from its release on the package index (or from DRAMATIQ_SUITE=DIRECTORY)
 #   make bench                   what a message costs, beside the peers that are installed
@@ -12,7 +13,7 @@
 # ARGS adds arguments to pytest or the benchmark: make test ARGS="-k signal -x", make bench ARGS="--only drain"
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-system bench bench-peers soak lint clean
+.PHONY: demo test test-scoped test-system bench bench-peers soak lint clean
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -23,6 +24,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(PYTEST) -n auto --dist loadgroup $(ARGS)
+
+test-scoped: $(STAMP)
+	@DRAMATIQ_DURABLE_TEST_SCOPED=on $(PYTEST) -n auto --dist loadgroup \
+		tests/broker tests/workflow tests/scenarios tests/scenarios_other tests/schedules $(ARGS)
 
 test-system: $(STAMP)
 	@$(PYTEST) -m system $(ARGS)

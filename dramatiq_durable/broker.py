@@ -13,27 +13,25 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
-from uuid import uuid4
 
-from dramatiq import Actor, Broker, Consumer, Message, Middleware
-from dramatiq.common import current_millis
+from dramatiq import Actor, Consumer, Middleware
 from dramatiq.errors import QueueNotFound
 
 from . import topics
 from .claimer import Claimer
 from .codecs import Codec, Codecs, decode_only
-from .consumer import DurableConsumer
+from .consumer import DurableConsumer, IdleConsumer
+from .credentials import Credentials, check_alone, is_scoped, url_of
 from .database import Database, translate
 from .delivery import LIMITS, TASK_KINDS, Delivery, current_delivery
 from .durations import parse_duration
-from .errors import DatabaseUnavailable, NotPermitted, WorkflowAlreadyStarted
+from .errors import DatabaseUnavailable, NotConfigured, NotPermitted, WorkflowAlreadyStarted
 from .group_commit import GroupCommit
 from .incoming import delivery_of
 from .leases import Membership
-from .outgoing import check_send, operation_of, stored, with_eta
 from .procedures import Procedures
 from .processing import Processing
-from .queues import Queues
+from .sending import Sending
 from .settings import Settings, check_url
 from .settling import Settler
 from .telemetry import Telemetry, logs
@@ -41,7 +39,6 @@ from .wakeup import Listener
 from .workflow.carrying import TASK_PRIORITY
 from .workflow.interceptors import Interceptors, WorkflowInterceptor
 from .workflow.options import check_name
-from .workflow.replay import current
 from .workflow.runner import Runner
 
 if TYPE_CHECKING:
@@ -55,7 +52,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class DurableBroker(Processing, Queues, Broker):
+class DurableBroker(Sending, Processing):
     """A Dramatiq broker that keeps its queues in Postgres.
 
     The constructor does no I/O: the broker connects at first use, also after a fork.
@@ -68,6 +65,11 @@ class DurableBroker(Processing, Queues, Broker):
       interceptors: `WorkflowInterceptor` objects, around every workflow and what it calls; the first one is outermost.
       codecs: what every value of a workflow goes through on its way to the database and back; the first one encodes
         first.  Plain messages have Dramatiq's encoder.
+      worker_credentials: what a scoped worker logs in with, in place of ``url``: what `provision_worker_role` or
+        `rotate_worker_role` returned, its ``url``, or a mapping of ``url``, ``role`` and ``password``.  No other login
+        is used then, and none may be in the settings.
+      readonly(bool): the broker takes no message, and is no worker: it sends, starts, signals, queries and reads.
+        A `Worker` on it is given nothing.
       reclaim_delay: how long a silent worker is given before its messages are handed to others: seconds, a timedelta
         or a text like "30s".
       reclaim_count(int): a message under which so many workers died is poison, and is dead-lettered.
@@ -75,7 +77,7 @@ class DurableBroker(Processing, Queues, Broker):
         with, as it does with Dramatiq's StubBroker.
 
     Raises:
-      NotConfigured: the URL or a setting is malformed.
+      NotConfigured: the URL or a setting is malformed; or there are credentials beside ``worker_credentials``.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class DurableBroker(Processing, Queues, Broker):
         middleware: list[Middleware] | None = None,
         interceptors: Sequence[WorkflowInterceptor] = (),
         codecs: Sequence[Codec | decode_only] | Codecs = (),
+        worker_credentials: Credentials | None = None,
+        readonly: bool = False,
         reclaim_delay: Any = None,
         reclaim_count: int = 3,
         fail_fast_default: bool = False,
@@ -95,7 +99,18 @@ class DurableBroker(Processing, Queues, Broker):
         self.settings = settings or Settings.from_env()
         self.telemetry = Telemetry(self.settings.telemetry)
         logs.install()
-        self._url = check_url(url, name="the broker's url") if url is not None else self.settings.url
+        if worker_credentials is not None:
+            if url is not None:
+                raise NotConfigured(
+                    "the broker has a url and worker_credentials: give one of them. A scoped worker's process holds "
+                    "its own credentials and no other"
+                )
+            self._url: str | None = url_of(worker_credentials)
+        else:
+            self._url = check_url(url, name="the broker's url") if url is not None else self.settings.url
+        if self._url is not None and (worker_credentials is not None or is_scoped(self._url)):
+            check_alone(self._url, self.settings)
+        self.readonly = readonly
         if not isinstance(reclaim_count, int) or reclaim_count < 1:
             raise ValueError(f"reclaim_count is a whole number from 1 on, not {reclaim_count!r}")
         self.reclaim_count = reclaim_count
@@ -217,143 +232,11 @@ class DurableBroker(Processing, Queues, Broker):
             except psycopg.Error as e:
                 if e.sqlstate == "DD001" and len(names) > 1:
                     continue
-                raise translate(e) from e
+                error = translate(e)
+                raise NotPermitted(f"{queue_name!r}: {error}") if isinstance(error, NotPermitted) else error from e
             self._streams.update(found)
             self.stream_names.update({i: n for n, i in found.items()})
             return
-
-    # --- sending ----------------------------------------------------------------------------------------
-
-    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Store a message; when this returns, it is committed (inside `using`: it is part of the caller's transaction).
-
-        Called for the message that is being processed (as the Retries middleware does), it asks for a retry: the same
-        row is rescheduled, in one commit with the end of this attempt.  What a hook sends while a message is
-        post-processed commits with that message's ack.
-
-        Parameters:
-          message(Message): what to send.
-          delay(int | None): milliseconds to wait before it is handed out.
-
-        Raises:
-          NotEncodable: the encoder cannot carry an argument.
-          PayloadTooLarge: the encoded message is over 16 MiB.
-          DatabaseUnavailable: the database cannot be reached; nothing was stored.
-          QueueNotFound: the queue was never declared.
-          ForbiddenInWorkflow: called inside a workflow.
-        """
-        spans = self.telemetry.spans()
-        if spans is None or isinstance(message, Delivery) or current() is not None:
-            return self._enqueue(message, delay)
-        with spans.sending_message(message) as message:
-            return self._enqueue(message, delay)
-
-    def _enqueue(self, message: Message[Any], delay: int | None) -> Message[Any]:
-        delivery = current_delivery.get()
-        if delivery is not None and delivery.broker is not self:
-            # What is sent here cannot commit with another broker's message.
-            delivery = None
-        try:
-            delay = check_send(self, message, delay)
-            if isinstance(message, Delivery) and message is delivery and not delivery.settled:
-                return self._ask_again(delivery, delay)
-            if delay is not None:
-                message = with_eta(message, delay)
-            self.emit_before("enqueue", message, delay)
-            operation = operation_of(self, message, delay)
-            if delivery is not None and message.message_id == delivery.message_id:
-                # A copy of the message that is being processed, or the same one again in a pipeline: no repetition of
-                # what is stored under this id.
-                operation.message_id = uuid4().bytes
-            if delivery is not None and delivery.hooks:
-                delivery.leaving().sends.append(operation)
-            else:
-                if self._claimer is not None:
-                    self._claimer.expect(operation.stream_id)
-                self.commit.submit(operation)
-                message = stored(message, operation)
-        except Exception as e:
-            if delivery is not None and delivery.hooks:
-                # What a hook sends belongs to the message: if it cannot be stored, neither can the ack.
-                delivery.broken = e
-            raise
-        self.emit_after("enqueue", message, delay)
-        return message
-
-    def _ask_again(self, delivery: Delivery, delay: int | None) -> Message[Any]:
-        """The message that is being processed is to come again."""
-        # Hooks see a message, as with Dramatiq's brokers, not its delivery; what they change of it comes again, too.
-        message: Message[Any] = delivery._message
-        if delay is not None:
-            message.options["eta"] = current_millis() + delay
-        try:
-            self.emit_before("enqueue", message, delay)
-            if delivery.hooks:
-                delivery.retry = delay or 0
-            else:
-                delivery.again = delay or 0
-            self.emit_after("enqueue", message, delay)
-            return message.copy()
-        finally:
-            message.options.pop("eta", None)
-
-    def enqueue_many(self, messages: Sequence[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
-        """Store many messages, in as few transactions as their number allows.
-
-        When this returns all are committed; when it raises, some may be: each has its id, so that sending the rest
-        (or all) again stores none twice as long as it is waiting.
-
-        Raises:
-          as `enqueue`; nothing is stored when a message cannot be encoded.
-        """
-        spans = self.telemetry.spans()
-        if spans is None or not messages or current() is not None:
-            return self._enqueue_many(messages, delay)
-        with spans.sending_messages(messages) as messages:
-            return self._enqueue_many(messages, delay)
-
-    def _enqueue_many(self, messages: Sequence[Message[Any]], delay: int | None) -> list[Message[Any]]:
-        delays = [check_send(self, m, delay) for m in messages]
-        messages = [m if d is None else with_eta(m, d) for m, d in zip(messages, delays, strict=True)]
-        if self._hears("before_enqueue"):
-            for message, due in zip(messages, delays, strict=True):
-                self.emit_before("enqueue", message, due)
-        operations = [operation_of(self, m, d) for m, d in zip(messages, delays, strict=True)]
-        if operations:
-            self.commit.submit_many(operations)
-        for operation in operations:
-            if operation.error is not None:
-                raise operation.error
-        messages = [stored(m, o) for m, o in zip(messages, operations, strict=True)]
-        if self._hears("after_enqueue"):
-            for message, due in zip(messages, delays, strict=True):
-                self.emit_after("enqueue", message, due)
-        return messages
-
-    def _hears(self, hook: str) -> bool:
-        """Whether any middleware does something there.  Usually none does, and to tell each of them of each message
-        would be a fifth of what one among many costs."""
-        nothing = getattr(Middleware, hook)
-        return any(getattr(getattr(m, hook), "__func__", None) is not nothing for m in self.middleware)
-
-    def count_member(self, delivery: Delivery) -> None:
-        """A member of a group has succeeded: its ack counts it, and sends the callbacks if it is the last."""
-        left = delivery.leaving()
-        if left.member:
-            return
-        try:
-            for fields in delivery.options.get("group_completion_callbacks") or ():
-                callback: Message[Any] = Message(**fields)
-                if (spans := self.telemetry.spans()) is not None:
-                    callback = callback.copy(options=spans.carrier_of())
-                delay = check_send(self, callback, None)
-                self.emit_before("enqueue", callback, delay)
-                left.callbacks.append(operation_of(self, callback, delay))
-            left.member = True
-        except Exception as e:
-            # Counted without its callbacks, it might be the last one, and nobody would send them.
-            delivery.broken = e
-            raise
 
     # --- receiving --------------------------------------------------------------------------------------
 
@@ -371,6 +254,8 @@ class DurableBroker(Processing, Queues, Broker):
         """
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
+        if self.readonly:
+            return IdleConsumer(timeout)
         stream_id = self.stream_id(queue_name)
         self._subscribe(queue_name.__eq__)
         with self._lock:
@@ -458,8 +343,13 @@ class DurableBroker(Processing, Queues, Broker):
                     return
         elif signal == "worker_boot":
             self._check_database(args[0])
-            with self._lock:
-                self._ensure_claimer().serve(args[0])
+            if self.readonly:
+                logger.warning(
+                    "the broker is readonly: this worker is given nothing; make its broker without readonly=True"
+                )
+            else:
+                with self._lock:
+                    self._ensure_claimer().serve(args[0])
         elif signal == "worker_shutdown" and self._claimer is not None:
             self._claimer.leave(args[0])
         super().emit_before(signal, *args, **kwargs)
@@ -481,7 +371,8 @@ class DurableBroker(Processing, Queues, Broker):
         try:
             with self.database.connection():
                 pass
-            self._subscribe(lambda queue_name: queue_name in (worker.consumer_whitelist or self.queues))
+            if not self.readonly:
+                self._subscribe(lambda queue_name: queue_name in (worker.consumer_whitelist or self.queues))
         except DatabaseUnavailable as e:
             logger.warning("the database is away, waiting for it: %s", e)
         except NotPermitted as e:

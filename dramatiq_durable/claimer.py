@@ -20,7 +20,7 @@ from dramatiq.common import iter_queue
 from .arrays import Uuid
 from .database import Connection
 from .delivery import ALARM, DEADLINE, TASK_KINDS, TICK, Delivery
-from .errors import DatabaseUnavailable, DurableError, LeaseLost
+from .errors import DatabaseUnavailable, DurableError, LeaseLost, NotPermitted
 from .group_commit import GroupCommit
 from .leases import Membership
 from .operations import Claim, Operation, Release
@@ -224,6 +224,13 @@ class Claimer(threading.Thread):
                     if self._given_up():
                         break
                     time.sleep(0.2)
+                except NotPermitted as e:
+                    # What it was granted can change.
+                    logger.error("this worker is given nothing: it may not consume its queues. %s", e)
+                    if self._given_up():
+                        break
+                    self._event.wait(5.0)
+                    self._event.clear()
                 except Exception:
                     # This thread must not die: without it the worker would hold its messages for ever.
                     logger.exception("the claimer failed, going on")

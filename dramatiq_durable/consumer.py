@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 LEAD = 3
 
 
+class IdleConsumer(Consumer):
+    """A readonly broker's: it hands out nothing."""
+
+    def __init__(self, timeout: int) -> None:
+        self.timeout = timeout / 1000
+        self._closed = threading.Event()
+
+    def __next__(self) -> MessageProxy | None:
+        self._closed.wait(self.timeout)
+        return None
+
+    def close(self) -> None:
+        self._closed.set()
+
+
 class DurableConsumer(Consumer):
     """Hands a stream's deliveries to Dramatiq, at most ``prefetch`` at a time, and takes their outcomes.
 

@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from . import arrays
 from .errors import (
+    FOREIGN,
     DatabaseUnavailable,
     DurableError,
     InvalidName,
@@ -243,7 +244,8 @@ def is_connection_lost(error: BaseException, conn: Connection) -> bool:
 def translate(error: psycopg.Error) -> Exception:
     """An error of the database as one of ours, where there is one that says more."""
     if error.sqlstate == "DD001":
-        return NotPermitted(error.diag.message_primary or "not permitted")
+        text = error.diag.message_primary or "not permitted"
+        return NotPermitted(FOREIGN if FOREIGN.startswith(text) else text)
     if error.sqlstate == "DD002":
         return LeaseLost("this worker was silent for longer than its reclaim_delay and was declared dead")
     if error.sqlstate == "DD004":
@@ -269,6 +271,11 @@ def translate(error: psycopg.Error) -> Exception:
         return InvalidName("names of streams, actors and workflows, and ids, have 1 to 200 characters")
     if isinstance(error, psycopg.errors.UndefinedFunction):
         return SchemaOutOfDate(f"{error.diag.message_primary}. `dramatiq-durable check` says what mends that")
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return NotPermitted(
+            f"{error.diag.message_primary}: that takes an administrator of the namespace, and this login has only "
+            "what it was granted"
+        )
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         return DatabaseUnavailable(
             "the server takes no writes: it is a standby, or default_transaction_read_only is on. "

@@ -43,6 +43,13 @@ class LimitReached(NotPermitted):
     """The login has as much under way as its max_live allows.  Nothing was stored; once some is done there is room."""
 
 
+#: What somebody is told who names what he may not use, or what is not there: what the database says, and what to do.
+FOREIGN = (
+    "no such stream or workflow, or this login may not use it: correct the name, or have an administrator grant it "
+    "(`dramatiq-durable role grant`, or provision the worker's role with it)"
+)
+
+
 class PayloadTooLarge(DurableError):
     """A payload is over the cap; keep the data elsewhere and send a reference to it."""
 

@@ -16,7 +16,7 @@ from .workflow.options import check_name
 from .workflow.replay import current
 
 if TYPE_CHECKING:
-    from .broker import DurableBroker
+    from .queues import Queues
 
 #: The longest delay, in milliseconds: ten years.
 MAX_DELAY = 315_360_000_000
@@ -25,7 +25,7 @@ MAX_DELAY = 315_360_000_000
 UNIQUE_CONFLICTS = ("skip", "fail", "replace")
 
 
-def check_send(broker: DurableBroker, message: Message[Any] | Delivery, delay: Any) -> int | None:
+def check_send(broker: Queues, message: Message[Any] | Delivery, delay: Any) -> int | None:
     """The delay in whole milliseconds, if this message may be sent with it; raises as `DurableBroker.enqueue`."""
     if current() is not None:
         raise ForbiddenInWorkflow(
@@ -49,7 +49,7 @@ def with_eta(message: Message[Any], delay: int) -> Message[Any]:
     return message.copy(options={"eta": current_millis() + delay})
 
 
-def operation_of(broker: DurableBroker, message: Message[Any] | Delivery, delay: int | None = None) -> Enqueue:
+def operation_of(broker: Queues, message: Message[Any] | Delivery, delay: int | None = None) -> Enqueue:
     """A message as the operation that stores it; raises as `DurableBroker.enqueue`."""
     actor = broker.actors.get(message.actor_name)
     priority = actor.priority if actor is not None else 0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Queues(Broker):
-    """A broker's doings with whole queues; they need a login that administers the namespace.
+    """A broker's doings with whole queues; to drop messages takes a login that administers the namespace.
 
     Attributes:
       fail_fast_default(bool): whether `join` raises what a message failed with, where the call does not say.
@@ -42,9 +42,10 @@ class Queues(Broker):
 
         Raises:
           QueueNotFound: the queue was never declared.
+          NotPermitted: the login neither consumes the queue, nor is a monitor or an administrator.
         """
         stream_id = self._known(queue_name)
-        with self.database.connection() as conn:
+        with self.database.calling() as conn:
             return self.procedures.queue_counts(conn, stream_id)
 
     def flush(self, queue_name: str) -> None:
@@ -53,6 +54,7 @@ class Queues(Broker):
 
         Raises:
           QueueNotFound: the queue was never declared.
+          NotPermitted: the login is no administrator.
         """
         self._flush([queue_name])
 
@@ -63,7 +65,7 @@ class Queues(Broker):
     def _flush(self, names: list[str]) -> None:
         ids = [self._known(name) for name in names]
         if ids:
-            with self.database.connection() as conn:
+            with self.database.calling() as conn:
                 self.procedures.flush_streams(conn, ids)
         for name in names:
             self.failures.pop(name, None)
@@ -95,6 +97,7 @@ class Queues(Broker):
         Raises:
           QueueNotFound: the queue was never declared.
           QueueJoinTimeout: the timeout ran out.
+          NotPermitted: as `get_queue_message_counts`.
         """
         if fail_fast is None:
             fail_fast = self.fail_fast_default
@@ -114,7 +117,7 @@ class Queues(Broker):
         stream_id = self._known(queue_name)
         successes = 0
         while True:
-            with self.database.connection() as conn:
+            with self.database.calling() as conn:
                 successes = successes + 1 if self.procedures.stream_is_empty(conn, stream_id) else 0
             if successes >= min_successes:
                 return

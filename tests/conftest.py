@@ -12,7 +12,7 @@ import pytest
 from dramatiq.middleware.time_limit import _CtypesTimeoutManager
 
 from dramatiq_durable import embedded
-from tests.support import postgres
+from tests.support import postgres, scoped
 from tests.support.processes import Processes
 
 # The processes of a run find each other by this: workers of pytest-xdist inherit the environment.
@@ -35,6 +35,24 @@ def no_deadlines_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for manager in made:
         with manager.mu:
             manager.deadlines.clear()
+
+
+@pytest.fixture(autouse=True)
+def scoped_brokers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where that was chosen, brokers connect as logins that may do only what the test declares."""
+    if scoped.chosen():
+        scoped.install(monkeypatch.setattr)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    under_a_scope = Path(__file__).parent / "scoped"
+    more = [
+        item
+        for item in items
+        if item.get_closest_marker("administrator") and (scoped.chosen() or under_a_scope in item.path.parents)
+    ]
+    config.hook.pytest_deselected(items=more)
+    items[:] = [item for item in items if item not in more]
 
 
 def pytest_configure(config: pytest.Config) -> None:

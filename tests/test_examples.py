@@ -197,6 +197,28 @@ def others(url: str) -> int:
 
 
 @pytest.mark.timeout(240)
+def test_the_demo_by_workers_with_a_scope(run_process: Processes, own_server: embedded.Server) -> None:
+    demo = run_process(*DEMO, "--scoped", "--directory", str(own_server.directory), "--orders", "24")
+    assert demo.wait(timeout=200) == 0, demo.output
+    for line in (
+        "may use the queues orders, shipping, payments, warehouse",
+        "SIGKILL for worker process",
+        "Postgres has recovered",
+        "holds   every one of 24 orders ended as its row says",
+        "holds   no charge was recorded twice",
+    ):
+        assert line in demo.output
+    assert "BROKEN" not in demo.output
+    with psycopg.connect(own_server.url) as conn:
+        # The runs' tasks and activities were done by the scoped login; and it is gone.
+        assert conn.execute("SELECT count(*) FROM shop.charge").fetchone() != (0,)
+        assert (
+            conn.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'dd!_%!_orders!_%' ESCAPE '!'").fetchall()
+            == []
+        )
+
+
+@pytest.mark.timeout(240)
 def test_the_demo_twice_and_its_proof(run_process: Processes, own_server: embedded.Server) -> None:
     for number in (20, 40):
         demo = run_process(*DEMO, "--directory", str(own_server.directory), "--orders", str(number))

@@ -249,7 +249,7 @@ class _Journal:
         self._broker = broker
         self._source = source
         self._stream_id = stream_id
-        with broker.database.connection() as conn:
+        with broker.database.calling() as conn:
             noted = broker.procedures.import_journal(conn, source.bytes, stream_id)
         #: Marks that an import which died has left: whatever has one was stored by it.
         self._stored = {noted[n : n + _MARK] for n in range(0, len(noted), _MARK)}

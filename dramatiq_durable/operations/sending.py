@@ -11,6 +11,7 @@ from psycopg.types.numeric import Int4, Int8
 
 from ..arrays import Blobs, Ints, Longs, Texts, Uuid, Uuids
 from ..errors import (
+    FOREIGN,
     DatabaseUnavailable,
     MessageExists,
     NotPermitted,
@@ -60,7 +61,7 @@ class Enqueue(Operation):
         for item, answer in zip(items, rows[0][0], strict=True):
             item.answer = answer
             if answer < 0:
-                item.error = NotPermitted("no such stream or workflow, or this login may not use it")
+                item.error = NotPermitted(FOREIGN)
 
     @classmethod
     def settle_committed(cls, items: Sequence[Enqueue]) -> bool:
@@ -116,7 +117,7 @@ class EnqueueKeyed(Enqueue):
             item.answer = (status, message_id)
             item.error = None
             if status < 0:
-                item.error = NotPermitted("no such stream or workflow, or this login may not use it")
+                item.error = NotPermitted(FOREIGN)
             elif not status and message_id != item.message_id and item.conflict == "fail":
                 live = str(UUID(bytes=message_id))
                 item.error = MessageExists(
@@ -175,7 +176,7 @@ class StartRun(Operation):
         for item, (status, run_id) in zip(items, rows, strict=True):
             item.answer = (status, run_id)
             if status == "denied":
-                item.error = NotPermitted("no such stream or workflow, or this login may not use it")
+                item.error = NotPermitted(FOREIGN)
             elif status == "busy":
                 item.error = DatabaseUnavailable(
                     f"the workflow id {item.workflow_id!r} is being fought over, try again"

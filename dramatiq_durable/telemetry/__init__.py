@@ -51,14 +51,18 @@ class Telemetry:
         return self._of(api)
 
     def _of(self, api: Any) -> Spans | None:
-        # Another thread may be about to import it.
-        current = getattr(api, "get_tracer_provider", None)
-        if current is None:
+        # What get_tracer_provider() answers, which reads the environment first: that is much, for every message of
+        # those who have the API, because some library does, and no SDK.
+        provider = getattr(api, "_TRACER_PROVIDER", None)
+        if provider is None and hasattr(api, "_TRACER_PROVIDER"):
             return None
-        provider = current()
         if self._spans is not None and self._spans.provider is provider:
             return self._spans
-        if isinstance(provider, (api.ProxyTracerProvider, api.NoOpTracerProvider)):
+        if provider is None:
+            # A version that keeps it elsewhere; or another thread is about to import it.
+            find = getattr(api, "get_tracer_provider", None)
+            provider = None if find is None else find()
+        if provider is None or isinstance(provider, (api.ProxyTracerProvider, api.NoOpTracerProvider)):
             return None
         from .spans import Spans
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import dramatiq
 import psycopg
+from psycopg import sql
 from rich.console import Console
 
 import dramatiq_durable as durable
@@ -42,6 +43,9 @@ from .watch import Calls, Watch
 RECLAIM_DELAY = "2s"
 #: Seconds after which the orders should long have ended.
 GIVE_UP = 240.0
+
+#: The queues of the pipeline: what a worker with a scope may take from, and send to.
+QUEUES = ("orders", "shipping", "payments", "warehouse")
 
 WORKER = ("dramatiq", "dramatiq_durable.app", "--processes", "2", "--threads", "8")
 
@@ -72,6 +76,7 @@ class Demo:
         self.orders = book.read(arguments.orders)
         self.patience: str = arguments.patience
         self.shared: bool = arguments.shared
+        self.scoped: bool = arguments.scoped
         self.directory: Path = arguments.directory or default_directory()
         # What the kill and the restart have cost; None: they have not happened yet.
         self.killed_at: float | None = None
@@ -132,7 +137,7 @@ class Demo:
         for file in (self.log, self.calls):
             file.unlink(missing_ok=True)
         variables = environment(
-            DRAMATIQ_DURABLE_URL=self.url,
+            DRAMATIQ_DURABLE_URL=self.provision(stack) if self.scoped else self.url,
             DRAMATIQ_DURABLE_IMPORT="examples.orders.pipeline",
             DRAMATIQ_DURABLE_RECLAIM_DELAY=RECLAIM_DELAY,
             ORDERS_CALLS=str(self.calls),
@@ -150,6 +155,24 @@ class Demo:
         self.broker = durable.DurableBroker(settings=Settings(url=self.url))
         stack.callback(self.broker.close)
         dramatiq.set_broker(self.broker)
+
+    def provision(self, stack: ExitStack) -> str:
+        """A login for the workers that can do the pipeline's work and nothing else; answers its URL."""
+        worker = durable.provision_worker_role(self.url, name="orders", streams=QUEUES, produce=QUEUES)
+        stack.callback(self.revoke, worker.role)
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            # The shop lets it write what its activities record.
+            role = sql.Identifier(worker.role)
+            conn.execute(sql.SQL("GRANT USAGE ON SCHEMA shop TO {}").format(role))
+            conn.execute(sql.SQL("GRANT INSERT ON ALL TABLES IN SCHEMA shop TO {}").format(role))
+        self.say(f"The workers log in as {worker.role}, which may use the queues {', '.join(QUEUES)}")
+        return worker.url
+
+    def revoke(self, role: str) -> None:
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            # What the shop gave it goes first: a role that has something cannot be dropped.
+            conn.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role)))
+        durable.revoke_worker_role("orders", url=self.url)
 
     def give_up_server(self) -> None:
         try:
@@ -310,6 +333,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--patience", default="15s", help="how long an order waits for its approval")
     parser.add_argument("--directory", type=Path, help="instance directory of the demo's Postgres")
     parser.add_argument("--shared", action="store_true", help="others use this Postgres: do not wait for its end")
+    parser.add_argument(
+        "--scoped", action="store_true", help="the workers' login may do their queues' work, and no more"
+    )
     arguments = parser.parse_args(argv)
     # The demo's own connections are meant to break; what they say about it would be in the way.
     logging.getLogger("dramatiq_durable").setLevel(logging.CRITICAL)

@@ -95,7 +95,7 @@ RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM {schema}.require_monitor();
+    PERFORM {schema}.require_count(p_stream);
     RETURN NOT EXISTS (SELECT 1 FROM {schema}.message m WHERE m.stream_id = p_stream AND m.kind NOT IN ('c', 'd', 'e'));
 END
 $$;

@@ -52,6 +52,7 @@ def test_counts_are_those_of_rabbitmq(broker: durable.DurableBroker, start_worke
         broker.get_queue_message_counts("undeclared")
 
 
+@pytest.mark.administrator
 def test_a_flush_drops_what_waits_and_the_dead_letters(
     broker: durable.DurableBroker, start_worker: Any, rows: Rows
 ) -> None:
@@ -96,6 +97,7 @@ def test_join_takes_what_other_brokers_take(broker: durable.DurableBroker) -> No
         broker.join("undeclared", fail_fast=True)
 
 
+@pytest.mark.administrator
 def test_join_raises_what_a_message_failed_with(failing_fast: durable.DurableBroker, start_worker: Any) -> None:
     class Special(Exception):
         pass

@@ -338,6 +338,7 @@ def test_a_worker_that_was_declared_dead_registers_again(
     assert len(got.values) == 3
 
 
+@pytest.mark.administrator
 def test_what_expires_faster_than_a_sweep_forgets_takes_several(broker: durable.DurableBroker, rows: Rows) -> None:
     """A worker stores thousands of results a second: all of them have to go again."""
     broker.stream_id("default")

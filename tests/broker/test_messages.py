@@ -231,6 +231,7 @@ def test_join_waits_and_times_out(broker: durable.DurableBroker, start_worker: A
         broker.join("undeclared")
 
 
+@pytest.mark.administrator
 def test_flush_drops_what_waits_on_that_queue_only(broker: durable.DurableBroker, rows: Rows) -> None:
     @dramatiq.actor(broker=broker, queue_name="one")
     def one() -> None: ...
@@ -250,6 +251,7 @@ def test_flush_drops_what_waits_on_that_queue_only(broker: durable.DurableBroker
         broker.flush("undeclared")
 
 
+@pytest.mark.administrator
 def test_flush_leaves_what_is_being_processed(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
     begun, go, got = threading.Event(), threading.Event(), Record()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dramatiq
+import psycopg
 import pytest
 from dramatiq.results import ResultMissing, Results, ResultTimeout
 
@@ -258,7 +259,7 @@ def test_a_longest_namespace_can_be_waited_in(
     message, handle = answer.send(), flow.start()
     join = in_thread(lambda: message.get_result(backend=backend, block=True, timeout=20_000))
     run = in_thread(lambda: handle.result(timeout=20))
-    with broker.database.connection() as conn:
+    with psycopg.connect(database_url, autocommit=True) as conn:
         waits = f'SELECT count(*) FROM "{namespace}".result_waiter'.encode()
         wait_until(lambda: (conn.execute(waits).fetchone() or (0,))[0])
     go.set()

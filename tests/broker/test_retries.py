@@ -20,7 +20,9 @@ from tests.support import wait_until
 from .conftest import Record, Rows, middleware
 
 
-def test_a_retry_is_the_same_row(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
+def test_a_retry_is_the_same_row(
+    broker: durable.DurableBroker, start_worker: Any, rows: Rows, database_url: str
+) -> None:
     """The message is never twice in the table, nor gone from it, while it is being retried."""
     got, counts = Record(), Record()
 
@@ -33,7 +35,7 @@ def test_a_retry_is_the_same_row(broker: durable.DurableBroker, start_worker: An
         if len(got.values) < 4:
             raise ValueError("not yet")
 
-    look = psycopg.connect(broker.database.conninfo, autocommit=True)
+    look = psycopg.connect(database_url, autocommit=True)
 
     def Rows_count() -> int:
         return look.execute("SELECT count(*) FROM durable.message").fetchall()[0][0]  # type: ignore[no-any-return]

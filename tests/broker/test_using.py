@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import dramatiq
+import psycopg
 import pytest
 from dramatiq import group, pipeline
 from dramatiq.middleware import GroupCallbacks
@@ -378,7 +379,7 @@ def test_a_workers_own_work_does_not_ride(
 
 
 def test_a_message_that_is_sent_in_a_transaction_starts_soon_after_its_commit(
-    call: Callable[[str], Caller], make_broker: Any, start_worker: Any
+    call: Callable[[str], Caller], make_broker: Any, start_worker: Any, database_url: str
 ) -> None:
     """The worker begins to wait only after the message was sent, and has nothing but the notification to wake it."""
     broker = make_broker(settings=Settings(poll_interval=30))
@@ -390,7 +391,7 @@ def test_a_message_that_is_sent_in_a_transaction_starts_soon_after_its_commit(
 
     caller = call("psycopg")
     worker = start_worker(broker)
-    watch = make_broker().database.connect()
+    watch = psycopg.connect(database_url, autocommit=True)
     waiting = "SELECT count(*) FROM durable.worker WHERE waiting_until > clock_timestamp()"
     late = []
     try:

@@ -83,6 +83,7 @@ def test_an_activity_that_no_worker_knows_fails(broker: durable.DurableBroker, s
     assert flow.start().result(timeout=20) == "ActorNotFound"
 
 
+@pytest.mark.administrator
 def test_flush_leaves_what_belongs_to_a_run(broker: durable.DurableBroker, start_worker: Any, rows: Rows) -> None:
     @dramatiq.actor(broker=broker)
     def plain() -> None: ...

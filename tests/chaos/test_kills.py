@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from tests.support import wait_until
+from tests.support.waiting import lost
 
 TABLES = """
 CREATE TABLE execution (message_id uuid, what text, pid int, at timestamptz DEFAULT clock_timestamp());
@@ -62,6 +63,7 @@ class Chaos:
         # (A claim whose answer the dead never got may still come to be: it has executed nothing of that.)
         for (message_id,) in self.rows("SELECT message_id FROM durable.message WHERE worker_id = ANY (%s)", workers):
             self.leased[str(message_id)] += 1
+        assert lost(self.conn) == []
 
     def check(self, messages: int, orders: int) -> None:
         """The database tells that each message and each order ended once, as it should."""

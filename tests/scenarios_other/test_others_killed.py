@@ -229,6 +229,7 @@ def test_many_at_once_by_the_command_line(broker: Any, start_worker: Any, databa
     assert [h.status() for h in handles] == ["completed", "cancelled", "terminated", "terminated"]
 
 
+@pytest.mark.administrator
 def test_a_stream_is_paused_and_resumed(broker: Any, start_worker: Any, database_url: str) -> None:
     ran: list[int] = []
 

@@ -406,6 +406,7 @@ def test_the_global_broker(broker: durable.DurableBroker, report: Any, monkeypat
 # --- queues do not see ticks -------------------------------------------------------------------------------
 
 
+@pytest.mark.administrator
 def test_join_and_flush(broker: durable.DurableBroker, report: Any, rows: Rows) -> None:
     schedules.create("s", cron=NEVER, target=report)
     schedules.trigger("s", broker=broker)

@@ -315,14 +315,21 @@ def test_a_monitor_may_do_nothing_else(mixed: Mixed, grant: Grant) -> None:
 
 @pytest.mark.parametrize("kind", ["worker", "activity", "workflow", "producer", "application"])
 def test_others_are_no_monitors(mixed: Mixed, grant: Grant, kind: str) -> None:
-    session = grant(consume=("mine",), produce=("mine",), kind=kind)
+    session = grant(consume=() if kind == "producer" else ("mine",), produce=("mine",), kind=kind)
+    foreign = mixed.db.stream("foreign")
     for call in (
         lambda: session.call("stream_counts"),
         lambda: session.call("list_workers"),
-        lambda: session.call("stream_is_empty", mixed.stream),
-        lambda: session.call("queue_counts", mixed.stream),
+        lambda: session.call("stream_is_empty", foreign),
+        lambda: session.call("queue_counts", foreign),
+        lambda: session.call("stream_is_empty", 2**31 - 1),
+        lambda: session.call("queue_counts", 2**31 - 1),
     ):
         assert refusal(call)[1] == "DD001"
+    if kind != "producer":
+        # Whoever consumes a stream may count what is there.
+        assert session.call("stream_is_empty", mixed.stream) == [(False,)]
+        assert session.call("queue_counts", mixed.stream)[0][0] > 0
 
 
 @pytest.mark.parametrize("kind", ["producer", "monitor"])

@@ -22,6 +22,7 @@ from dramatiq_durable import embedded
 from dramatiq_durable.settings import check_url
 
 from . import unique_name, wait_until
+from .processes import SCOPED
 
 #: Chooses the server; `make test PG=...` sets it.
 CHOICE = "DRAMATIQ_DURABLE_TEST_PG"
@@ -123,7 +124,18 @@ class Cluster:
         try:
             yield with_database(self.url, name)
         finally:
+            roles = self._scoped_roles(name)
             self.drop(name)
+            self.execute(*(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)) for role in roles))
+
+    def _scoped_roles(self, name: str) -> list[str]:
+        """What `tests.support.scoped` has made for a database."""
+        if os.environ.get(SCOPED) != "on":
+            return []
+        with psycopg.connect(with_database(self.url, name)) as connection:
+            if connection.execute("SELECT to_regclass('public.scoped')").fetchone() == (None,):
+                return []
+            return [str(role) for (role,) in connection.execute("SELECT role FROM public.scoped")]
 
     def close(self) -> None:
         if self._server is not None:

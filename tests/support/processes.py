@@ -14,6 +14,17 @@ from pathlib import Path
 
 from . import ROOT
 
+#: Chooses that brokers get logins with grants; see `tests.support.scoped`.
+SCOPED = "DRAMATIQ_DURABLE_TEST_SCOPED"
+
+
+def scoped_environment() -> dict[str, str]:
+    """What makes the brokers of a process scoped, where those of the test are."""
+    if os.environ.get(SCOPED) != "on":
+        return {}
+    site = Path(__file__).parent / "scoped_site"
+    return {SCOPED: "on", "PYTHONPATH": os.pathsep.join([os.fspath(site), os.fspath(ROOT)])}
+
 
 class Process:
     """A program under test, in a session of its own.
@@ -32,6 +43,7 @@ class Process:
                 # As in an activated environment: a worker that reloads itself looks for its Python there.
                 "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
                 "PYTHONPATH": os.fspath(ROOT),
+                **scoped_environment(),
                 "PYTHONUNBUFFERED": "1",
                 **(env or {}),
             },

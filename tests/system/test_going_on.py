@@ -10,6 +10,7 @@ import psycopg
 
 import dramatiq_durable as durable
 from tests.support.processes import Process, Processes
+from tests.support.waiting import assert_nothing_is_lost
 
 SIGNALS = 40
 
@@ -38,6 +39,7 @@ def test_a_chain_survives_its_workers(run_process: Processes, database_url: str)
             time.sleep(dice.random() * 0.3)  # wherever they are by then
             workers.pop(0).kill()
             workers.append(start())
+            assert_nothing_is_lost(database_url)
     assert handle.result(timeout=90) == list(range(SIGNALS))
     with psycopg.connect(database_url) as conn:
         counted = dict(

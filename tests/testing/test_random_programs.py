@@ -21,7 +21,7 @@ from dramatiq_durable.workflow.events import INPUT_TYPES, MESSAGE_TYPES, Event
 from tests.histories.record import exported
 from tests.support import ROOT
 from tests.support.processes import Processes
-from tests.support.waiting import assert_nothing_is_lost
+from tests.support.waiting import nothing_lost
 
 from . import features, programs
 from .test_replayer import durable_broker
@@ -149,7 +149,7 @@ def killed(
     server: embedded.Server | None = None,
 ) -> None:
     """Run programs on workers, and harm one of those from time to time: kill it, or stop it for longer than its leases
-    last (and maybe kill the server meanwhile)."""
+    last (and maybe kill the server meanwhile); or stop them all again and again, for moments."""
     (tmp_path / "killed_worker.py").write_text(WORKER)
     environment = {
         "DRAMATIQ_DURABLE_URL": database_url,
@@ -160,7 +160,7 @@ def killed(
         return run_process.dramatiq("killed_worker:broker", "--processes", "1", "--threads", "4", env=environment)
 
     broker = durable.DurableBroker(database_url, codecs=[programs.Zipped()])
-    try:
+    with contextlib.closing(broker), nothing_lost(database_url):
         workflow = programs.declare(broker, PACE)
         running = [start() for _ in range(workers)]
         handles = {seed: workflow.start(programs.generate(seed, races=seed % 2 == 0)) for seed in seeds}
@@ -172,7 +172,9 @@ def killed(
             if harm == "kill":
                 running[one].kill()
                 running[one] = start()
-                assert_nothing_is_lost(database_url)
+                continue
+            if harm == "falter":
+                _falter(running, source)
                 continue
             running[one].signal(signal.SIGSTOP, group=True)
             if harm == "restart":
@@ -181,13 +183,9 @@ def killed(
             # Nobody tells when leases have run out: one second, and twice the rest until somebody has looked.
             time.sleep(source.uniform(0.5, 3))
             running[one].signal(signal.SIGCONT, group=True)
-            assert_nothing_is_lost(database_url)
         replayer = Replayer(list(broker.workflows.values()))
         for seed, handle in handles.items():
-            try:
-                outcome = outcome_of(handle, 60)
-            finally:
-                assert_nothing_is_lost(database_url)
+            outcome = outcome_of(handle, 60)
             if seed % 2:  # without races, the clock has no say in it
                 assert outcome == outcome_of(replay_of(seed), 1), f"seed {seed}, run {handle.run_id}"
             answered = [(e.type, e.attributes.get("seq")) for e in handle.history() if e.type == "ActivityCompleted"]
@@ -198,8 +196,17 @@ def killed(
                 replayer.replay(exported(broker, handle))
         for worker in running:
             worker.stop()
-    finally:
-        broker.close()
+
+
+def _falter(workers: list[Any], source: random.Random) -> None:
+    """For a second, stop one or the other for some milliseconds: they take turns at what they would do at once."""
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        one = source.choice(workers)
+        one.signal(signal.SIGSTOP, group=True)
+        time.sleep(source.uniform(0.005, 0.1))
+        one.signal(signal.SIGCONT, group=True)
+        time.sleep(source.uniform(0, 0.05))
 
 
 def _until_more(handles: dict[int, Any], number: int) -> None:
@@ -234,7 +241,8 @@ def test_killed_at_random_events_for_long(run_process: Processes, database_url: 
 def test_two_workers_one_or_the_other_killed_or_stopped(
     run_process: Processes, database_url: str, tmp_path: Any
 ) -> None:
-    killed(run_process, database_url, tmp_path, range(20, 32), ["kill", "freeze", "kill"], workers=2)
+    harms = ["kill", "falter", "freeze", "falter", "kill"]
+    killed(run_process, database_url, tmp_path, range(20, 40), harms, workers=2)
 
 
 @pytest.mark.timeout(180)
@@ -247,4 +255,5 @@ def test_two_workers_on_a_server_that_is_killed(
 
 @pytest.mark.soak
 def test_two_workers_for_long(run_process: Processes, database_url: str, tmp_path: Any) -> None:
-    killed(run_process, database_url, tmp_path, range(2000, 2200), 50 * ["kill", "freeze"], workers=2)
+    harms = 50 * ["kill", "falter", "freeze", "falter"]
+    killed(run_process, database_url, tmp_path, range(2000, 2200), harms, workers=2)

@@ -147,6 +147,7 @@ def test_abandon_leaves_it_alone(broker: durable.DurableBroker, start_worker: St
     assert handle.result(timeout=10) == "went on"
 
 
+@pytest.mark.administrator
 @pytest.mark.parametrize("policy", ["try", "wait"])
 def test_what_waits_is_withdrawn(broker: durable.DurableBroker, start_worker: StartWorker, policy: str) -> None:
     nobody = durable.activity_stub("nobody", queue_name="nobodys")

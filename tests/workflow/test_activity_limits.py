@@ -14,6 +14,7 @@ from dramatiq.middleware import TimeLimitExceeded
 
 import dramatiq_durable as durable
 from tests.support import wait_until
+from tests.support.scoped import looking
 
 StartWorker = Callable[..., dramatiq.Worker]
 Retry = durable.RetryPolicy
@@ -100,6 +101,7 @@ def test_dramatiqs_retries_hold_for_limits_too(broker: durable.DurableBroker, st
     assert attempts == [1, 2]
 
 
+@pytest.mark.administrator
 def test_schedule_to_start_without_any_worker(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     run = trying(durable.activity_stub("nobody", queue_name="nobodys"), schedule_to_start=0.3)
     start_worker()
@@ -169,7 +171,7 @@ def test_a_limit_that_is_kept_costs_nothing_later(broker: durable.DurableBroker,
     assert run.start().result(timeout=15) == 10
 
     def left() -> int:
-        with broker.database.connection() as conn:
+        with looking(broker) as conn:
             query = "SELECT (SELECT count(*) FROM durable.message) + (SELECT count(*) FROM durable.activity)"
             return int(conn.execute(query).fetchall()[0][0])
 
@@ -224,7 +226,7 @@ def test_a_closed_run_leaves_no_alarm(broker: durable.DurableBroker, start_worke
     wait_until(lambda: "ActivityScheduled" in types(handle), timeout=10, message="it is scheduled")
     handle.terminate()
     worker.stop()
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         for table in ("message", "activity", "activity_cancel"):
             assert conn.execute(f"SELECT count(*) FROM durable.{table}".encode()).fetchall() == [(0,)], table
 

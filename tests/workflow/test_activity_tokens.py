@@ -15,6 +15,7 @@ from dramatiq.middleware import AsyncIO
 
 import dramatiq_durable as durable
 from tests.support import wait_until
+from tests.support.scoped import looking
 
 StartWorker = Callable[..., dramatiq.Worker]
 
@@ -55,7 +56,7 @@ class Deferred:
 
 
 def parked(broker: durable.DurableBroker) -> bool:
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         rows = conn.execute("SELECT lease_token, worker_id FROM durable.message WHERE kind = 'a'").fetchall()
     return rows == [(None, None)]
 
@@ -184,7 +185,7 @@ def test_nothing_waits_for_a_token_of_a_run_that_has_closed(
     closed.set()
 
     def left() -> list[Any]:
-        with broker.database.connection() as conn:
+        with looking(broker) as conn:
             return [
                 conn.execute(f"SELECT count(*) FROM durable.{table}").fetchone()
                 for table in ("message", "activity", "activity_cancel")
@@ -308,7 +309,7 @@ def test_an_actor_that_raises_has_failed(broker: durable.DurableBroker, start_wo
 
 def test_async_actors_and_their_transactions(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     broker.add_middleware(AsyncIO())
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         conn.execute("CREATE TABLE effect (n int)")
     tokens: list[str] = []
     came = threading.Event()
@@ -330,7 +331,7 @@ def test_async_actors_and_their_transactions(broker: durable.DurableBroker, star
     handle = run.start()
     assert came.wait(10)
     wait_until(lambda: parked(broker), timeout=10, message="it is parked")
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         assert conn.execute("SELECT n FROM effect").fetchall() == [(1,)]
     durable.complete_activity(tokens[0], "x")
     assert handle.result(timeout=10) == "x"

@@ -250,6 +250,7 @@ def test_another_codebase_with_the_same_codecs_runs_the_activity(make_broker: Ma
     assert seen == [("charge", (21,))]
 
 
+@pytest.mark.administrator
 def test_the_command_line_names_what_it_cannot_read(
     make_broker: MakeBroker, database_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_updates_queries_and_signals(make_broker: MakeBroker, database_url: str)
     assert SECRET not in readable(database_url)
 
 
+@pytest.mark.administrator
 def test_heartbeats_tokens_and_what_cannot_be_stored(make_broker: MakeBroker, database_url: str) -> None:
     broker = make_broker(codecs=[encrypt()])
     tokens: dict[str, str] = {}
@@ -174,6 +175,7 @@ def test_heartbeats_tokens_and_what_cannot_be_stored(make_broker: MakeBroker, da
     assert SECRET not in readable(database_url)
 
 
+@pytest.mark.administrator
 def test_topics_and_output(make_broker: MakeBroker, database_url: str, tmp_path: Any, monkeypatch: Any) -> None:
     broker = make_broker(codecs=[Compress(), encrypt()])
     given: list[Any] = []

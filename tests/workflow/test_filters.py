@@ -18,6 +18,7 @@ import dramatiq_durable as durable
 from dramatiq_durable.workflow.attributes import check_search
 from dramatiq_durable.workflow.filters import All, Comparison, Condition, Field, Not, Some, compiled, parse, time_of
 from dramatiq_durable.workflow.listing import _page
+from tests.support.scoped import looking
 
 S, E = (lambda *path: Field("search", path)), (lambda *path: Field("entity", path))
 
@@ -321,7 +322,7 @@ RUN = st.fixed_dictionaries(
 
 def test_the_database_means_the_same(broker_alone: durable.DurableBroker) -> None:
     broker_alone.stream_id("s")
-    with psycopg.connect(broker_alone.database.conninfo, autocommit=True) as conn:
+    with looking(broker_alone) as conn:
 
         @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
         @given(st.lists(RUN, min_size=1, max_size=5), st.lists(CONDITION, min_size=5, max_size=12))
@@ -374,7 +375,7 @@ def test_nothing_in_a_filter_is_code(broker_alone: durable.DurableBroker) -> Non
         "workflow_id": "w", "name": "n", "started_at": DAYS[0], "closed_at": None, "status": "running",
         "search": {"x": "harmless"}, "entity": {"x": "harmless"},
     }  # fmt: skip
-    with psycopg.connect(broker_alone.database.conninfo, autocommit=True) as conn:
+    with looking(broker_alone) as conn:
         store(conn, [run])
 
         def found(where: str) -> int:
@@ -431,7 +432,7 @@ def test_pages_of_conditions_go_on(broker_alone: durable.DurableBroker) -> None:
         }
         for n in range(30)
     ]  # fmt: skip
-    with psycopg.connect(broker_alone.database.conninfo, autocommit=True) as conn:
+    with looking(broker_alone) as conn:
         store(conn, runs)
     condition = parse("search.x = 1")
     for order in ("started_at", "-started_at", "closed_at", "-closed_at"):

@@ -20,6 +20,7 @@ from dramatiq_durable.workflow.commands import ContinueAsNew, ScheduleActivity, 
 from dramatiq_durable.workflow.converter import encode, loads
 from dramatiq_durable.workflow.interceptors import Interceptors
 from tests.support import wait_until
+from tests.support.scoped import looking
 
 
 @activity(broker=broker, queue_name="audits")
@@ -683,7 +684,7 @@ def test_schedules_give_their_runs_headers(
     durable.schedules.trigger("yearly")
     known = durable.schedules.describe("yearly")
     wait_until(lambda: durable.schedules.describe("yearly").fired > known.fired or known.fired == 1)
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         wait_until(lambda: conn.execute("SELECT 1 FROM durable.run").fetchone() is not None)
         row = conn.execute("SELECT workflow_id FROM durable.run").fetchone()
     assert row is not None

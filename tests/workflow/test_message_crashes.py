@@ -14,6 +14,7 @@ import pytest
 
 import dramatiq_durable as durable
 from tests.support import wait_until
+from tests.support.waiting import assert_nothing_is_lost
 
 Start = Callable[[], Any]
 
@@ -71,7 +72,9 @@ def test_an_update_survives_its_worker_between_acceptance_and_completion(
     assert types(handle).count("UpdateAccepted") == types(handle).count("UpdateCompleted") == 2
 
 
-def test_updates_signals_and_queries_while_workers_die(ledger: Any, worker: Start, tmp_path: Path) -> None:
+def test_updates_signals_and_queries_while_workers_die(
+    ledger: Any, worker: Start, database_url: str, tmp_path: Path
+) -> None:
     (tmp_path / "open").touch()
     handle = ledger.start(str(tmp_path))
     processes = [worker(), worker()]
@@ -87,6 +90,7 @@ def test_updates_signals_and_queries_while_workers_die(ledger: Any, worker: Star
             wait_until(lambda: any(c.done() for c in counts[-10:]), timeout=60, message="the wave is under way")
             processes.pop(0).kill()
             processes.append(worker())
+            assert_nothing_is_lost(database_url)
         assert [g.result() for g in gates] == [f"passed as g{n}" for n in range(12)]
         answers = [c.result() for c in counts]
     entries = handle.query("entries", timeout=60)

@@ -16,6 +16,7 @@ import pytest
 
 import dramatiq_durable as durable
 from tests.support import wait_until
+from tests.support.scoped import looking
 
 StartWorker = Callable[..., dramatiq.Worker]
 
@@ -123,7 +124,7 @@ def test_a_query_without_a_worker_times_out_with_a_hint(broker: durable.DurableB
     handle = cart.start()
     with pytest.raises(durable.QueryTimedOut, match=r"'total' within 0\.3 s.*'default'; no worker consumed it"):
         handle.query("total", timeout=0.3)
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         rows = conn.execute("SELECT count(*) FROM durable.message WHERE kind = 'q'").fetchone()
         assert rows is not None
         assert int(rows[0]) == 0

@@ -117,3 +117,21 @@ def test_a_task_that_brings_nothing_goes_with_the_step_that_took_its_news(
     with psycopg.connect(database_url) as conn:
         left = conn.execute("SELECT kind::text FROM durable.message").fetchall()
     assert left == [("w",)]
+
+
+def test_a_task_that_comes_as_its_run_closes_is_done_with(workers: list[ByHand], database_url: str) -> None:
+    one, _ = workers
+    run = one.broker.workflows["both"].start()
+    one.do("s")
+    run.signal("go", "heard")
+    one.do("t")
+    timer = one.claim("w")
+    run.cancel()
+    task = one.claim("t")
+    one.take(timer)
+    one.take(task)
+    one.commit()
+    assert run.result(timeout=1) == "heard"
+    one.do("t")
+    with psycopg.connect(database_url) as conn:
+        assert conn.execute("SELECT count(*) FROM durable.message").fetchone() == (0,)

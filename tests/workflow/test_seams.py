@@ -13,6 +13,7 @@ import pytest
 import dramatiq_durable as durable
 from dramatiq_durable.testing import Replayer
 from tests.support import wait_until
+from tests.support.scoped import looking
 
 StartWorker = Callable[..., dramatiq.Worker]
 
@@ -57,7 +58,7 @@ def test_the_last_step_reaches_the_run_that_it_follows(
     else:
         with pytest.raises(durable.WorkflowCancelled):
             other.result(timeout=10)
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         assert conn.execute("SELECT count(*) FROM durable.follower").fetchone() == (0,)
 
 
@@ -145,7 +146,7 @@ def test_a_reset_at_a_message_that_came_when_the_code_had_ended(
 
 
 def _waits(broker: durable.DurableBroker, type: str) -> int:
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         row = conn.execute("SELECT count(*) FROM durable.inbox WHERE type = %s", [type]).fetchone()
     return int(row[0]) if row else 0
 

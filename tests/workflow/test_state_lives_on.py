@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import dramatiq
-import psycopg
 import pytest
 
 import dramatiq_durable as durable
 from tests.support import wait_until
+from tests.support.scoped import looking
 
 StartWorker = Callable[..., dramatiq.Worker]
 
@@ -175,6 +175,7 @@ def test_children_and_schedules_have_search_attributes(
     wait_until(lambda: durable.count_workflows("search.from = 'definition'") == 2)
 
 
+@pytest.mark.administrator
 def test_pruned_runs_leave_nothing(broker: durable.DurableBroker, start_worker: StartWorker) -> None:
     @dramatiq.actor(queue_name="later")
     def listener(payload: Any) -> None: ...
@@ -196,7 +197,7 @@ def test_pruned_runs_leave_nothing(broker: durable.DurableBroker, start_worker: 
             f.start(topic).result(timeout=10)
     finally:
         only_runs.stop()
-    with psycopg.connect(broker.database.conninfo, autocommit=True) as conn:
+    with looking(broker) as conn:
         prune = "SELECT sum(runs) FROM durable.prune_runs(now() + interval '1 minute', NULL, NULL, 100)"
         assert conn.execute(prune).fetchone() == (1,), "the other one's events are still to be given"
         assert conn.execute("SELECT count(*) FROM durable.run_state").fetchone() == (1,)

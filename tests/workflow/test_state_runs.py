@@ -18,6 +18,7 @@ import dramatiq_durable as durable
 from dramatiq_durable.workflow.info import Parent
 from examples.codecs import Encrypt
 from tests.support import wait_until
+from tests.support.scoped import looking
 
 StartWorker = Callable[..., dramatiq.Worker]
 
@@ -213,7 +214,7 @@ def test_subscribers_are_given_events_in_order(broker: durable.DurableBroker, st
         ]
         assert [g[2] for g in given if g[:2] == ("quick", run)] == list(range(6))
     assert durable.event_info() is None
-    with psycopg.connect(broker.database.conninfo) as conn:
+    with looking(broker) as conn:
         wait_until(lambda: conn.execute("SELECT count(*) FROM durable.topic_event").fetchone() == (0,))
 
 
@@ -237,7 +238,7 @@ def test_an_event_that_fails_for_good_is_a_dead_letter(
     start_worker()
     emitter.start().result(timeout=10)
     wait_until(lambda: given == ["good", None])
-    with psycopg.connect(broker.database.conninfo) as conn:
+    with looking(broker) as conn:
         row = conn.execute("SELECT actor, reason, failure, attempt FROM durable.dead_letter").fetchone()
         assert row == ("picky", "rejected", "ValueError: bad", 2)
 
@@ -274,7 +275,7 @@ def test_subscriptions_outlive_workers_and_end_when_asked(
     assert durable.unsubscribe("news", listener)
     assert not durable.unsubscribe("news", listener)
     emitter.start(20).result(timeout=10)
-    with psycopg.connect(broker.database.conninfo) as conn:
+    with looking(broker) as conn:
         for table in ("subscription", "topic_lane", "topic_event"):
             assert conn.execute(f"SELECT count(*) FROM durable.{table}".encode()).fetchone() == (0,)
     assert given == [0, 1, 2, 10, 11, 12]
@@ -358,7 +359,7 @@ def test_counts_by_group(broker: durable.DurableBroker, start_worker: StartWorke
     assert durable.count_workflows(group_by="queue_name") == {"default": 3, "elsewhere": 1}
     assert durable.count_workflows(group_by="search.fail") == {True: 1, False: 2, None: 1}
     assert durable.count_workflows(group_by="search.tags") == {("x",): 1, None: 3}
-    with psycopg.connect(broker.database.conninfo) as conn:
+    with looking(broker) as conn:
         conn.execute(
             "UPDATE durable.run_state SET entity = (ARRAY['{\"a\": null}', '{}', '{\"a\": [{\"b\": 1}]}'])[n]::jsonb "
             "FROM (SELECT run_id AS id, row_number() OVER () AS n FROM durable.run_state) x WHERE run_id = id"
@@ -484,7 +485,7 @@ def test_a_dead_event_that_is_brought_back_is_still_an_event(
 
     start_worker()
     handle = emitter.start()
-    with psycopg.connect(broker.database.conninfo, autocommit=True) as conn:
+    with looking(broker) as conn:
         wait_until(lambda: conn.execute("SELECT count(*) FROM durable.dead_letter").fetchone() == (1,))
         broken = False
         conn.execute(

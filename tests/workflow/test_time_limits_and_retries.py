@@ -17,6 +17,7 @@ import dramatiq_durable as durable
 from dramatiq_durable.errors import ActivityFailed
 from dramatiq_durable.workflow import events
 from tests.support import wait_until
+from tests.support.scoped import looking
 
 StartWorker = Callable[..., dramatiq.Worker]
 
@@ -70,7 +71,7 @@ def test_what_ended_in_time_leaves_no_deadline(broker: durable.DurableBroker, st
 
     start_worker()
     assert short.options(run_timeout="1 hour", execution_timeout="1 day").start().result(timeout=10) == 1
-    with broker.database.connection() as conn:
+    with looking(broker) as conn:
         assert conn.execute("SELECT count(*) FROM durable.message WHERE kind = 'e'").fetchone() == (0,)
 
 
