@@ -645,6 +645,32 @@ def test_a_task_that_fails_is_not_told_and_what_is_done_again_is_told_once(
     assert sorted(exported.names()) == ["WORKFLOW/COMPLETE/order", "WORKFLOW/START/order", "begun", "send default"]
 
 
+def test_a_step_that_is_refused_is_not_told(
+    broker: durable.DurableBroker, start_worker: Start, exported: Exported
+) -> None:
+    """A signal comes while the run is about to close: the step is made again, with the signal."""
+    tries: list[int] = []
+
+    def late() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            durable.get_handle("o-1").signal("late")
+
+    @durable.workflow
+    async def order() -> int:
+        await durable.side_effect(late)
+        await durable.trace("nearly done")
+        return 1
+
+    start_worker(broker)
+    handle = order.options(workflow_id="o-1").start()
+    assert handle.result(timeout=20) == 1
+    exported.one("WORKFLOW/COMPLETE/order")
+    assert len(tries) == 2
+    assert [e.type for e in handle.history()].count("SignalReceived") == 1
+    assert len(exported.all("nearly done")) == len(exported.all("WORKFLOW/START/order")) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "attributes", "error"),
     [
@@ -670,3 +696,13 @@ def test_what_makes_no_span(name: Any, attributes: Any, error: type[Exception]) 
 def test_outside_of_a_workflow() -> None:
     with pytest.raises(durable.NotInWorkflow):
         durable.trace("a")
+
+
+def test_in_the_environment_it_is_quiet() -> None:
+    @durable.workflow(broker=durable.DurableBroker("postgresql://localhost/nobody"))
+    async def order() -> int:
+        await durable.trace("a", {"n": 1})
+        return 1
+
+    with Environment() as environment:
+        assert environment.run(order) == 1
