@@ -100,7 +100,8 @@ def test_a_worker_that_dies_between_commit_and_export(
     spans = spans_of(first, second)
     assert lost not in [span.name for span in spans_of(first)]
     connected(exported, spans, missing=("start",) if lost == "WORKFLOW/START/order" else ())
-    assert len({span.id for span in spans}) == len(spans)
+    # The activity may have been handed out before that death: what was exported of it twice is one span.
+    assert len({span.id for span in spans}) == len(set(spans))
     assert [span.name for span in spans].count("WORKFLOW/COMPLETE/order") == 1
 
 
