@@ -47,7 +47,7 @@ def fields(delivery: Delivery | None = None) -> dict[str, Any]:
     if execution is not None and delivery is None:
         known = {"workflow_id": execution.workflow_id, "run_id": execution.run_id}
         known["trace_id"] = trace_id_of(execution.facts.get(TRACE))
-        if known["trace_id"] is None and "opentelemetry.trace" in sys.modules:
+        if known["trace_id"] is None and execution.traced is not None:
             known["trace_id"] = f"{derived_trace_id(execution.run_id):032x}"
         return known
     local = current_local.get()

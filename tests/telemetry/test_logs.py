@@ -8,6 +8,7 @@ from typing import Any
 
 import dramatiq
 import pytest
+from opentelemetry import trace
 
 import dramatiq_durable as durable
 from dramatiq_durable.telemetry.logs import FIELDS
@@ -98,6 +99,27 @@ def test_without_an_sdk_they_still_say_which_run(
     handle.result(timeout=10)
     record = theirs.one("charging")
     assert (record.workflow_id, record.run_id, record.trace_id) == ("o-1", handle.run_id, None)
+
+
+def test_a_run_that_was_begun_in_no_trace(
+    broker: durable.DurableBroker,
+    start_worker: Start,
+    exported: Exported,
+    kept: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, _ = kept
+
+    @durable.workflow
+    async def order() -> None:
+        durable.logger.info("begins")
+
+    with monkeypatch.context() as without:
+        without.setattr(trace, "_TRACER_PROVIDER", None)
+        handle = order.start()
+    start_worker(broker)
+    handle.result(timeout=10)
+    assert ours.one("begins").trace_id == f"{exported.one('WORKFLOW/START/order').context.trace_id:032x}"
 
 
 def test_our_own_warnings(broker: durable.DurableBroker, start_worker: Start, kept: Any, exported: Exported) -> None:
