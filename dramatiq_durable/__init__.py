@@ -71,6 +71,9 @@ from .errors import (
     WorkflowTerminated,
     WorkflowTimedOut,
 )
+from .telemetry.logs import (
+    LogFields,
+)
 from .tokens import (
     acomplete_activity,
     afail_activity,
@@ -195,6 +198,9 @@ from .workflow.state import (
 from .workflow.structured import (
     uncancellable,
 )
+from .workflow.tracing import (
+    trace,
+)
 
 __version__ = "0.1.0"
 
@@ -232,6 +238,7 @@ __all__ = [
     "InvalidSchedule",
     "LeaseLost",
     "LimitReached",
+    "LogFields",
     "MessageExists",
     "Nondeterminism",
     "NotConfigured",
@@ -330,6 +337,7 @@ __all__ = [
     "signals",
     "sleep",
     "subscribe",
+    "trace",
     "transaction",
     "uncancellable",
     "unsubscribe",

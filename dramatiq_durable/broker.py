@@ -34,6 +34,7 @@ from .processing import Processing
 from .sending import Sending
 from .settings import Settings, check_url
 from .settling import Settler
+from .telemetry import Telemetry, logs
 from .wakeup import Listener
 from .workflow.carrying import TASK_PRIORITY
 from .workflow.interceptors import Interceptors, WorkflowInterceptor
@@ -96,6 +97,8 @@ class DurableBroker(Sending, Processing):
     ) -> None:
         super().__init__(middleware=middleware)
         self.settings = settings or Settings.from_env()
+        self.telemetry = Telemetry(self.settings.telemetry)
+        logs.install()
         if worker_credentials is not None:
             if url is not None:
                 raise NotConfigured(
@@ -329,6 +332,8 @@ class DurableBroker(Sending, Processing):
             if isinstance(delivery, Delivery):
                 current_delivery.set(delivery)
                 if delivery.kind not in TASK_KINDS:
+                    if (spans := self.telemetry.spans()) is not None:
+                        spans.begin_attempt(delivery)
                     if delivery.reclaimed:
                         self._record_start(delivery)
                     if delivery.kind == "a" and LIMITS in delivery.options:

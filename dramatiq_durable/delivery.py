@@ -67,6 +67,7 @@ class Delivery(MessageProxy, Interruptible):
         (by `time.monotonic`), and whether there is something to tell.
       info: what `activity_info()` answers.
       transaction: the open `transaction()` of its actor, if it has one.
+      span: of this attempt, while it runs: see `telemetry`.
     """
 
     # How every delivery begins: on the class, because setting them would cost each message a microsecond.
@@ -88,6 +89,7 @@ class Delivery(MessageProxy, Interruptible):
     unsaid = False
     info: Any = None
     transaction: Any = None
+    span: Any = None
 
     def __init__(
         self,

@@ -128,6 +128,8 @@ class Processing(Broker):
             delivery.judged = True
         finally:
             delivery.hooks = False
+            if delivery.span is not None:
+                delivery.span.end(delivery, exception)
 
     def _after_skip(self, delivery: Delivery) -> None:
         with _hooks_of(delivery):
@@ -139,6 +141,8 @@ class Processing(Broker):
                     middleware.after_skip_message(self, delivery)
                 except Exception:
                     logger.critical("Unexpected failure in after_skip_message of %r.", middleware, exc_info=True)
+        if delivery.span is not None:
+            delivery.span.end(delivery, None)
 
     def keep_failure(self, delivery: Delivery) -> None:
         """Have a failure stored as its message's result before the nack, so that it commits with it.

@@ -27,6 +27,7 @@ from .errors import InvalidName, InvalidSchedule, ScheduleNotFound
 from .firing import MOST_BYTES, Maker, to_ms
 from .operations import ControlSchedule, Due, FireByHand, SaveSchedule
 from .outgoing import operation_of
+from .telemetry import with_trace
 from .twins import twin
 from .workflow.activities import Activity, ActivityStub
 from .workflow.client import durable_broker
@@ -352,6 +353,8 @@ def fires_of(broker: DurableBroker, target: Any, args: Any, kwargs: Any) -> Fire
         )
     if dispatch is not None and dispatch.delay_ms:
         raise InvalidSchedule("the target has a delay: a schedule's messages are sent at its due times, leave it out")
+    if (spans := broker.telemetry.spans()) is not None:
+        message = message.copy(options=spans.carrier_of())
     # The same definition has the same bytes: each message gets an id and a time of its own.
     operation = operation_of(broker, message.copy(message_id=str(uuid.UUID(int=0)), message_timestamp=0))
     return Fires("m", message.queue_name, operation.actor, operation.priority, operation.payload)
@@ -367,7 +370,9 @@ def _runs(broker: DurableBroker, workflow: Workflow[Any, Any], args: tuple[Any, 
                 "times, with workflow ids that are made of its name and the due time; leave it out"
             )
     template = broker.codecs.encode(encode_call(args, kwargs, workflow.fn, workflow.name))
-    return Fires("s", workflow.queue_name, workflow.name, 0, template, broker.codecs.seal_json(options.facts()))
+    spans = broker.telemetry.spans()
+    facts = with_trace(options.facts(), {} if spans is None else spans.carrier_of())
+    return Fires("s", workflow.queue_name, workflow.name, 0, template, broker.codecs.seal_json(facts))
 
 
 # --- what is stored ---------------------------------------------------------------------------------------

@@ -12,16 +12,19 @@ from dramatiq.common import current_millis
 from .delivery import Delivery, current_delivery
 from .outgoing import check_send, operation_of, stored, with_eta
 from .queues import Queues
+from .workflow.replay import current
 
 if TYPE_CHECKING:
     from .claimer import Claimer
     from .group_commit import GroupCommit
+    from .telemetry import Telemetry
 
 
 class Sending(Queues):
     """A broker's doings with what is sent."""
 
     commit: GroupCommit
+    telemetry: Telemetry
 
     @property
     def claimer(self) -> Claimer | None:
@@ -46,6 +49,13 @@ class Sending(Queues):
           QueueNotFound: the queue was never declared.
           ForbiddenInWorkflow: called inside a workflow.
         """
+        spans = self.telemetry.spans()
+        if spans is None or isinstance(message, Delivery) or current() is not None:
+            return self._enqueue(message, delay)
+        with spans.sending_message(message) as message:
+            return self._enqueue(message, delay)
+
+    def _enqueue(self, message: Message[Any], delay: int | None) -> Message[Any]:
         delivery = current_delivery.get()
         if delivery is not None and delivery.broker is not self:
             # What is sent here cannot commit with another broker's message.
@@ -103,6 +113,13 @@ class Sending(Queues):
         Raises:
           as `enqueue`; nothing is stored when a message cannot be encoded.
         """
+        spans = self.telemetry.spans()
+        if spans is None or not messages or current() is not None:
+            return self._enqueue_many(messages, delay)
+        with spans.sending_messages(messages) as messages:
+            return self._enqueue_many(messages, delay)
+
+    def _enqueue_many(self, messages: Sequence[Message[Any]], delay: int | None) -> list[Message[Any]]:
         delays = [check_send(self, m, delay) for m in messages]
         messages = [m if d is None else with_eta(m, d) for m, d in zip(messages, delays, strict=True)]
         if self._hears("before_enqueue"):
@@ -134,6 +151,8 @@ class Sending(Queues):
         try:
             for fields in delivery.options.get("group_completion_callbacks") or ():
                 callback: Message[Any] = Message(**fields)
+                if (spans := self.telemetry.spans()) is not None:
+                    callback = callback.copy(options=spans.carrier_of())
                 delay = check_send(self, callback, None)
                 self.emit_before("enqueue", callback, delay)
                 left.callbacks.append(operation_of(self, callback, delay))

@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 
 from .durations import parse_duration
 from .errors import NotConfigured
+from .telemetry import LEVELS, Level
 
 T = TypeVar("T")
 
@@ -88,6 +89,13 @@ def _seconds_or_off(text: str) -> float | None:
     return None if text.lower() == "off" else _seconds(text)
 
 
+def _level(text: str) -> Level:
+    for level in LEVELS:
+        if text.lower() == level:
+            return level
+    raise ValueError(f"it is none of {', '.join(LEVELS)}")
+
+
 def _namespace(text: str) -> str:
     from .migrate import check_namespace  # needs psycopg, which reading the settings does not
 
@@ -129,6 +137,8 @@ class Settings:
       prepared_statements(bool): whether the server may prepare statements; off behind PgBouncer.
       deadlock_timeout(float | None): seconds that a workflow's code may run without awaiting; then its task fails,
         and is tried again. ``off``: None, as long as it likes.
+      telemetry(str): which spans are written where the application has set up OpenTelemetry: none ("off"), those that
+        tell what happened ("info"), or those of the engine, too ("debug").
     """
 
     url: str | None = None
@@ -140,6 +150,7 @@ class Settings:
     poll_interval: float = 1.0
     prepared_statements: bool = True
     deadlock_timeout: float | None = 5.0
+    telemetry: Level = "info"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -175,4 +186,5 @@ class Settings:
             poll_interval=read("POLL_INTERVAL", _seconds, 1.0, "0.5"),
             prepared_statements=read("PREPARED_STATEMENTS", _boolean, True, "off"),
             deadlock_timeout=read("DEADLOCK_TIMEOUT", _seconds_or_off, cast("float | None", 5.0), "5s"),
+            telemetry=read("TELEMETRY", _level, "info", "debug"),
         )

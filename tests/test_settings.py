@@ -25,6 +25,7 @@ def test_every_setting_is_read() -> None:
         "RECLAIM_DELAY": "1m 30s",
         "POLL_INTERVAL": "0.25",
         "PREPARED_STATEMENTS": "Off",
+        "TELEMETRY": "Debug",
     }
     assert Settings.from_env({f"DRAMATIQ_DURABLE_{name}": value for name, value in environ.items()}) == Settings(
         url="postgresql://localhost/shop",
@@ -35,6 +36,7 @@ def test_every_setting_is_read() -> None:
         reclaim_delay=90.0,
         poll_interval=0.25,
         prepared_statements=False,
+        telemetry="debug",
     )
 
 
@@ -56,6 +58,7 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
         ("POLL_INTERVAL", "-1", "0.5"),
         ("POLL_INTERVAL", "nan", "0.5"),
         ("PREPARED_STATEMENTS", "maybe", "off"),
+        ("TELEMETRY", "trace", "debug"),
     ],
 )
 def test_a_bad_value_is_named_with_its_variable_and_an_example(name: str, value: str, example: str) -> None:

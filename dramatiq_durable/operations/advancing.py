@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..arrays import Array, Blobs, Bools, Ints, Longs, Texts
 from ..workflow.events import Event
 from .base import Context, LeaseOperation, Rows, to_json
+
+if TYPE_CHECKING:
+    from ..telemetry.runs import RunTrace
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +65,8 @@ class Advance(LeaseOperation):
     due: dict[int, int] = field(default_factory=dict)
     #: The step of the same execution that this one builds upon, until this one is settled.
     before: Advance | None = None
+    #: What it is in its run's trace: see `telemetry`.
+    trace: RunTrace | None = None
     eager: dict[int, bytes] = field(default_factory=dict, init=False)
 
     def baseless(self) -> bool:

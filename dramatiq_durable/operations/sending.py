@@ -198,7 +198,7 @@ class Post(Operation):
     """Put a signal or a cancel into a run's inbox, once for each key.  Answers ok or duplicate."""
 
     procedure = "post"
-    parameters = 8
+    parameters = 9
     rank = 22
     numbered = rides = True
 
@@ -208,6 +208,8 @@ class Post(Operation):
     name: str | None
     payload: bytes | None
     key: str
+    #: The span that it comes from, as W3C's traceparent.
+    trace: str | None = None
 
     @classmethod
     def arguments(cls, items: Sequence[Post], context: Context) -> list[Any]:
@@ -220,6 +222,7 @@ class Post(Operation):
             Texts([i.name for i in items]),
             Blobs([i.payload for i in items]),
             Texts([i.key for i in items]),
+            Texts([i.trace for i in items]),
         ]
 
     @classmethod

@@ -15,6 +15,7 @@ from dramatiq import Message
 from ..delivery import LIMITS, encode_message
 from ..errors import ActivityCancelled, NotEncodable, NotPermitted, PayloadTooLarge
 from ..operations import Advance, Child, Send
+from ..telemetry import TRACE, WORKFLOW
 from . import events
 from .commands import (
     CancelActivity,
@@ -39,6 +40,7 @@ from .replay import Execution
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
+    from ..telemetry.runs import RunTrace
 
 #: The priority of timers: what was begun goes on before new runs are.
 TASK_PRIORITY = -1
@@ -94,7 +96,7 @@ class Carrier:
     def _activity(self, command: ScheduleActivity, advance: Advance, execution: Execution) -> Event | None:
         swap = not any(s.eager for s in advance.sends)
         try:
-            advance.sends.append(self._send_activity(command, execution, swap))
+            advance.sends.append(self._send_activity(command, execution, swap, advance.trace))
         except (NotEncodable, PayloadTooLarge, NotPermitted) as e:
             failure = {**failure_to_json(e, retryable=False), "attempt": 1}
             return Event(0, events.ACTIVITY_FAILED, now_ms(), command.seq, command.name, None, {"failure": failure})
@@ -142,6 +144,8 @@ class Carrier:
         assert command.payload is not None
         options = dict(command.options)
         options["delay"] = options.pop("delay_ms", 0)
+        if advance.trace is not None:
+            options["facts"] = {**(options.get("facts") or {}), TRACE: advance.trace.carrier}
         stream_id = self.broker.stream_id(command.queue_name)
         codecs = self.broker.codecs
         payload = codecs.encode(command.payload, f"the input of {command.name!r}")
@@ -152,18 +156,26 @@ class Carrier:
         assert command.seq is not None
         advance.cancels.append(command.seq)
 
-    def _send_activity(self, command: ScheduleActivity, execution: Execution, swap: bool) -> Send:
+    def _send_activity(
+        self, command: ScheduleActivity, execution: Execution, swap: bool, trace: RunTrace | None
+    ) -> Send:
         assert command.seq is not None
         assert command.name is not None
         stream_id = self.broker.stream_id(command.queue_name)
         # The recorded arguments: the workflow's code may have changed its own objects since the call.
         call = loads(command.payload or b"{}")
+        options = dict(command.options)
+        if execution.workflow_id != execution.run_id:
+            # Whoever runs it may not have the run: its logs say it.
+            options[WORKFLOW] = execution.workflow_id
+        if trace is not None:
+            options.update(trace.carrier)
         message: Message[Any] = Message(
             command.queue_name,
             command.name,
             tuple(call["args"]),
             call["kwargs"],
-            dict(command.options),
+            options,
             str(uuid.UUID(bytes=events.command_id(execution.run_id, command.seq))),
             now_ms(),
         )

@@ -11,6 +11,7 @@ import dramatiq
 from ..errors import DurableError, NotConfigured
 from ..group_commit import riding
 from ..operations import StartRun, StartRunWith
+from ..telemetry import with_trace
 from ..using import sending
 from . import events
 from .converter import encode, encode_call
@@ -45,10 +46,26 @@ def start_run(
     broker = durable_broker(workflow.broker)
     check_call(workflow.fn, workflow.name, args, kwargs)
     run_id = uuid.uuid4()
-    workflow_id = options.workflow_id or str(run_id)
     payload = broker.codecs.encode(
         encode_call(args, kwargs, workflow.fn, workflow.name), f"the arguments of {workflow.name!r}"
     )
+    spans = broker.telemetry.spans()
+    if spans is not None:
+        attributes = {"messaging.message.id": str(run_id), "dramatiq_durable.workflow": workflow.name}
+        with spans.sending(workflow.queue_name, attributes) as carrier:
+            return _start_run(broker, workflow, run_id, payload, options, carrier)
+    return _start_run(broker, workflow, run_id, payload, options, {})
+
+
+def _start_run(
+    broker: DurableBroker,
+    workflow: Workflow[Any, R],
+    run_id: uuid.UUID,
+    payload: bytes,
+    options: WorkflowOptions,
+    carrier: dict[str, str],
+) -> WorkflowHandle[R]:
+    workflow_id = options.workflow_id or str(run_id)
     start = (
         run_id.bytes,
         workflow_id,
@@ -58,7 +75,7 @@ def start_run(
         options.id_conflict,
         options.id_reuse,
         options.delay_ms,
-        broker.codecs.seal_json(options.facts()),
+        broker.codecs.seal_json(with_trace(options.facts(), carrier)),
     )
     brought = _brought(broker.codecs, options)
     operation = StartRun(*start) if brought is None else StartRunWith(*start, **brought)

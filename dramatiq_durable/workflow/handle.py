@@ -340,7 +340,14 @@ class WorkflowHandle(Asking, Generic[R]):
     def _post(self, type: str, name: str | None, payload: bytes | None, id: str | None) -> None:
         outside_of_workflows("signal or cancel a workflow through a handle")
         key = id if id is not None else str(uuid.uuid4())
-        self.broker.commit.submit(Post(self._key(), self._workflow_id, type, name, payload, key))
+        post = Post(self._key(), self._workflow_id, type, name, payload, key)
+        spans = self.broker.telemetry.spans()
+        if spans is None:
+            self.broker.commit.submit(post)
+            return
+        with spans.telling("cancel" if name is None else "signal", name, self._workflow_id or self.run_id) as carrier:
+            post.trace = carrier.get("traceparent")
+            self.broker.commit.submit(post)
 
     # --- twins --------------------------------------------------------------------------------------------
 

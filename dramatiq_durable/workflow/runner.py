@@ -38,6 +38,8 @@ from ..operations import (
 )
 from ..operations.base import to_json
 from ..settling import TASK_BACKOFF, backoff, text_of
+from ..telemetry import TRACE
+from ..telemetry.logs import fields
 from . import events
 from .answering import Answerer
 from .attempts import left_unread
@@ -53,6 +55,7 @@ from .replay import Execution, Step
 
 if TYPE_CHECKING:
     from ..broker import DurableBroker
+    from .commands import Compute
     from .definition import Workflow
 
 logger = logging.getLogger(__name__)
@@ -141,6 +144,9 @@ class Runner:
         options = delivery.options.get(RUN)
         if options is None:
             options = workflow.defaults.for_message()
+        facts = options.get("facts")
+        if (spans := self.broker.telemetry.spans()) is not None and (carrier := spans.carrier_of()):
+            facts = {**(facts or {}), TRACE: carrier}
         self.broker.commit.submit(
             StartRun(
                 run_id.bytes,
@@ -151,7 +157,7 @@ class Runner:
                 options.get("id_conflict", "fail"),
                 options.get("id_reuse", "allow"),
                 options.get("delay_ms", 0),
-                self.broker.codecs.seal_json(to_json(options.get("facts"))),
+                self.broker.codecs.seal_json(to_json(facts)),
             )
         )
 
@@ -211,7 +217,7 @@ class Runner:
                 due = [seq for seq in execution.timers_until(delivery.seq) if seq not in answered]
                 waiting += [(0, Event(0, execution.due(seq), now_ms(), seq)) for seq in due]
         if not execution.closed and not any(event.type == events.WORKFLOW_RESET for _, event in waiting):
-            waiting += [(0, computed(c)) for c in execution.computations()]
+            waiting += [(0, self._computed(c, execution)) for c in execution.computations()]
         # Asked for several times, and not yet told: the code is cancelled once, its cleanup is not.
         cancels = [item for item in waiting if item[1].type == events.CANCEL_REQUESTED]
         news = in_order([item for item in waiting if item not in cancels[1:]])
@@ -285,8 +291,10 @@ class Runner:
                 left = left_unread(self.answerer, workflow, execution.info, history[0])
                 inbox[:0] = [(0, event) for event in (history[0], *left)]
             else:
+                self._recall(delivery, history)
                 execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
         elif history:
+            self._recall(delivery, history)
             run.execution.replay(history)
         if len(history) > LONG_HISTORY:
             # Meanwhile others may have taken it further.
@@ -300,6 +308,7 @@ class Runner:
         # Updates that came before the code has begun wait for it, where its interceptors wait for something first.
         early: list[Event] = []
         waits = not execution.begun and expected > 0
+        spans = self.broker.telemetry.spans()
         advance = Advance(delivery.key, delivery.lease, uuid.UUID(str(delivery.run_id)).bytes, expected)
         try:
             for position, event in enumerate(news, 1):
@@ -311,6 +320,8 @@ class Runner:
                         continue  # what came before it has cancelled it
                     if event.seq != delivery.seq:
                         advance.drops.append(event.seq)
+                if spans is not None:
+                    execution.traced = []
                 if event.type != events.UPDATE_REQUESTED:
                     step = execution.step(event, more, now_ms())
                 elif execution.begun:
@@ -325,6 +336,8 @@ class Runner:
                 elif early:
                     late = execution.close_late()
                     step = Step(step.events + late.events, step.commands + late.commands)
+                if spans is not None:
+                    spans.note(advance, execution, step)
                 # The first event is stored already: only its commands are new.
                 if event.event_id == 1:
                     advance.expected = 1
@@ -342,7 +355,7 @@ class Runner:
                 for asked in execution.computations():
                     if asked.slow and delivery.kind == "a":
                         raise _Slow
-                    news.append(computed(asked))
+                    news.append(self._computed(asked, execution))
             if execution.begun:
                 advance.left.clear()
                 if waits and not execution.closed:
@@ -355,6 +368,17 @@ class Runner:
         advance.last = execution.last_event_id
         advance.before, run.latest = run.latest, advance
         return advance
+
+    def _computed(self, command: Compute, execution: Execution) -> Event:
+        spans = self.broker.telemetry.spans()
+        if spans is None or not command.slow:
+            return computed(command)
+        return spans.computing(command, execution, computed)
+
+    def _recall(self, delivery: Delivery, history: list[Event]) -> None:
+        spans = self.broker.telemetry.spans()
+        if spans is not None and spans.debug:
+            spans.recall(str(delivery.run_id), history)
 
     def _admit(self, event: Event, advance: Advance, execution: Execution, more: bool) -> Step:
         """Give the code an update, or have it rejected: then there is no event, and the advance only says so."""
@@ -378,6 +402,8 @@ class Runner:
         advance.before = None
         if advance.answer == "ok" and advance.error is None:
             self._hand_out(delivery, advance)
+            if advance.trace is not None:
+                advance.trace.committed()
             if advance.close is not None:
                 self._warn_of_unfinished(run)
                 self.cache.forget(str(delivery.run_id))
@@ -388,8 +414,9 @@ class Runner:
             advance.events, advance.sends, advance.children = [], [], []
             return
         if advance.error is not None:
-            logger.error("a step of run %s failed: %s", delivery.run_id, advance.error)
+            logger.error("a step of run %s failed: %s", delivery.run_id, advance.error, extra=fields(delivery))
         run.give_up()
+        advance.trace = None
         if advance.answer == "stale" and advance.error is None:
             if not advance.retried:
                 logger.warning("the lease on %s was given to another worker: its step is not recorded", delivery)

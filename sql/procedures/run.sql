@@ -204,12 +204,13 @@ BEGIN
 END
 $$;
 
--- Put signals and cancels (p_types: SignalReceived, CancelRequested) into inboxes.
+-- Put signals and cancels (p_types: SignalReceived, CancelRequested) into inboxes.  p_traces: the spans that they come from
+-- (a W3C traceparent; what is none is left out).
 -- Answers per position: ok; duplicate (this key came before); closed; missing.
 -- The key-share lock does not hinder the run's steps; only closing the run waits for none of it: it is undone instead.
 CREATE FUNCTION {schema}.post(
     p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_types text[], p_names text[], p_payloads bytea[],
-    p_keys text[])
+    p_keys text[], p_traces text[] DEFAULT NULL)
 RETURNS text[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
@@ -230,7 +231,7 @@ BEGIN
         v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i], 'e');
         v_run := {schema}.lock_live(v_run);
         v_status := CASE WHEN v_run.run_id IS NULL OR p_types[i] NOT IN ('SignalReceived', 'CancelRequested') THEN 'missing'
-                    ELSE {schema}.post_one(v_run, p_types[i], p_keys[i], p_names[i], p_payloads[i]) END;
+                    ELSE {schema}.post_one(v_run, p_types[i], p_keys[i], p_names[i], p_payloads[i], p_traces[i]) END;
         v_answer := v_answer || v_status;
         IF v_status = 'ok' THEN
             v_told := v_told || v_run.run_id;
@@ -261,7 +262,8 @@ $$;
 
 -- Internal: put a signal or a cancel into the inbox of a run, which the caller has locked with lock_live().
 -- Answers ok; duplicate (this key came before, to any run of its chain); closed.
-CREATE FUNCTION {schema}.post_one(p_run {schema}.run, p_type text, p_key text, p_name text, p_payload bytea)
+CREATE FUNCTION {schema}.post_one(p_run {schema}.run, p_type text, p_key text, p_name text, p_payload bytea,
+                               p_trace text DEFAULT NULL)
 RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -282,7 +284,10 @@ BEGIN
             RETURN 'duplicate';
         END IF;
     END IF;
-    INSERT INTO {schema}.inbox (run_id, type, name, payload) VALUES (p_run.run_id, p_type, p_name, p_payload);
+    INSERT INTO {schema}.inbox (run_id, type, name, payload, attributes)
+    VALUES (p_run.run_id, p_type, p_name, p_payload,
+        CASE WHEN p_trace COLLATE pg_catalog."C" ~ '^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
+            json_build_object('trace', json_build_object('traceparent', p_trace)) END);
     RETURN 'ok';
 END
 $$;

@@ -1,0 +1,277 @@
+"""The spans of runs: gathered while a step is made, written once it is committed, and never by a replay.
+
+Their ids are derived from the run and the event, so that any worker can name the span of the run's start as the parent
+of what it does for it, also if another one wrote that span, or died before it could.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from opentelemetry import context as otel
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
+
+from ..workflow import events
+from . import TRACE
+from .context import derived_span_id, derived_trace_id
+
+if TYPE_CHECKING:
+    from ..workflow.commands import Compute
+    from ..workflow.events import Event
+    from ..workflow.replay import Execution, Step
+    from .spans import Spans
+
+logger = logging.getLogger(__name__)
+
+#: How a run ended: the span, and what it says.
+_CLOSINGS: Final = {
+    events.WORKFLOW_COMPLETED: ("COMPLETE", "completed"),
+    events.WORKFLOW_CANCELLED: ("COMPLETE", "cancelled"),
+    events.WORKFLOW_CONTINUED_AS_NEW: ("COMPLETE", "continued_as_new"),
+    events.WORKFLOW_FAILED: ("ERROR", "failed"),
+}
+
+#: What the code asks for, and what answers it, by our words for it.
+_DISPATCHES: Final = {
+    events.ACTIVITY_SCHEDULED: "activity",
+    events.TIMER_STARTED: "timer",
+    events.CHILD_STARTED: "child",
+    events.ESCALATION_OPENED: "escalation",
+    events.SIGNAL_SENT: "signal",
+    events.CANCEL_SENT: "cancel",
+    events.SEARCH_UPSERTED: "search",
+    events.ENTITY_CHANGED: "entity",
+    events.TOPIC_EMITTED: "topic",
+    events.OUTPUT_WRITTEN: "output",
+}
+_RETURNS: Final = {
+    events.ACTIVITY_COMPLETED: "activity",
+    events.ACTIVITY_FAILED: "activity",
+    events.ACTIVITY_TIMED_OUT: "activity",
+    events.ACTIVITY_CANCEL_CONFIRMED: "activity",
+    events.TIMER_FIRED: "timer",
+    events.CHILD_COMPLETED: "child",
+    events.CHILD_FAILED: "child",
+    events.CHILD_CANCELLED: "child",
+    events.CHILD_TERMINATED: "child",
+    events.CHILD_TIMED_OUT: "child",
+    events.CHILD_START_FAILED: "child",
+    events.LOCAL_ACTIVITY_COMPLETED: "local",
+    events.SIDE_EFFECT_RECORDED: "side_effect",
+    events.ESCALATION_RESOLVED: "escalation",
+    events.ESCALATION_CANCELLED: "escalation",
+    events.ESCALATION_TIMED_OUT: "escalation",
+    events.MESSAGE_DELIVERED: "signal",
+    events.MESSAGE_FAILED: "signal",
+    events.SIGNAL_RECEIVED: "signal",
+    events.CANCEL_REQUESTED: "cancel",
+    events.UPDATE_ACCEPTED: "update",
+    events.UPDATE_COMPLETED: "update",
+}
+
+#: What a run is told from outside.
+_TOLD: Final = (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED)
+
+#: Of so many commands it is known here when they were asked for, and their names.
+_REMEMBERED = 20_000
+
+_dispatched: OrderedDict[tuple[str, int], tuple[int, str]] = OrderedDict()
+
+
+class _Written(NamedTuple):
+    """A span to be written: times in nanoseconds; ``end`` None is when it is written."""
+
+    name: str
+    what: str
+    start: int
+    end: int | None
+    attributes: Mapping[str, Any]
+    failure: Mapping[str, Any] | None = None
+    sender: Context | None = None
+
+
+class RunTrace:
+    """A run's place in its trace, and the spans of one step.
+
+    Attributes:
+      carrier(dict): the context of the run, for what it sends.
+    """
+
+    def __init__(self, spans: Spans, execution: Execution) -> None:
+        self._spans = spans
+        self._info = execution.info
+        self._parent, self._trace_id, self.context = place_of(spans, execution)
+        self.carrier = spans.carrier_of(self.context)
+        self._attributes = {
+            "dramatiq_durable.workflow": self._info.name,
+            "dramatiq_durable.workflow_id": self._info.workflow_id,
+            "dramatiq_durable.run_id": self._info.run_id,
+            "messaging.destination.name": self._info.queue_name,
+        }
+        self._due: list[_Written] = []
+
+    def note(self, execution: Execution, step: Step) -> None:
+        for event in step.events:
+            if event.type in (events.WORKFLOW_STARTED, events.WORKFLOW_RESET):
+                what = {**self._attributes, "dramatiq_durable.attempt": self._info.attempt}
+                self._due.append(_Written(f"WORKFLOW/START/{self._info.name}", "start", _ns(event.at), None, what))
+            elif event.type in _CLOSINGS:
+                self._close(event)
+            elif event.type in _TOLD and event.attributes is not None and TRACE in event.attributes:
+                self._told(event, event.attributes[TRACE])
+            if self._spans.debug:
+                self._detail(event)
+        if self._spans.debug and step.events:
+            first = step.events[0]
+            what = {
+                **self._attributes,
+                "dramatiq_durable.event": first.type,
+                "dramatiq_durable.events": len(step.events),
+                "dramatiq_durable.commands": len(step.commands),
+            }
+            name = f"STEP/{self._info.name}/{first.event_id}"
+            self._due.append(_Written(name, f"step:{first.event_id}", time.time_ns(), None, what))
+        for n, name, at, given in execution.traced or ():
+            self._due.append(_Written(name, f"trace:{n}", at, at, {**self._attributes, **given}))
+        execution.traced = None
+
+    def _close(self, event: Event) -> None:
+        kind, status = _CLOSINGS[event.type]
+        started = self._info.started_at
+        start = _ns(event.at if started is None else int(started.timestamp() * 1000))
+        what = {**self._attributes, "dramatiq_durable.status": status}
+        failure = events.described_failure(event) or None
+        name = f"WORKFLOW/{kind}/{self._info.name}"
+        self._due.append(_Written(name, "close", min(start, _ns(event.at)), _ns(event.at), what, failure))
+        if event.type == events.WORKFLOW_CONTINUED_AS_NEW and event.attributes is not None:
+            # The run that follows belongs to the trace, also where nobody began one.
+            facts = event.attributes.get("facts")
+            if isinstance(facts, dict):
+                facts.setdefault(TRACE, self.carrier)
+
+    def _told(self, event: Event, carrier: Any) -> None:
+        """It was signalled or cancelled: that belongs to the sender's trace, and is linked to the run's."""
+        sender = self._spans.context_in(carrier)
+        if not trace.get_current_span(sender).get_span_context().is_valid:
+            return
+        queue_name = self._info.queue_name
+        what = {
+            **self._attributes,
+            "messaging.system": "dramatiq_durable",
+            "messaging.operation.type": "process",
+            "messaging.operation.name": "process",
+        }
+        if event.name is not None:
+            what["dramatiq_durable.signal"] = event.name
+        at = _ns(event.at)
+        self._due.append(_Written(f"process {queue_name}", f"told:{event.event_id}", at, None, what, sender=sender))
+
+    def _detail(self, event: Event) -> None:
+        run_id = self._info.run_id
+        at = _ns(event.at)
+        n = event.seq if event.seq is not None else event.event_id
+        what = {**self._attributes, "dramatiq_durable.event_id": event.event_id}
+        if (kind := _DISPATCHES.get(event.type)) is not None:
+            name = event.name or kind
+            remember(run_id, [event])
+            self._due.append(_Written(f"DISPATCH/{kind}/{name}/{n}", f"dispatch:{event.event_id}", at, at, what))
+        elif (kind := _RETURNS.get(event.type)) is not None:
+            start, name = _dispatched.pop((run_id, n), (at, event.name or kind))
+            failure = events.described_failure(event) or None
+            span = _Written(f"RETURN/{kind}/{name}/{n}", f"return:{event.event_id}", min(start, at), at, what, failure)
+            self._due.append(span)
+
+    def committed(self) -> None:
+        """The step is committed: write its spans."""
+        due, self._due = self._due, []
+        try:
+            self._write(due)
+        except Exception:
+            logger.warning("the spans of a step are not written", exc_info=True)
+
+    def _write(self, due: list[_Written]) -> None:
+        for name, what, start, end, attributes, failure, sender in due:
+            outside = self._parent if what == "start" else sender
+            parent = self.context if outside is None else outside
+            ids = self._trace_id, derived_span_id(self._info.run_id, what)
+            kind = SpanKind.INTERNAL if outside is None else SpanKind.CONSUMER
+            links = [] if sender is None else [Link(trace.get_current_span(self.context).get_span_context())]
+            span = self._spans.begin(name, parent, ids, attributes, kind, start, links)
+            describe(span, failure or {})
+            span.end(end)
+
+
+def remember(run_id: str, history: list[Event]) -> None:
+    """When commands were asked for, for the spans of their answers."""
+    for event in history:
+        kind = _DISPATCHES.get(event.type)
+        if kind is not None and event.seq is not None:
+            _dispatched[run_id, event.seq] = (_ns(event.at), event.name or kind)
+        elif event.type in _RETURNS and event.seq is not None:
+            _dispatched.pop((run_id, event.seq), None)
+    while len(_dispatched) > _REMEMBERED:
+        _dispatched.popitem(last=False)
+
+
+def place_of(spans: Spans, execution: Execution) -> tuple[Context, int, Context]:
+    """A run's place: the context that it was started in, the trace's id, and the context of the span of its start."""
+    run_id = execution.run_id
+    parent = spans.context_in(execution.facts.get(TRACE))
+    sender = trace.get_current_span(parent).get_span_context()
+    if sender.is_valid:
+        trace_id, flags, state = sender.trace_id, sender.trace_flags, sender.trace_state
+    else:
+        # Begun in no trace: the sampler decides by the trace's id, here and wherever the run goes on.
+        trace_id, flags, state = derived_trace_id(run_id), TraceFlags(TraceFlags.SAMPLED), None
+        sampler = getattr(spans.tracer, "sampler", None)
+        name = f"WORKFLOW/START/{execution.info.name}"
+        if sampler is not None and not sampler.should_sample(parent, trace_id, name).decision.is_sampled():
+            flags = TraceFlags(TraceFlags.DEFAULT)
+    own = SpanContext(trace_id, derived_span_id(run_id, "start"), True, flags, state)
+    return parent, trace_id, trace.set_span_in_context(NonRecordingSpan(own), parent)
+
+
+def begin_local(spans: Spans, command: Compute, execution: Execution) -> tuple[trace.Span, Any]:
+    """The span of an attempt of a local activity, which is the current one until it ends, and the token for that."""
+    _, trace_id, context = place_of(spans, execution)
+    run_id = execution.run_id
+    attributes = {
+        "dramatiq_durable.actor": command.name or "",
+        "dramatiq_durable.attempt": command.attempt,
+        "dramatiq_durable.local": True,
+        "dramatiq_durable.run_id": run_id,
+        "dramatiq_durable.workflow_id": execution.workflow_id,
+    }
+    ids = trace_id, derived_span_id(run_id, f"local:{command.seq}")
+    span = spans.begin(f"ACTIVITY/{command.name}", context, ids, attributes)
+    return span, otel.attach(trace.set_span_in_context(span, context))
+
+
+def describe(span: trace.Span, failure: Mapping[str, Any]) -> None:
+    """Say of a span how what it tells of failed, if it did."""
+    if not failure:
+        return
+    type, message = str(failure.get("type")), str(failure.get("message"))
+    told = {"exception.type": type, "exception.message": message}
+    if failure.get("traceback"):
+        told["exception.stacktrace"] = str(failure["traceback"])
+    span.add_event("exception", told)
+    span.set_status(Status(StatusCode.ERROR, f"{type}: {message}"[:1000]))
+
+
+def _ns(ms: int) -> int:
+    return ms * 1_000_000
