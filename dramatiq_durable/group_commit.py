@@ -20,6 +20,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -31,6 +32,8 @@ import psycopg
 from .database import Connection, Database, is_connection_lost, translate
 from .doubt import Doubt, outcome_unknown
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
+from .metrics import catalogue, shown
+from .metrics.recorder import Recorder, retire
 from .operations import (
     Claim,
     Context,
@@ -80,7 +83,10 @@ class GroupCommit:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.procedures = Procedures(database.namespace)
+        #: What it has counted; of what goes through it, and of what its broker does.
+        self.metrics = Recorder(database.namespace)
+        weakref.finalize(self, retire, self.metrics).atexit = False
+        self.procedures = Procedures(database.namespace, metrics=self.metrics)
         #: Called on the leading thread after a connection was lost and made again, before anything else is run.
         self.on_reconnect: Callable[[Connection], None] | None = None
         self._statements: dict[type[Operation], bytes] = {}
@@ -231,6 +237,7 @@ class GroupCommit:
                 room -= size_of(operation)
             batch.extend(also)
             self._settle(batch, give_up)
+        shown.look()
 
     def _settle(self, batch: list[Operation], give_up: Callable[[], bool]) -> None:
         self._batch = batch
@@ -297,7 +304,11 @@ class GroupCommit:
           DurableError: it cannot be made.
         """
         if self._conn is None:
-            conn = self.database.connect()
+            try:
+                conn = self.database.connect()
+            except DurableError as e:
+                self.metrics.failed(e.__cause__)
+                raise
             conn.add_notice_handler(self._notice)
             if self._lost:
                 logger.info("connected to the database again")
@@ -319,6 +330,8 @@ class GroupCommit:
         try:
             self._execute(conn, batch)
         except Exception as e:
+            if isinstance(e, psycopg.Error):
+                self.metrics.failed(e)
             if isinstance(e, psycopg.Error) and is_connection_lost(e, conn):
                 return self._doubt.look_up(batch, self.context.last_batch, give_up)
             if isinstance(e, psycopg.errors.ReadOnlySqlTransaction):
@@ -367,6 +380,7 @@ class GroupCommit:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
         groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in calls_of(batch)]
         self.batches += 1
+        begun = time.perf_counter()
         if len(groups) == 1:
             kind, items, arguments = groups[0]
             # Making a cursor takes as long as using it: this one is made once a connection.
@@ -385,12 +399,18 @@ class GroupCommit:
                     # An argument that cannot be sent: the sync at the pipeline's end would commit what went before it.
                     conn.execute("SELECT 1/0")
                     raise
+        self._measured(begun, len(batch))
         for kind, items, cursor in calls:
             kind.settle(items, cursor.fetchall())
         for operation in batch:
             if isinstance(operation, Together):
                 operation.settle_parts()
         self._refuse_unreplicated(batch)
+
+    def _measured(self, begun: float, size: int) -> None:
+        self.metrics.observe(catalogue.COMMIT, time.perf_counter() - begun)
+        self.metrics.observe(catalogue.BATCH, size)
+        self.metrics.count(catalogue.TRIPS, "group_commit")
 
     def _refuse_unreplicated(self, batch: Sequence[Operation]) -> None:
         if self._unreplicated is not None:
@@ -414,8 +434,12 @@ class GroupCommit:
 
     def finish(self, batch: Sequence[Operation]) -> None:
         """Tell those who wait for these operations that they have their answers or errors."""
+        counts = self.metrics.counts
         for operation in batch:
             operation.finished = True
+            count = counts.get(type(operation))
+            if count is not None:
+                count(operation)
             if operation.then is not None:
                 try:
                     operation.then(operation)
@@ -440,6 +464,7 @@ class GroupCommit:
         if self._conn is not None:
             self._conn.close()
             self._conn = None
+        shown.flush()
 
 
 def _after(seconds: float) -> Callable[[], bool]:

@@ -6,6 +6,7 @@ Outcomes are queued for the group commit; only that of a ``transaction()`` is co
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -212,7 +213,12 @@ class Settler:
         if delivery.left is not None:
             coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
             outcome = Together([delivery.left, outcome])
+            outcome.parts[1].lane = delivery.stream_id, delivery.kind
+        else:
+            outcome.lane = delivery.stream_id, delivery.kind
         outcome.then = outcome.then or self._noticed(delivery)
+        if delivery.taken:
+            self.broker.commit.metrics.processed(delivery, time.perf_counter() - delivery.taken)
         claimer = self.broker.claimer
         if claimer is None:
             # The worker has left, or is about to.  Nobody waits here: a run's lock may be held, which `then` needs.
@@ -263,6 +269,7 @@ class Settler:
 
     def post_instead(self, delivery: Delivery, operation: Operation) -> None:
         """Settle a delivery with another operation than the one that was refused."""
+        (operation.parts[1] if isinstance(operation, Together) else operation).lane = delivery.stream_id, delivery.kind
         claimer = self.broker.claimer
         if claimer is None:
             self.broker.commit.post(operation)
@@ -286,6 +293,9 @@ class Settler:
                 again = self._encoded(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, text_of(e)))
             self.commit_outcome(delivery, again)
             return
+        outcome.lane, outcome.answer = (delivery.stream_id, delivery.kind), recorded
+        self.broker.commit.metrics.counts[type(outcome)](outcome)
+        self.broker.commit.metrics.processed(delivery, time.perf_counter() - delivery.taken)
         if not recorded:
             logger.warning("the lease on %s was given to another worker: its transaction is rolled back", delivery)
         if claimer is not None:
