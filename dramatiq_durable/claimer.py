@@ -477,7 +477,9 @@ class Claimer(threading.Thread):
         if delivery.settled:
             return
         delivery.settled = True
-        self.post(Release(delivery.key, delivery.lease))
+        release = Release(delivery.key, delivery.lease)
+        release.lane = delivery.stream_id, delivery.kind
+        self.post(release)
         self.finished(delivery)
 
     # --- the end ----------------------------------------------------------------------------------------

@@ -223,6 +223,7 @@ class GroupCommit:
         Every operation taken has its answer or its error afterwards.  While the database is away it is tried again
         until ``give_up()`` says so.
         """
+        shown.look()
         with self._driving:
             self.urgent = False
             due = next((item for item in self._later if item[0] <= time.monotonic()), None)
@@ -237,7 +238,6 @@ class GroupCommit:
                 room -= size_of(operation)
             batch.extend(also)
             self._settle(batch, give_up)
-        shown.look()
 
     def _settle(self, batch: list[Operation], give_up: Callable[[], bool]) -> None:
         self._batch = batch

@@ -15,7 +15,7 @@ import psycopg
 from .arrays import Ints, Longs, Texts, Uuid, Uuids
 from .codecs import Codecs
 from .database import Connection
-from .metrics import catalogue
+from .metrics import catalogue, shown
 from .metrics.recorder import Recorder
 from .workflow.events import Event
 
@@ -44,6 +44,7 @@ class Procedures:
         call = f"SELECT * FROM {self.schema}.{name}({marks})".encode()
         if self.metrics is None:
             return conn.execute(call, arguments, binary=True).fetchall()
+        shown.look()
         begun = time.perf_counter()
         self.metrics.count(catalogue.TRIPS, "call")
         try:

@@ -14,37 +14,29 @@ from ..metrics.gauges import Gauges
 from .target import Target
 
 
-class Address(click.ParamType[tuple[str, int]]):
+def address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, int]:
     """``host:port``, or ``[host]:port`` where the host is an IPv6 address."""
-
-    name = "host:port"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        host, _, port = value.rpartition(":")
-        if not host or not port.isdigit() or int(port) > 65535:
-            self.fail(f"{value!r} is no address: write it like 127.0.0.1:9192, or 0.0.0.0:9192 for all", param, ctx)
-        return host.strip("[]"), int(port)
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter(f"{value!r} is no address: write it like 127.0.0.1:9192, or 0.0.0.0:9192 for all")
+    return host.strip("[]"), int(port)
 
 
-class Duration(click.ParamType[float]):
+def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
     """A time like 15s."""
-
-    name = "duration"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return parse_duration(value) / 1000
-        except ValueError as e:
-            self.fail(str(e), param, ctx)
+    try:
+        return parse_duration(value) / 1000
+    except ValueError as e:
+        raise click.BadParameter(str(e)) from e
 
 
 @click.command("exporter")
 @click.option(
-    "--listen", metavar="HOST:PORT", type=Address(), default="127.0.0.1:9192", show_default=True,
+    "--listen", metavar="HOST:PORT", callback=address, default="127.0.0.1:9192", show_default=True,
     help="Where to answer; port 0 takes a free one. There is no password: let only Prometheus reach it.",
 )  # fmt: skip
 @click.option(
-    "--interval", metavar="DURATION", type=Duration(), default="15s", show_default=True,
+    "--interval", metavar="DURATION", callback=seconds, default="15s", show_default=True,
     help="The database is asked at most this often, however many ask here.",
 )  # fmt: skip
 @click.pass_obj

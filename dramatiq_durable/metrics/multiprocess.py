@@ -45,6 +45,11 @@ class Files:
                     self._set("histogram", key, float(count))
                 self._set("histogram", mmap_key(base, f"{base}_sum", names, [*labels], metric.meaning), value.sum)
 
+    def close(self) -> None:
+        """Close the files; what is in them stays."""
+        for file in self._files.values():
+            file.close()
+
     def _set(self, type: str, key: str, value: float) -> None:
         file = self._files.get(type)
         if file is None:

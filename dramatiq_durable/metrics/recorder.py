@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..errors import LeaseLost
 from ..operations import (
     Ack,
     Advance,
@@ -237,12 +238,14 @@ class Recorder:
     def _ended(self, operation: Operation) -> Lane | None:
         """Where to count what became of a delivery; None where nothing did."""
         key = operation.lane
-        if key is None or operation.error is not None:
+        if key is None:
             return None
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lane(key)
-        if operation.answer is False and not operation.retried:
+        if operation.error is not None and not isinstance(operation.error, LeaseLost):
+            return None
+        if operation.error is not None or (operation.answer is False and not operation.retried):
             lane.stale += 1
             return None
         return lane
@@ -276,17 +279,18 @@ class Recorder:
                 self._lane((send.stream_id, "m")).enqueued += 1
 
     def _together(self, operation: Together) -> None:
-        if operation.error is None:
-            for part in operation.parts:
-                self.counts[type(part)](part)
+        for part in operation.parts:
+            if part.error is None:
+                # Both are committed, or neither is.
+                part.error = operation.error
+            self.counts[type(part)](part)
 
     def _advance(self, operation: Advance) -> None:
-        if operation.error is not None:
-            return
         if operation.answer == "stale" and not operation.retried and operation.lane is not None:
             self._lane(operation.lane).stale += 1
-        elif operation.answer == "ok":
+        elif operation.answer == "ok" or operation.error is not None:
             self._acked(operation)
+        if operation.answer == "ok" and operation.error is None:
             for send in operation.sends:
                 if send.kind != "w":
                     self._lane((send.stream_id, "a")).enqueued += 1

@@ -29,7 +29,7 @@ _instrumented = False
 
 
 def look() -> None:
-    """Called after every batch: once a period, looks for somebody to show it to."""
+    """Called before every use of the database: once a period, looks for somebody to show it to."""
     if time.monotonic() >= _next_look:
         _look()
 
@@ -76,6 +76,8 @@ def flush() -> None:
 def _after_fork() -> None:
     """The files are the parent's, and so is the thread that writes them; so are its instruments."""
     global _lock, _files, _next_look
+    if _files is not None:
+        _files.close()
     _lock, _files, _next_look = threading.Lock(), None, 0.0
 
 
