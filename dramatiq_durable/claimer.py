@@ -478,7 +478,7 @@ class Claimer(threading.Thread):
             return
         delivery.settled = True
         release = Release(delivery.key, delivery.lease)
-        release.lane = delivery.stream_id, delivery.kind
+        release.lane = self.commit.metrics.lane(delivery)
         self.post(release)
         self.finished(delivery)
 

@@ -35,6 +35,7 @@ from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
 from .metrics import catalogue, shown
 from .metrics.recorder import Recorder, retire
 from .operations import (
+    Ack,
     Claim,
     Context,
     LeaseOperation,
@@ -437,9 +438,12 @@ class GroupCommit:
         counts = self.metrics.counts
         for operation in batch:
             operation.finished = True
-            count = counts.get(type(operation))
-            if count is not None:
-                count(operation)
+            kind = type(operation)
+            if kind is Ack and operation.answer is True and operation.lane is not None:
+                # The commonest by far.
+                operation.lane.acked += 1
+            elif kind in counts:
+                counts[kind](operation)
             if operation.then is not None:
                 try:
                     operation.then(operation)

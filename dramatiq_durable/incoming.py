@@ -87,5 +87,5 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
 
 def _back(broker: DurableBroker, operation: Operation, stream_id: int, kind: str) -> None:
     """What cannot be delivered goes elsewhere with the next batch."""
-    operation.lane = stream_id, kind
+    operation.lane = broker.commit.metrics.undelivered(stream_id, kind)
     broker.commit.post(operation)

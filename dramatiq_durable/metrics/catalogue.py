@@ -15,7 +15,7 @@ SIZES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 LIVES = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21600.0, 86400.0, 604800.0, 2592000.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
     """A metric of the catalogue.
 
@@ -138,10 +138,10 @@ EXPORTER = (
     _gauge("exporter_collection_seconds", "s", "", "How long it took to read them."),
 )
 GAUGES = (
-    _gauge("stream_ready_messages", "{message}", "stream", "Messages due and not leased. Estimated from 10,000."),
+    _gauge("stream_ready_messages", "{message}", "stream", "Messages due and not leased. Estimated from 2,000."),
     _gauge("stream_leased_messages", "{message}", "stream", "Messages that workers hold."),
-    _gauge("stream_delayed_messages", "{message}", "stream", "Messages that are not due yet. Estimated from 10,000."),
-    _gauge("stream_dead_letters", "{message}", "stream reason", "Dead letters by reason. Estimated from 10,000."),
+    _gauge("stream_delayed_messages", "{message}", "stream", "Messages that are not due yet. Estimated from 2,000."),
+    _gauge("stream_dead_letters", "{message}", "stream reason", "Dead letters by reason. Estimated from 2,000."),
     _gauge(
         "stream_oldest_ready_seconds", "s", "stream",
         "For how long the oldest message that can be claimed has been due; 0 where there is none.",
@@ -150,12 +150,12 @@ GAUGES = (
     _gauge("stream_workers", "{worker}", "stream", "Live workers that consume the stream."),
     _gauge(
         "timers_overdue", "{timer}", "stream",
-        "Timers of runs that are due and were not handed out, up to 10,000.",
+        "Timers of runs that are due and were not handed out, up to 2,000.",
     ),
-    _gauge("workflow_runs", "{run}", "status", "Runs by status; `running` are the open ones. Estimated from 10,000."),
+    _gauge("workflow_runs", "{run}", "status", "Runs by status; `running` are the open ones. Estimated from 2,000."),
     _gauge(
         "escalations", "{escalation}", "role status",
-        "Open escalations: waiting for somebody, or claimed. Of the 10,000 that are first in line.",
+        "Open escalations: waiting for somebody, or claimed. Of the 2,000 that are first in line.",
     ),
     _gauge("escalation_oldest_waiting_seconds", "s", "role", "For how long the oldest that waits has been open."),
     _gauge("workers", "{worker}", "state", "Workers: live, or silent for longer than their reclaim_delay."),

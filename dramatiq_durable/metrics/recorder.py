@@ -1,8 +1,8 @@
 """What this process has counted, in its own memory: plain numbers that cost a fraction of a microsecond each.
 
-A `Recorder` belongs to a group commit, and so to a namespace.  What every message counts is kept in lanes, one for each
-stream and kind of message, which only the thread that commits writes; the rest is counted under a lock.  A forked child
-begins at nothing: what its parent has counted, its parent shows.
+A `Recorder` belongs to a group commit, and so to a namespace.  What every message counts is kept in lanes, which only
+the thread that commits writes; the rest is counted under a lock.  A forked child begins at nothing: what its parent has
+counted, its parent shows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 import threading
 import weakref
 from bisect import bisect_left
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..errors import LeaseLost
@@ -89,14 +91,25 @@ Counted = dict[Metric, dict[Labels, Any]]
 
 
 class Lane:
-    """What messages of one kind on one stream have met here."""
+    """What became here of the messages of one kind and one actor, on one stream."""
 
-    __slots__ = ("acked", "dead_lettered", "enqueued", "released", "retried", "stale", "waits")
+    __slots__ = ("acked", "dead_lettered", "processing", "released", "retried", "stale", "took")
 
-    def __init__(self, waits: Cell) -> None:
-        self.enqueued = self.acked = self.retried = self.released = self.dead_lettered = self.stale = 0
-        #: How long those waited that were handed out here.
-        self.waits = waits
+    def __init__(self, processing: Cell) -> None:
+        self.acked = self.retried = self.released = self.dead_lettered = self.stale = 0
+        self.processing = processing
+        #: How long threads had them, in seconds: gathered, and put into their buckets by and by.
+        self.took: deque[float] = deque()
+
+    def digest(self) -> None:
+        cell = self.processing
+        values = [self.took.popleft() for _ in range(len(self.took))]
+        for bucket, number in Counter(map(partial(bisect_left, cell.bounds), values)).items():
+            cell.counts[bucket] += number
+        cell.sum += sum(values)
+        if cell.also is not None:
+            for value in values:
+                cell.also(value)
 
 
 class Names:
@@ -153,7 +166,10 @@ class Recorder:
             _recorders.add(self)
 
     def _clear(self) -> None:
-        self._lanes: dict[tuple[int, str], Lane] = {}
+        self._lanes: dict[tuple[int, str, str], Lane] = {}
+        #: By the streams and the kinds of messages: how long they waited that were handed out, how many were stored.
+        self._waits: dict[tuple[int, str], Cell] = {}
+        self._sent: dict[tuple[int, str], int] = {}
         self._numbers: dict[tuple[Metric, Labels], float] = {}
         self._cells: dict[tuple[Metric, Labels], Cell] = {}
         self._series: dict[Metric, set[Labels]] = {}
@@ -189,24 +205,23 @@ class Recorder:
         state = getattr(error, "sqlstate", None)
         self.count(catalogue.ERRORS, state[:2] if state else "none")
 
-    def processed(self, delivery: Any, seconds: float) -> None:
-        """A thread is done with a delivery, but for its commit."""
-        # Whoever sends to a stream may name any actor.
-        actor = delivery.actor_name if delivery.actor_name in delivery.broker.actors else OTHER
-        if KINDS[delivery.kind] in ("task", "query"):
-            self.observe(catalogue.TASK, seconds, actor)
-        else:
-            self.observe(catalogue.PROCESSING, seconds, delivery.queue_name, actor)
+    def lane(self, delivery: Any) -> Lane:
+        """Where to count what becomes of a delivery."""
+        key = (delivery.stream_id, delivery.kind, delivery.actor_name)
+        return self._lanes.get(key) or self._lane(key, delivery.actor_name in delivery.broker.actors)
+
+    def undelivered(self, stream_id: int, kind: str) -> Lane:
+        """The same for what could not be delivered."""
+        return self._lane((stream_id, kind, OTHER), True)
 
     def claimed(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Messages were handed out."""
-        lanes = self._lanes
+        stream, kind, cell = None, None, Cell(())
         for row in rows:
-            key = (row[2], row[3])
-            lane = lanes.get(key)
-            if lane is None:
-                lane = self._lane(key)
-            cell, waited = lane.waits, row[10] or 0.0
+            if row[2] != stream or row[3] != kind:
+                stream, kind = row[2], row[3]
+                cell = self._waits.get((stream, kind)) or self._waits_of((stream, kind))
+            waited = row[10] or 0.0
             cell.counts[bisect_left(cell.bounds, waited)] += 1
             cell.sum += waited
             if cell.also is not None:
@@ -216,33 +231,51 @@ class Recorder:
         """An activity was handed out in the moment in which it was stored."""
         self.claimed([(None, None, stream_id, "a", *[None] * 7)])
 
+    def digest(self) -> None:
+        """Put what was gathered into its buckets: it must not grow."""
+        with self._lock:
+            for lane in self._lanes.values():
+                lane.digest()
+
     # --- operations that are over -----------------------------------------------------------------------
 
-    def _lane(self, key: tuple[int, str]) -> Lane:
+    def _lane(self, key: tuple[int, str, str], known: bool) -> Lane:
         with self._lock:
+            # Whoever sends to a stream may name any actor.
+            if not known or (key not in self._lanes and len(self._lanes) >= MOST_SERIES):
+                key = (*key[:2], OTHER)
             if key not in self._lanes:
-                lane = Lane(Cell(catalogue.WAIT.bounds))
-                lane.waits.also = self._waits_also(key)
-                self._lanes[key] = lane
+                lane = self._lanes[key] = Lane(Cell(catalogue.PROCESSING.bounds))
+                lane.processing.also = self._also(*self._processing(key))
             return self._lanes[key]
+
+    def _processing(self, key: tuple[int, str, str]) -> tuple[Metric, Labels]:
+        stream_id, kind, actor = key
+        actor = _names.fold("actor", actor)
+        if KINDS[kind] in ("task", "query"):
+            return catalogue.TASK, (actor,)
+        return catalogue.PROCESSING, (self._stream(stream_id), actor)
+
+    def _waits_of(self, key: tuple[int, str]) -> Cell:
+        with self._lock:
+            cell = self._waits[key] = Cell(catalogue.WAIT.bounds)
+            cell.also = self._waits_also(key)
+            return cell
+
+    def _sends(self, stream_id: int, kind: str) -> None:
+        key = (stream_id, kind)
+        self._sent[key] = self._sent.get(key, 0) + 1
 
     def _enqueued(self, operation: Enqueue) -> None:
         answer = operation.answer
         if operation.error is None and (answer == 1 or (isinstance(answer, tuple) and answer[0] == 1)):
-            key = (operation.stream_id, "m")
-            lane = self._lanes.get(key)
-            if lane is None:
-                lane = self._lane(key)
-            lane.enqueued += 1
+            self._sends(operation.stream_id, "m")
 
     def _ended(self, operation: Operation) -> Lane | None:
         """Where to count what became of a delivery; None where nothing did."""
-        key = operation.lane
-        if key is None:
-            return None
-        lane = self._lanes.get(key)
+        lane: Lane | None = operation.lane
         if lane is None:
-            lane = self._lane(key)
+            return None
         if operation.error is not None and not isinstance(operation.error, LeaseLost):
             return None
         if operation.error is not None or (operation.answer is False and not operation.retried):
@@ -276,7 +309,7 @@ class Recorder:
     def _left(self, operation: Leave) -> None:
         if operation.error is None and operation.answer:
             for send in operation.sends:
-                self._lane((send.stream_id, "m")).enqueued += 1
+                self._sends(send.stream_id, "m")
 
     def _together(self, operation: Together) -> None:
         for part in operation.parts:
@@ -287,13 +320,13 @@ class Recorder:
 
     def _advance(self, operation: Advance) -> None:
         if operation.answer == "stale" and not operation.retried and operation.lane is not None:
-            self._lane(operation.lane).stale += 1
+            operation.lane.stale += 1
         elif operation.answer == "ok" or operation.error is not None:
             self._acked(operation)
         if operation.answer == "ok" and operation.error is None:
             for send in operation.sends:
                 if send.kind != "w":
-                    self._lane((send.stream_id, "a")).enqueued += 1
+                    self._sends(send.stream_id, "a")
 
     # --- for whoever shows it ---------------------------------------------------------------------------
 
@@ -309,17 +342,21 @@ class Recorder:
                 add(metric, labels, number)
             for (metric, labels), cell in self._cells.items():
                 add(metric, labels, cell)
-            lanes = list(self._lanes.items())
-        for (stream_id, code), lane in lanes:
-            stream, kind = self._stream(stream_id), KINDS.get(code)
-            waited = any(lane.waits.counts)
-            if waited and code in _LATENESS:
-                add(_LATENESS[code], (stream,), lane.waits)
-            if kind is None:
-                continue
+            for lane in self._lanes.values():
+                lane.digest()
+            lanes, waits = list(self._lanes.items()), list(self._waits.items())
+        for (stream_id, kind), sent in list(self._sent.items()):
+            add(catalogue.ENQUEUED, (self._stream(stream_id), KINDS[kind]), sent)
+        for (stream_id, kind), cell in waits:
+            if kind in _LATENESS:
+                add(_LATENESS[kind], (self._stream(stream_id),), cell)
+            if kind in KINDS:
+                add(catalogue.WAIT, (self._stream(stream_id), KINDS[kind]), cell)
+                add(catalogue.CLAIMED, (self._stream(stream_id), KINDS[kind]), sum(cell.counts))
+        for key, lane in lanes:
+            if any(lane.processing.counts):
+                add(*self._processing(key), lane.processing)
             for metric, number in (
-                (catalogue.ENQUEUED, lane.enqueued),
-                (catalogue.CLAIMED, sum(lane.waits.counts)),
                 (catalogue.ACKED, lane.acked),
                 (catalogue.RETRIED, lane.retried),
                 (catalogue.RELEASED, lane.released),
@@ -327,9 +364,7 @@ class Recorder:
                 (catalogue.STALE, lane.stale),
             ):
                 if number:
-                    add(metric, (stream, kind), number)
-            if waited:
-                add(catalogue.WAIT, (stream, kind), lane.waits)
+                    add(metric, (self._stream(key[0]), KINDS[key[1]]), number)
         return found
 
     def listened(self) -> None:
@@ -338,7 +373,9 @@ class Recorder:
             for (metric, labels), cell in self._cells.items():
                 cell.also = self._also(metric, labels)
             for key, lane in self._lanes.items():
-                lane.waits.also = self._waits_also(key)
+                lane.processing.also = self._also(*self._processing(key))
+            for pair, cell in self._waits.items():
+                cell.also = self._waits_also(pair)
 
     def _also(self, metric: Metric, labels: Labels) -> Callable[[float], None] | None:
         return None if _listen is None else _listen(metric, (self.namespace, *labels))
@@ -402,6 +439,12 @@ def retire(recorder: Recorder) -> None:
         for metric, series in recorder.counted().items():
             for labels, value in series.items():
                 _merge(_past, metric, labels, value)
+
+
+def digest() -> None:
+    """Called once in a while: see `Recorder.digest`."""
+    for recorder in list(_recorders):
+        recorder.digest()
 
 
 def listen(told: Callable[[Metric, Labels], Callable[[float], None]]) -> None:

@@ -13,6 +13,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from .recorder import digest
+
 if TYPE_CHECKING:
     from .multiprocess import Files
 
@@ -37,6 +39,7 @@ def look() -> None:
 def _look() -> None:
     global _next_look, _files, _instrumented
     _next_look = time.monotonic() + PERIOD
+    digest()
     with _lock:
         if not _instrumented and "opentelemetry.sdk.metrics" in sys.modules:
             from . import otel

@@ -291,8 +291,8 @@ class Runner:
                 left = left_unread(self.answerer, workflow, execution.info, history[0])
                 inbox[:0] = [(0, event) for event in (history[0], *left)]
             else:
-                execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
                 self.counts.replayed(workflow.name, len(history))
+                execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
         elif history:
             self.counts.replayed(workflow.name, len(history))
             run.execution.replay(history)

@@ -1,7 +1,8 @@
 -- What the exporter shows of a namespace, in one look.  For monitors.
 --
--- A look is bounded, whatever there is: it counts at most 10,000 rows of a kind on a stream, and 200,000 on all streams,
--- along the indexes.  Where there are more, it estimates from a sample of at most some 500 pages of the table.
+-- A look is bounded, whatever there is: of messages and of dead letters it counts at most p_most rows of a kind on a stream,
+-- and 20 times as many on all streams, along the indexes; of runs, p_most of a status.  Where there are more, it estimates
+-- from a sample of some 500 pages of the table.
 
 -- Answers rows of (what, of which stream (or role, status, table, state), of which kind, how much).
 -- p_most: how many rows are counted before it estimates; at most 10,000.
@@ -14,7 +15,7 @@ AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
     v_most int := least(greatest(p_most, 1), 10000);
-    v_budget int := 200000;
+    v_budget int := v_most * 20;
     v_stream record;
     v_priority int;
     v_priorities int;
@@ -89,6 +90,7 @@ BEGIN
     -- Dead letters: the latest by reason, and in proportion where there are more.
     v_share := least(100, 100 * 500 / greatest(pg_relation_size('{schema}.dead_letter') / 8192, 1)::double precision);
     v_sample := NULL;
+    v_budget := v_most * 20;
     FOR v_stream IN SELECT s.stream_id, s.name FROM {schema}.stream s LOOP
         SELECT count(*) INTO v_seen
         FROM (SELECT 1 FROM {schema}.dead_letter d WHERE d.stream_id = v_stream.stream_id LIMIT greatest(least(v_most, v_budget), 1)) c;
