@@ -35,6 +35,7 @@ _SETTINGS = (
     "track_counts",
     "max_connections",
     "max_prepared_transactions",
+    "temp_file_limit",
     "default_transaction_isolation",
     "transaction_read_only",
 )
@@ -377,6 +378,27 @@ def _storage_findings(conn: Connection) -> Iterator[Finding]:
             "PUBLIC may make temporary tables in the database, and the namespace has scoped workers: nothing limits "
             "what they put there",
             f"REVOKE TEMPORARY ON DATABASE {quoted(conn, str(row[0]))} FROM PUBLIC",
+        )
+    if row is not None and _settings(conn).get("temp_file_limit") == "-1":
+        yield Finding(
+            "warning",
+            "temp_file_limit",
+            "temp_file_limit is -1, and the namespace has scoped workers: nothing limits the files that a statement of "
+            "theirs sorts and hashes in",
+            f"ALTER DATABASE {quoted(conn, str(row[0]))} SET temp_file_limit = '10GB', as a superuser",
+        )
+    functions = conn.execute(
+        "SELECT format('pg_catalog.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)) FROM pg_proc p "
+        "WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname = 'pg_logical_emit_message' AND EXISTS ("
+        "  SELECT FROM aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE a.grantee = 0) ORDER BY 1"
+    ).fetchall()
+    if functions:
+        yield Finding(
+            "warning",
+            "wal",
+            "PUBLIC may execute pg_logical_emit_message, and the namespace has scoped workers: each call writes "
+            "as much as a gigabyte of WAL, which goes to every standby and archive",
+            f"REVOKE EXECUTE ON FUNCTION {', '.join(str(row[0]) for row in functions)} FROM PUBLIC",
         )
     schemas = conn.execute(
         "SELECT n.nspname::text FROM pg_namespace n WHERE EXISTS ("

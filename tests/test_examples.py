@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 
+import dramatiq
 import psycopg
 import pytest
 
@@ -82,6 +83,29 @@ broker.close()
         }  # fmt: skip
 
 
+def test_what_the_readme_shows_of_scoped_workers_runs(run_process: Processes, database_url: str) -> None:
+    before = "import threading, dramatiq, dramatiq_durable as durable\n"
+    mine = {"DRAMATIQ_DURABLE_URL": database_url}
+    process = run_process.python(before + blocks()[2], env=mine)
+    assert process.wait(timeout=60) == 0, process.output
+    work = """
+worker = dramatiq.Worker(broker, queues={"questions"}, worker_timeout=50, worker_threads=1)
+worker.start()
+threading.Event().wait()
+"""
+    run_process.python(before + blocks()[3] + work, env={"DRAMATIQ_DURABLE_URL": process.output.strip()})
+    broker = durable.DurableBroker(database_url)
+    broker.declare_queue("questions")
+    broker.enqueue(dramatiq.Message("questions", "look_up", ("why",), {}, {}))
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        query = b"SELECT actor, convert_from(payload, 'UTF8') FROM durable.message WHERE actor <> 'look_up'"
+        wait_until(lambda: conn.execute(query).fetchall())
+        ((actor, payload),) = conn.execute(query).fetchall()
+    assert (actor, '"that is not for me to do"' in payload) == ("answer", True)
+    broker.close()
+    assert durable.revoke_worker_role("agent", url=database_url)
+
+
 def test_what_the_page_on_queues_shows_runs(run_process: Processes, database_url: str) -> None:
     results, groups, unique = blocks("docs/queues.md")
     program = f"""
@@ -149,7 +173,7 @@ def test_what_the_page_on_activities_shows_runs(run_process: Processes, database
 
 
 def test_the_activity_of_the_readme_writes_its_row_once(run_process: Processes, database_url: str) -> None:
-    book_activity = blocks()[2]
+    book_activity = blocks()[4]
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute("CREATE TABLE charge (order_id text, cents int)")
         program = (

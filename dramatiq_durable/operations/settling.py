@@ -242,10 +242,14 @@ class Leave(LeaseOperation):
         for item, status in zip(items, rows[0][0], strict=True):
             item.answer = status == 1
             item.error = None
-            if status < 0:
+            if status == -2:
                 item.error = NotPermitted(
-                    "a hook sends to a stream that does not exist, or that this login may not use; "
-                    "or the login has as much as its max_live allows"
+                    "max_live: this login has as much under way as it may. It is tried again; let an administrator "
+                    "raise max_live where this lasts"
+                )
+            elif status < 0:
+                item.error = NotPermitted(
+                    "a hook sends to a stream that does not exist, or that this login may not use"
                 )
 
 

@@ -408,7 +408,8 @@ class Runner:
         if isinstance(advance.error, LeaseLost):
             return
         if advance.error is not None and outcome is None:
-            follow_up = self._failed_task(delivery, DurableError(str(advance.error)))
+            why = advance.error if isinstance(advance.error, DurableError) else DurableError(str(advance.error))
+            follow_up = self._failed_task(delivery, why)
         elif outcome is not None:
             # The news itself is recorded; a task follows, and the run is loaded.
             follow_up = outcome

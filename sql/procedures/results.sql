@@ -7,8 +7,8 @@
 -- The other arrays name their message by position: results (time to live in milliseconds), and messages to send; of the
 -- last member of a group those with p_send_last too: the completion's callbacks.
 --
--- Answers per message 1: stored; 0: its lease is gone; -1: it may not send what it wants to.  The message then goes back,
--- as with fail_settling, and whatever was to end it finds its lease gone.
+-- Answers per message 1: stored; 0: its lease is gone; -1: it may not send what it wants to; -2: the login has as much as
+-- its max_live allows.  The message then goes back, as with fail_settling, and whatever was to end it finds its lease gone.
 CREATE FUNCTION {schema}.leave(
     p_worker uuid, p_messages uuid[], p_leases uuid[], p_member boolean[],
     p_result_of int[], p_result_key text[], p_result_value bytea[], p_result_ttl bigint[],
@@ -24,6 +24,10 @@ DECLARE
     v_answer int[] := array_fill(0, ARRAY[cardinality(p_messages)]);
     v_stream int[] := array_fill(0, ARRAY[cardinality(p_messages)]);
     v_group uuid[] := array_fill(NULL::uuid, ARRAY[cardinality(p_messages)]);
+    v_own int[] := v_stream;
+    v_ending int := 0;
+    v_sends int := 0;
+    v_results int := 0;
     v_may int[];
     v_last int[] := '{}';
     v_left bigint;
@@ -31,7 +35,7 @@ DECLARE
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     FOR v_row IN
-        SELECT t.n, m.stream_id, m.group_id
+        SELECT t.n, m.stream_id, m.group_id, m.lot
         FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
         JOIN {schema}.message m ON m.message_id = t.message_id AND m.lease_token = t.lease
                                AND m.worker_id = v_worker.worker_id
@@ -41,16 +45,36 @@ BEGIN
         v_answer[v_row.n] := 1;
         v_stream[v_row.n] := v_row.stream_id;
         v_group[v_row.n] := v_row.group_id;
+        IF starts_with(v_row.lot, session_user || '/') AND NOT p_messages[v_row.n] = ANY (p_messages[1:v_row.n - 1]) THEN
+            -- One of the caller's own: it ends just after this, and what follows takes its place.
+            v_own[v_row.n] := 1;
+            v_ending := v_ending + 1;
+        END IF;
     END LOOP;
 
     IF starts_with(session_user, 'dd_') AND NOT (
-        {schema}.has_room(session_user, 'message', cardinality(p_send_of))
+        {schema}.has_room(session_user, 'message', cardinality(p_send_of), NULL, v_ending)
         AND {schema}.has_room(session_user, 'result', cardinality(p_result_of)))
     THEN
-        FOR v_row IN SELECT DISTINCT u.of FROM unnest(p_send_of || p_result_of) u (of) WHERE v_answer[u.of] = 1 LOOP
-            v_answer[v_row.of] := -1;
+        -- Those that there is room for, in their turn: who asks for much takes nothing from the others.
+        v_ending := 0;
+        FOR v_row IN
+            SELECT t.n::int, (SELECT count(*) FROM unnest(p_send_of) s (of) WHERE s.of = t.n)::int AS sends,
+                   (SELECT count(*) FROM unnest(p_result_of) r (of) WHERE r.of = t.n)::int AS results
+            FROM unnest(v_answer) WITH ORDINALITY t (answer, n)
+            WHERE t.answer = 1 AND t.n = ANY (p_send_of || p_result_of) ORDER BY t.n
+        LOOP
+            IF {schema}.has_room(session_user, 'message', v_sends + v_row.sends, NULL, v_ending + v_own[v_row.n])
+               AND {schema}.has_room(session_user, 'result', v_results + v_row.results)
+            THEN
+                v_sends := v_sends + v_row.sends;
+                v_results := v_results + v_row.results;
+                v_ending := v_ending + v_own[v_row.n];
+                CONTINUE;
+            END IF;
+            v_answer[v_row.n] := -2;
             PERFORM {schema}.put_back(
-                v_worker.worker_id, p_messages[v_row.of:v_row.of], p_leases[v_row.of:v_row.of],
+                v_worker.worker_id, p_messages[v_row.n:v_row.n], p_leases[v_row.n:v_row.n],
                 ARRAY['what it leaves behind could not be stored: its worker''s login has as much as its max_live allows']);
         END LOOP;
     END IF;

@@ -5,8 +5,8 @@
 -- seen, and of many rows only a lot is looked at.
 
 -- Internal: whether a login's principal may have so many rows more.  True where nothing limits it.
--- p_of: the run whose rows count, where they are counted for each.
-CREATE FUNCTION {schema}.has_room(p_login text, p_what text, p_items int, p_of uuid DEFAULT NULL)
+-- p_of: the run whose rows count, where they are counted for each.  p_ending: so many of its rows end in this transaction.
+CREATE FUNCTION {schema}.has_room(p_login text, p_what text, p_items int, p_of uuid DEFAULT NULL, p_ending int DEFAULT 0)
 RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -28,7 +28,7 @@ BEGIN
     -- What is kept for a while is more than what is under way; what a process has a few of is never many.
     v_most := CASE WHEN p_what IN ('result', 'dead_letter') THEN 10 * v_most
                    WHEN p_what = 'sender' THEN 10000 WHEN p_what IN ('worker', 'schedule', 'subscription') THEN 100
-                   ELSE v_most END;
+                   ELSE v_most END + p_ending;
     IF v_most > 10000 AND p_of IS NULL THEN
         -- By chance, which only the database decides: whoever knew the lot could keep clear of it.
         v_from := v_from || lpad((get_byte(uuid_send(gen_random_uuid()), 0) & 63)::text, 2, '0');

@@ -418,13 +418,13 @@ def test_a_cancel_waits_for_what_is_uncancellable(broker: Any, start_worker: Sta
 def test_abandoned_activities_and_cancelled_children(broker: Any, start_worker: StartWorker) -> None:
     finished = threading.Event()
     begun = threading.Event()
+    told = threading.Event()
 
     @durable.activity(max_retries=0)
     def long() -> None:
         begun.set()
-        for _ in range(30):
-            time.sleep(0.01)
-            durable.heartbeat()
+        assert told.wait(30)
+        durable.heartbeat()
         finished.set()
 
     @durable.workflow
@@ -458,6 +458,7 @@ def test_abandoned_activities_and_cancelled_children(broker: Any, start_worker: 
     assert begun.wait(10)
     handle.signal("cancel")
     assert handle.result(timeout=20) == "cancelled"
+    told.set()
     handle = flow.start("kid")
     wait_until(lambda: durable.count_workflows("workflow_id = 'kid'") == 1)
     handle.signal("cancel")

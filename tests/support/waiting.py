@@ -11,7 +11,9 @@ import psycopg
 
 #: How what a command asked for ends, by the type of its event.
 _ENDS = {
-    "ActivityScheduled": ["ActivityCompleted", "ActivityFailed", "ActivityTimedOut", "ActivityCancelled"],
+    "ActivityScheduled": [
+        "ActivityCompleted", "ActivityFailed", "ActivityTimedOut", "ActivityCancelled", "ActivityCancelConfirmed",
+    ],
     "TimerStarted": ["TimerFired", "TimerCancelled"],
     "ChildStarted": [
         "ChildCompleted", "ChildFailed", "ChildCancelled", "ChildTimedOut", "ChildTerminated", "ChildStartFailed",
