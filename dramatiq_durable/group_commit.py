@@ -38,6 +38,7 @@ from .operations import (
     Ack,
     Claim,
     Context,
+    Enqueue,
     LeaseOperation,
     Operation,
     Together,
@@ -433,15 +434,18 @@ class GroupCommit:
             text = self._statements[kind] = statement(self.database.namespace, kind)
         return text
 
-    def finish(self, batch: Sequence[Operation]) -> None:
+    def finish(self, batch: Sequence[Any]) -> None:
         """Tell those who wait for these operations that they have their answers or errors."""
         counts = self.metrics.counts
+        stored: list[int] = []
         for operation in batch:
             operation.finished = True
             kind = type(operation)
             if kind is Ack and operation.answer is True and operation.lane is not None:
                 # The commonest by far.
                 operation.lane.acked += 1
+            elif kind is Enqueue and operation.answer == 1:
+                stored.append(operation.stream_id)
             elif kind in counts:
                 counts[kind](operation)
             if operation.then is not None:
@@ -452,6 +456,8 @@ class GroupCommit:
             gate, operation.gate = operation.gate, None
             if gate is not None:
                 gate.release()
+        if stored:
+            self.metrics.stored(stored)
 
     def drop_connection(self) -> None:
         """Close the leader's connection: it is not to be trusted any more."""

@@ -209,7 +209,8 @@ class Settler:
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
-        lane = self.broker.commit.metrics.lane(delivery)
+        metrics = self.broker.commit.metrics
+        lane = metrics.lanes.get((delivery.stream_id, delivery.kind, delivery.actor_name)) or metrics.lane(delivery)
         if delivery.taken:
             lane.took.append(time.perf_counter() - delivery.taken)
         coming = [delivery.stream_id] if isinstance(outcome, (FailSettling, Reschedule)) else []

@@ -23,7 +23,6 @@ from ..operations import (
     AnswerQuery,
     Bury,
     CompleteActivity,
-    Enqueue,
     EnqueueKeyed,
     FailSettling,
     FailTask,
@@ -143,6 +142,7 @@ class Recorder:
 
     Attributes:
       stream_names: the streams' names, by their ids; the others are called `_OTHER`.
+      lanes: those that are there (see `lane`).
       counts: how an operation that is over is counted, by its class.
     """
 
@@ -150,7 +150,6 @@ class Recorder:
         self.namespace = namespace
         self.stream_names: Mapping[int, str] = {}
         self.counts: dict[type[Operation], Callable[[Any], None]] = {
-            Enqueue: self._enqueued,
             EnqueueKeyed: self._enqueued,
             Leave: self._left,
             Together: self._together,
@@ -166,7 +165,7 @@ class Recorder:
             _recorders.add(self)
 
     def _clear(self) -> None:
-        self._lanes: dict[tuple[int, str, str], Lane] = {}
+        self.lanes: dict[tuple[int, str, str], Lane] = {}
         #: By the streams and the kinds of messages: how long they waited that were handed out, how many were stored.
         self._waits: dict[tuple[int, str], Cell] = {}
         self._sent: dict[tuple[int, str], int] = {}
@@ -208,7 +207,7 @@ class Recorder:
     def lane(self, delivery: Any) -> Lane:
         """Where to count what becomes of a delivery."""
         key = (delivery.stream_id, delivery.kind, delivery.actor_name)
-        return self._lanes.get(key) or self._lane(key, delivery.actor_name in delivery.broker.actors)
+        return self.lanes.get(key) or self._lane(key, delivery.actor_name in delivery.broker.actors)
 
     def undelivered(self, stream_id: int, kind: str) -> Lane:
         """The same for what could not be delivered."""
@@ -234,7 +233,7 @@ class Recorder:
     def digest(self) -> None:
         """Put what was gathered into its buckets: it must not grow."""
         with self._lock:
-            for lane in self._lanes.values():
+            for lane in self.lanes.values():
                 lane.digest()
 
     # --- operations that are over -----------------------------------------------------------------------
@@ -242,12 +241,12 @@ class Recorder:
     def _lane(self, key: tuple[int, str, str], known: bool) -> Lane:
         with self._lock:
             # Whoever sends to a stream may name any actor.
-            if not known or (key not in self._lanes and len(self._lanes) >= MOST_SERIES):
+            if not known or (key not in self.lanes and len(self.lanes) >= MOST_SERIES):
                 key = (*key[:2], OTHER)
-            if key not in self._lanes:
-                lane = self._lanes[key] = Lane(Cell(catalogue.PROCESSING.bounds))
+            if key not in self.lanes:
+                lane = self.lanes[key] = Lane(Cell(catalogue.PROCESSING.bounds))
                 lane.processing.also = self._also(*self._processing(key))
-            return self._lanes[key]
+            return self.lanes[key]
 
     def _processing(self, key: tuple[int, str, str]) -> tuple[Metric, Labels]:
         stream_id, kind, actor = key
@@ -262,13 +261,18 @@ class Recorder:
             cell.also = self._waits_also(key)
             return cell
 
+    def stored(self, streams: Sequence[int]) -> None:
+        """Plain messages were stored, one on each of these."""
+        for stream_id, number in Counter(streams).items():
+            key = (stream_id, "m")
+            self._sent[key] = self._sent.get(key, 0) + number
+
     def _sends(self, stream_id: int, kind: str) -> None:
         key = (stream_id, kind)
         self._sent[key] = self._sent.get(key, 0) + 1
 
-    def _enqueued(self, operation: Enqueue) -> None:
-        answer = operation.answer
-        if operation.error is None and (answer == 1 or (isinstance(answer, tuple) and answer[0] == 1)):
+    def _enqueued(self, operation: EnqueueKeyed) -> None:
+        if operation.error is None and operation.answer[0] == 1:
             self._sends(operation.stream_id, "m")
 
     def _ended(self, operation: Operation) -> Lane | None:
@@ -342,9 +346,9 @@ class Recorder:
                 add(metric, labels, number)
             for (metric, labels), cell in self._cells.items():
                 add(metric, labels, cell)
-            for lane in self._lanes.values():
+            for lane in self.lanes.values():
                 lane.digest()
-            lanes, waits = list(self._lanes.items()), list(self._waits.items())
+            lanes, waits = list(self.lanes.items()), list(self._waits.items())
         for (stream_id, kind), sent in list(self._sent.items()):
             add(catalogue.ENQUEUED, (self._stream(stream_id), KINDS[kind]), sent)
         for (stream_id, kind), cell in waits:
@@ -372,7 +376,7 @@ class Recorder:
         with self._lock:
             for (metric, labels), cell in self._cells.items():
                 cell.also = self._also(metric, labels)
-            for key, lane in self._lanes.items():
+            for key, lane in self.lanes.items():
                 lane.processing.also = self._also(*self._processing(key))
             for pair, cell in self._waits.items():
                 cell.also = self._waits_also(pair)
