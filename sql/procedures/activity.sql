@@ -486,11 +486,13 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
+    v_caller record;
     v_run {schema}.run := {schema}.find_run(p_run, NULL, 'r');
 BEGIN
     IF v_run.status IS DISTINCT FROM 'running' THEN
         RETURN;
     END IF;
+    SELECT * INTO v_caller FROM {schema}.caller();
     RETURN QUERY
         SELECT e.seq, CASE e.type WHEN 'ActivityScheduled' THEN 'activity' ELSE 'timer' END,
                CASE e.type WHEN 'ActivityScheduled' THEN m.actor ELSE e.name END, m.attempt, m.last_failure,
@@ -503,7 +505,11 @@ BEGIN
         LEFT JOIN {schema}.activity a ON a.run_id = e.run_id AND a.seq = e.seq
         WHERE e.run_id = v_run.run_id AND e.type IN ('ActivityScheduled', 'TimerStarted')
         UNION ALL
-        SELECT c.parent_seq, 'child', c.name, NULL::int, c.task_failure, m.due_at, NULL::bytea
+        SELECT c.parent_seq, 'child', c.name, NULL::int,
+               -- What goes wrong on another stream is told there.
+               CASE WHEN v_caller.is_admin OR {schema}.may_read(v_caller.principal_id, c.stream_id, c.principal_id)
+                    THEN c.task_failure END,
+               m.due_at, NULL::bytea
         FROM {schema}.run c
         LEFT JOIN {schema}.message m ON m.message_id = c.run_id AND m.run_id = c.run_id AND m.lease_token IS NULL
                                     AND m.due_at > clock_timestamp()

@@ -68,12 +68,11 @@ RETURNS {schema}.escalation
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    v_streams int[] := {schema}.escalation_streams();
     v_found {schema}.escalation;
 BEGIN
-    SELECT e.* INTO v_found FROM {schema}.escalation e WHERE e.escalation_id = p_escalation;
-    IF NOT (v_found.stream_id = ANY ({schema}.escalation_streams())) THEN
-        v_found := NULL;
-    END IF;
+    SELECT e.* INTO v_found FROM {schema}.escalation e
+    WHERE e.escalation_id = p_escalation AND (v_streams IS NULL OR e.stream_id = ANY (v_streams));
     RETURN v_found;
 END
 $$;

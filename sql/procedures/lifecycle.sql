@@ -36,6 +36,20 @@ BEGIN
 END
 $$;
 
+-- Internal: a fact that is a number, and not without end; NULL where it is none.  Whoever may start a run says what its
+-- facts are, and others are to end it.
+CREATE FUNCTION {schema}.fact_number(p_facts json, p_key text)
+RETURNS float8
+LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF json_typeof(p_facts -> p_key) IS DISTINCT FROM 'number' THEN
+        RETURN NULL;
+    END IF;
+    RETURN least(greatest((p_facts ->> p_key)::numeric, -1e15), 1e15);
+END
+$$;
+
 -- Internal: a fact that is a number of milliseconds, as a length of time; NULL where it is none.
 CREATE FUNCTION {schema}.fact_interval(p_facts json, p_key text)
 RETURNS interval
@@ -152,9 +166,9 @@ BEGIN
         SELECT e.attributes, e.payload INTO v_facts, v_input
         FROM {schema}.event e WHERE e.run_id = p_run.run_id AND e.event_id = 1;
         v_retry := v_facts -> 'retry';
-        v_attempt := coalesce((v_facts ->> 'attempt')::int, 1);
+        v_attempt := least(greatest(coalesce({schema}.fact_number(v_facts, 'attempt'), 1), 1), 2147483646);
         IF v_retry IS NULL OR json_typeof(v_retry) <> 'object'
-           OR v_attempt >= (v_retry ->> 'attempts')::numeric
+           OR v_attempt >= {schema}.fact_number(v_retry, 'attempts')
            OR (p_run.status = 'failed' AND v_last.attributes #>> '{failure,retryable}' = 'false')
            OR (p_run.status = 'timed_out' AND (
                v_last.attributes ->> 'reason' <> 'run_timeout' OR EXISTS (
@@ -162,10 +176,10 @@ BEGIN
             RETURN NULL;
         END IF;
         -- The exponent is bounded, so that no number of attempts is too much for a float.
-        v_delay := coalesce((v_last.attributes ->> 'retry_delay_ms')::float8, least(
-            (v_retry ->> 'initial')::float8
-                * exp(least((v_attempt - 1) * ln(greatest((v_retry ->> 'coefficient')::float8, 1)), 27)),
-            (v_retry ->> 'maximum')::float8, 315360000000))::bigint;
+        v_delay := least(greatest(coalesce({schema}.fact_number(v_last.attributes, 'retry_delay_ms'), least(
+            {schema}.fact_number(v_retry, 'initial')
+                * exp(least((v_attempt - 1) * ln(greatest({schema}.fact_number(v_retry, 'coefficient'), 1)), 27)),
+            {schema}.fact_number(v_retry, 'maximum'), 315360000000)), 0), 315360000000)::bigint;
         IF clock_timestamp() + v_delay * interval '1 millisecond' >= p_run.execution_deadline THEN
             RETURN NULL;
         END IF;

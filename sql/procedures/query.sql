@@ -102,6 +102,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
+    PERFORM {schema}.authenticate(p_worker);
     RETURN QUERY
         SELECT q.name, q.input, EXISTS (SELECT 1 FROM {schema}.inbox i WHERE i.run_id = r.run_id),
                -- The first task's message has the run's id.

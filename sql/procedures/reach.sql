@@ -25,7 +25,7 @@ BEGIN
     v_may := {schema}.permitted(v_caller.principal_id, v_caller.is_admin, p_streams, 'p');
     PERFORM {schema}.begin_batch(p_sender, p_batch, cardinality(p_runs));
     FOR i IN 1 .. cardinality(p_runs) LOOP
-        IF NOT p_streams[i] = ANY (v_may) OR substr(p_runs[i]::text, 15, 1) IS NOT DISTINCT FROM '8'
+        IF (p_streams[i] = ANY (v_may)) IS NOT TRUE OR substr(p_runs[i]::text, 15, 1) IS NOT DISTINCT FROM '8'
            OR (p_with_types[i] IN ('SignalReceived', 'UpdateRequested')) IS NOT TRUE THEN
             status := 'denied';
             run_id := NULL;

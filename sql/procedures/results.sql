@@ -24,6 +24,7 @@ DECLARE
     v_answer int[] := array_fill(0, ARRAY[cardinality(p_messages)]);
     v_stream int[] := array_fill(0, ARRAY[cardinality(p_messages)]);
     v_group uuid[] := array_fill(NULL::uuid, ARRAY[cardinality(p_messages)]);
+    v_lot text[] := array_fill(NULL::text, ARRAY[cardinality(p_messages)]);
     v_own int[] := v_stream;
     v_ending int := 0;
     v_sends int := 0;
@@ -45,6 +46,7 @@ BEGIN
         v_answer[v_row.n] := 1;
         v_stream[v_row.n] := v_row.stream_id;
         v_group[v_row.n] := v_row.group_id;
+        v_lot[v_row.n] := v_row.lot;
         IF starts_with(v_row.lot, session_user || '/') AND NOT p_messages[v_row.n] = ANY (p_messages[1:v_row.n - 1]) THEN
             -- One of the caller's own: it ends just after this, and what follows takes its place.
             v_own[v_row.n] := 1;
@@ -102,15 +104,17 @@ BEGIN
     END IF;
 
     -- Groups in one order, so that no two transactions wait for each other.  A barrier that has expired still counts.
+    -- What a provisioned login has made a member of a group counts for its principal's own groups, and for nobody else's.
     FOR v_row IN
-        SELECT v_group[t.n] AS id, min(t.n)::int AS first, count(*) AS members
+        SELECT v_group[t.n] AS id, g.principal_id AS space, min(t.n)::int AS first, count(*) AS members
         FROM unnest(p_member) WITH ORDINALITY t (member, n)
+        LEFT JOIN {schema}.login g ON g.login = left(v_lot[t.n], -3)
         WHERE t.member AND v_answer[t.n] = 1 AND v_group[t.n] IS NOT NULL
-        GROUP BY v_group[t.n] ORDER BY v_group[t.n]
+        GROUP BY 1, 2 ORDER BY 1, 2
     LOOP
         UPDATE {schema}.limiter l SET value = l.value - v_row.members
         WHERE l.key = v_row.id::text AND l.value > 0
-          AND l.space = (SELECT min(o.space) FROM {schema}.limiter o WHERE o.key = v_row.id::text)
+          AND l.space = coalesce(v_row.space, (SELECT min(o.space) FROM {schema}.limiter o WHERE o.key = v_row.id::text))
         RETURNING l.value INTO v_left;
         IF FOUND AND v_left <= 0 THEN
             v_last := v_last || v_row.first;
@@ -140,6 +144,23 @@ BEGIN
         PERFORM {schema}.wake(ARRAY(
             SELECT DISTINCT s.stream_id FROM unnest(p_send_of, p_send_last, p_send_stream) s (of, last, stream_id)
             WHERE v_answer[s.of] = 1 AND (NOT s.last OR s.of = ANY (v_last))));
+    END IF;
+    IF starts_with(session_user, 'dd_') THEN
+        -- The first message that goes on for a member takes its place, as if whoever sent that one had sent it.
+        UPDATE {schema}.message m SET lot = v_lot[f.of]
+        FROM (SELECT DISTINCT ON (s.of) s.of, s.message_id, s.stream_id
+              FROM unnest(p_send_of, p_send_last, p_send_stream, p_send_message, p_send_group)
+                   WITH ORDINALITY s (of, last, stream_id, message_id, group_id, n)
+              WHERE v_answer[s.of] = 1 AND NOT s.last AND s.group_id = v_group[s.of] ORDER BY s.of, s.n) f
+        WHERE m.message_id = f.message_id AND m.stream_id = f.stream_id AND m.lease_token IS NULL
+          AND m.group_id = v_group[f.of] AND m.lot IS DISTINCT FROM v_lot[f.of]
+          AND starts_with(m.lot, session_user || '/');
+        -- Once: whoever calls this without ending them, as often as he likes, has none of it twice.
+        UPDATE {schema}.message m SET group_id = NULL
+        FROM unnest(p_messages, p_leases, p_member) WITH ORDINALITY t (message_id, lease, member, n)
+        WHERE v_answer[t.n] = 1 AND v_group[t.n] IS NOT NULL AND m.message_id = t.message_id AND m.lease_token = t.lease
+          AND (t.member OR EXISTS (
+              SELECT 1 FROM unnest(p_send_of, p_send_group) s (of, group_id) WHERE s.of = t.n AND s.group_id = v_group[t.n]));
     END IF;
     RETURN v_answer;
 END

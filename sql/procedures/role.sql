@@ -168,7 +168,9 @@ DECLARE
 BEGIN
     RETURN (SELECT count(pg_terminate_backend(a.pid))
             FROM {schema}.login l JOIN pg_stat_activity a ON a.usename = l.login
-            WHERE l.principal_id = v_worker.principal_id AND l.provisioned AND l.expires_at <= clock_timestamp());
+            WHERE l.principal_id = v_worker.principal_id AND l.provisioned AND l.expires_at <= clock_timestamp()
+              -- Not one of the same name that somebody else has made since.
+              AND shobj_description(a.usesysid, 'pg_authid') = {schema}.worker_mark(p_name));
 END
 $$;
 

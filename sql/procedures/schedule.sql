@@ -349,6 +349,7 @@ DECLARE
     v_schedule {schema}.schedule;
     v_due timestamptz;
     v_waited boolean;
+    v_fired boolean;
     v_next timestamptz;
     v_refused int[] := '{}';
     v_streams int[] := '{}';
@@ -415,8 +416,16 @@ BEGIN
                 END IF;
             END IF;
             v_schedule.waiting := NULL;
-            IF {schema}.fire_one(v_schedule, {schema}.due_workflow_id(v_schedule.name, v_due), p_ids[j], p_payloads[j],
-                                 v_now + j * interval '1 microsecond') THEN
+            -- Whoever made the schedule may have said what no run can be started with: that is no error of whoever fires it,
+            -- nor of the other schedules.
+            BEGIN
+                v_fired := {schema}.fire_one(
+                    v_schedule, {schema}.due_workflow_id(v_schedule.name, v_due), p_ids[j], p_payloads[j],
+                    v_now + j * interval '1 microsecond');
+            EXCEPTION WHEN data_exception OR check_violation OR program_limit_exceeded THEN
+                v_fired := false;
+            END;
+            IF v_fired THEN
                 v_schedule.fired := v_schedule.fired + 1;
                 v_schedule.live := ARRAY[p_ids[j]];
                 v_schedule.last_due := v_due;

@@ -167,8 +167,10 @@ BEGIN
     LOOP
         SELECT e.attributes INTO v_facts FROM {schema}.event e WHERE e.run_id = v_run.run_id AND e.event_id = 1;
         EXIT WHEN p_offset >= coalesce((v_facts ->> 'outputs')::int, 0);
+        -- Whoever starts a run may say in its facts what he likes: it was before this one only if it is of the same chain.
         SELECT r.* INTO v_before FROM {schema}.run r
-        WHERE r.run_id = (v_facts ->> 'previous')::uuid AND r.stream_id = v_run.stream_id;
+        WHERE r.run_id = (v_facts ->> 'previous')::uuid AND r.stream_id = v_run.stream_id
+          AND coalesce(r.first_run_id, r.run_id) = v_run.first_run_id;
         EXIT WHEN NOT FOUND;
         v_run := v_before;
     END LOOP;

@@ -128,7 +128,7 @@ BEGIN
         PERFORM {schema}.forget_activity(p_runs[i], p_seqs[i]);
         INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
         SELECT r.run_id, p_types[i], p_seqs[i], v_message.actor, p_payloads[i],
-               CASE WHEN p_types[i] = 'ActivityFailed' THEN p_attributes[i]::json END
+               CASE WHEN p_types[i] = 'ActivityFailed' THEN {schema}.failure_attributes(p_attributes[i]) END
         FROM {schema}.run r WHERE r.run_id = p_runs[i] AND r.status = 'running';
         v_told := v_told || p_runs[i];
         v_answer := v_answer || 'ok'::text;

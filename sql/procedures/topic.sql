@@ -153,6 +153,9 @@ DECLARE
     v_done bigint[] := '{}';
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    IF starts_with(session_user, 'dd_') AND true = ANY (p_failed) THEN
+        PERFORM {schema}.check_room('dead_letter', cardinality(p_messages));
+    END IF;
     FOR v_row IN
         DELETE FROM {schema}.message m
         USING unnest(p_messages, p_leases, p_failed, p_payloads, p_failures)

@@ -78,8 +78,19 @@ DECLARE
 BEGIN
     PERFORM {schema}.caller();
     FOR i IN 1 .. least(cardinality(p_ids), 10000) LOOP
-        v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i], 'e');
-        v_chain := coalesce(v_run.first_run_id, v_run.run_id);
+        n := i;
+        payload := NULL;
+        failure := NULL;
+        -- Updates that are asked about together are mostly those of one run.
+        IF i = 1 OR (p_runs[i], p_workflow_ids[i]) IS DISTINCT FROM (p_runs[i - 1], p_workflow_ids[i - 1]) THEN
+            v_run := {schema}.find_run(p_runs[i], p_workflow_ids[i], 'e');
+            v_chain := coalesce(v_run.first_run_id, v_run.run_id);
+        END IF;
+        IF v_chain IS NULL OR p_ids[i] IS NULL THEN
+            status := 'missing';
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
         IF p_channel IS NOT NULL AND EXISTS (
             SELECT 1 FROM {schema}.run_update u
             WHERE u.chain_id = v_chain AND u.update_id = p_ids[i] AND u.status IN ('requested', 'accepted'))
@@ -94,8 +105,6 @@ BEGIN
         SELECT u.*, r.status = 'running' AS live INTO v_update
         FROM {schema}.run_update u LEFT JOIN {schema}.run r ON r.run_id = u.run_id
         WHERE u.chain_id = v_chain AND u.update_id = p_ids[i];
-        n := i;
-        payload := NULL;
         failure := v_update.failure::text;
         status := CASE WHEN v_update.chain_id IS NULL THEN 'missing'
                   WHEN v_update.status IN ('requested', 'accepted') AND v_update.live IS NOT TRUE THEN 'closed'

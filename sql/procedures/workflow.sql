@@ -44,6 +44,36 @@ BEGIN
 END
 $$;
 
+-- Internal: the attributes with which an activity's worker says that it failed: an object that whoever reads the run's
+-- history can read.  What is none, or is nested too deeply for the parsers of other languages, is replaced: a history with
+-- it could never be loaded again.
+CREATE FUNCTION {schema}.failure_attributes(p_attributes text)
+RETURNS json
+LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    v_attributes json := p_attributes;
+    v_depth int := 0;
+BEGIN
+    IF p_attributes IS NULL THEN
+        RETURN NULL;
+    END IF;
+    -- As nearly always, there are not as many brackets in it.
+    IF length(p_attributes) - length(translate(p_attributes, '[{', '')) > 100 THEN
+        SELECT max(b.depth) INTO v_depth
+        FROM (SELECT sum(CASE WHEN t.c IN ('[', '{') THEN 1 ELSE -1 END) OVER (ORDER BY t.n) AS depth
+              FROM regexp_split_to_table(regexp_replace(
+                  regexp_replace(p_attributes, E'"(?:[^"\\\\]|\\\\.)*"', '', 'g'), '[^][{}]', '', 'g'), '') WITH ORDINALITY t (c, n)
+              WHERE t.c <> '') b;
+    END IF;
+    IF json_typeof(v_attributes) <> 'object' OR v_depth > 100 THEN
+        RETURN json_build_object('failure', json_build_object(
+            'type', 'Unreadable', 'message', 'its worker has not said how it failed', 'retryable', false));
+    END IF;
+    RETURN v_attributes;
+END
+$$;
+
 -- Activities ended, and nothing but the outcome is to be recorded: it goes into the run's inbox, a task follows, and
 -- the activity's message is gone.  p_types: ActivityCompleted or ActivityFailed.
 -- Answers the positions whose lease is no longer the live one: their outcome is not recorded.
@@ -70,7 +100,7 @@ BEGIN
         RETURNING t.n, m.run_id, m.seq, m.actor, m.watched, t.type, t.payload, t.attributes),
     told AS (
         INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
-        SELECT d.run_id, d.type, d.seq, d.actor, d.payload, d.attributes::json
+        SELECT d.run_id, d.type, d.seq, d.actor, d.payload, {schema}.failure_attributes(d.attributes)
         FROM done d JOIN {schema}.run r ON r.run_id = d.run_id AND r.status = 'running'
         RETURNING run_id)
     SELECT (SELECT array_agg(d.n) FROM done d), (SELECT array_agg(DISTINCT t.run_id) FROM told t),
@@ -157,6 +187,7 @@ DECLARE
     v_live boolean[] := array_fill(false, ARRAY[cardinality(p_messages)]);
     v_ok boolean[] := array_fill(false, ARRAY[cardinality(p_messages)]);
     v_may int[];
+    v_mine int[];
     v_near int[];
     v_row record;
     v_told uuid[] := '{}';
@@ -174,14 +205,26 @@ DECLARE
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
 
+    -- Steps are looked at by their number, and stored by their place: these must be the same.
+    IF array_lower(p_messages, 1) <> 1 OR array_lower(p_leases, 1) <> 1 OR array_lower(p_expected, 1) <> 1
+       OR array_lower(p_after, 1) <> 1 OR array_lower(p_last, 1) <> 1 OR array_lower(p_close, 1) <> 1
+       OR array_ndims(p_messages) > 1 OR array_ndims(p_leases) > 1 OR array_ndims(p_expected) > 1
+       OR array_ndims(p_after) > 1 OR array_ndims(p_last) > 1 OR array_ndims(p_close) > 1 THEN
+        RAISE EXCEPTION 'arrays of steps begin with 1' USING ERRCODE = '22023';
+    END IF;
+    IF NOT v_worker.is_admin THEN
+        v_mine := {schema}.permitted(v_worker.principal_id, false, ARRAY(
+            SELECT g.stream_id FROM {schema}.stream_grant g WHERE g.principal_id = v_worker.principal_id), 'r');
+    END IF;
+
     -- The deliveries that are live, and the last events of their runs.  A run that another transaction is stepping is
-    -- skipped, not waited for.
+    -- skipped, not waited for.  One that is none of the caller's is not even locked: its activity may be with him.
     FOR v_row IN
         SELECT t.n, m.run_id, r.last_event, r.stream_id, r.status, m.watched, m.seq
         FROM unnest(p_messages, p_leases) WITH ORDINALITY t (message_id, lease, n)
         JOIN {schema}.message m ON m.message_id = t.message_id AND m.lease_token = t.lease
                                AND m.worker_id = v_worker.worker_id AND m.kind IN ('a', 's', 't', 'w')
-        JOIN {schema}.run r ON r.run_id = m.run_id
+        JOIN {schema}.run r ON r.run_id = m.run_id AND (v_mine IS NULL OR r.stream_id = ANY (v_mine))
         ORDER BY t.n
         FOR NO KEY UPDATE OF r SKIP LOCKED
     LOOP
@@ -196,9 +239,6 @@ BEGIN
             WHEN p_after[i] >= 1 THEN v_ok[p_after[i]] AND v_run[p_after[i]] = v_row.run_id
                 AND p_last[p_after[i]] = p_expected[i] AND p_close[p_after[i]] IS NULL
             ELSE v_row.last_event = p_expected[i] END) IS TRUE;
-        IF v_ok[i] AND NOT v_worker.is_admin THEN
-            v_ok[i] := cardinality({schema}.permitted(v_worker.principal_id, false, ARRAY[v_row.stream_id], 'r')) = 1;
-        END IF;
         IF v_ok[i] AND p_event_type && v_taking_back THEN
             -- What somebody has resolved, or is resolving, did not time out: the run is to hear of it first.
             v_ok[i] := NOT EXISTS (

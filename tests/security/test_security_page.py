@@ -87,7 +87,11 @@ def notified(site: Site) -> bool:
     return (found.channel, found.payload, found.pid) == (f"durable:s{stream}", "", site.db.pid)
 
 
-OTHERS = "FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid WHERE r.rolname LIKE '%%\\_other%%'"
+#: Other tests have logins of the same kind in other databases of the server.
+OTHERS = (
+    "FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid "
+    "WHERE r.rolname LIKE '%%\\_other%%' AND a.datname = current_database()"
+)
 MESSAGE = "SELECT oid FROM pg_class WHERE relname = 'message'"
 
 VISIBLE: dict[str, Callable[[Site], bool]] = {
