@@ -368,6 +368,7 @@ class Claimer(threading.Thread):
         counts = dict.fromkeys(claim.streams, 0)
         if rows:
             self.pace.claimed()
+            self.commit.metrics.claimed(rows)
         for row in rows:
             # A tick takes nobody's place.
             counts[row[2]] += row[3] not in (TICK, ALARM, DEADLINE)
@@ -476,7 +477,9 @@ class Claimer(threading.Thread):
         if delivery.settled:
             return
         delivery.settled = True
-        self.post(Release(delivery.key, delivery.lease))
+        release = Release(delivery.key, delivery.lease)
+        release.lane = self.commit.metrics.lane(delivery)
+        self.post(release)
         self.finished(delivery)
 
     # --- the end ----------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ class Delivery(MessageProxy, Interruptible):
       left(Leave | None): what it leaves behind, as its hooks decided; it is stored with its end.
       hooks(bool): its hooks are running: what they write belongs to it.
       broken(BaseException | None): a hook failed in a way that forbids the ack.
+      taken(float): when a thread took it (by `time.perf_counter`); 0: none did.
       calling(bool): its hooks have run, its actor is called next.
       judged(bool): the hooks behind its actor have run: what becomes of it is decided.
       settled(bool): it was answered for; nothing more may be done under its lease.
@@ -77,6 +78,7 @@ class Delivery(MessageProxy, Interruptible):
     retry: int | None = None
     left: Leave | None = None
     broken: BaseException | None = None
+    taken = 0.0
     calling = False
     judged = False
     settled = False

@@ -20,6 +20,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -31,9 +32,13 @@ import psycopg
 from .database import Connection, Database, is_connection_lost, translate
 from .doubt import Doubt, outcome_unknown
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
+from .metrics import catalogue, shown
+from .metrics.recorder import Recorder, retire
 from .operations import (
+    Ack,
     Claim,
     Context,
+    Enqueue,
     LeaseOperation,
     Operation,
     Together,
@@ -80,7 +85,10 @@ class GroupCommit:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.procedures = Procedures(database.namespace)
+        #: What it has counted; of what goes through it, and of what its broker does.
+        self.metrics = Recorder(database.namespace)
+        weakref.finalize(self, retire, self.metrics).atexit = False
+        self.procedures = Procedures(database.namespace, metrics=self.metrics)
         #: Called on the leading thread after a connection was lost and made again, before anything else is run.
         self.on_reconnect: Callable[[Connection], None] | None = None
         self._statements: dict[type[Operation], bytes] = {}
@@ -217,6 +225,7 @@ class GroupCommit:
         Every operation taken has its answer or its error afterwards.  While the database is away it is tried again
         until ``give_up()`` says so.
         """
+        shown.look()
         with self._driving:
             self.urgent = False
             due = next((item for item in self._later if item[0] <= time.monotonic()), None)
@@ -297,7 +306,11 @@ class GroupCommit:
           DurableError: it cannot be made.
         """
         if self._conn is None:
-            conn = self.database.connect()
+            try:
+                conn = self.database.connect()
+            except DurableError as e:
+                self.metrics.failed(e.__cause__)
+                raise
             conn.add_notice_handler(self._notice)
             if self._lost:
                 logger.info("connected to the database again")
@@ -319,6 +332,8 @@ class GroupCommit:
         try:
             self._execute(conn, batch)
         except Exception as e:
+            if isinstance(e, psycopg.Error):
+                self.metrics.failed(e)
             if isinstance(e, psycopg.Error) and is_connection_lost(e, conn):
                 return self._doubt.look_up(batch, self.context.last_batch, give_up)
             if isinstance(e, psycopg.errors.ReadOnlySqlTransaction):
@@ -367,6 +382,7 @@ class GroupCommit:
         calls: list[tuple[type[Operation], list[Operation], psycopg.Cursor[Any]]] = []
         groups = [(kind, items, kind.arguments(items, self.context)) for kind, items in calls_of(batch)]
         self.batches += 1
+        begun = time.perf_counter()
         if len(groups) == 1:
             kind, items, arguments = groups[0]
             # Making a cursor takes as long as using it: this one is made once a connection.
@@ -385,12 +401,18 @@ class GroupCommit:
                     # An argument that cannot be sent: the sync at the pipeline's end would commit what went before it.
                     conn.execute("SELECT 1/0")
                     raise
+        self._measured(begun, len(batch))
         for kind, items, cursor in calls:
             kind.settle(items, cursor.fetchall())
         for operation in batch:
             if isinstance(operation, Together):
                 operation.settle_parts()
         self._refuse_unreplicated(batch)
+
+    def _measured(self, begun: float, size: int) -> None:
+        self.metrics.observe(catalogue.COMMIT, time.perf_counter() - begun)
+        self.metrics.observe(catalogue.BATCH, size)
+        self.metrics.count(catalogue.TRIPS, "group_commit")
 
     def _refuse_unreplicated(self, batch: Sequence[Operation]) -> None:
         if self._unreplicated is not None:
@@ -412,10 +434,20 @@ class GroupCommit:
             text = self._statements[kind] = statement(self.database.namespace, kind)
         return text
 
-    def finish(self, batch: Sequence[Operation]) -> None:
+    def finish(self, batch: Sequence[Any]) -> None:
         """Tell those who wait for these operations that they have their answers or errors."""
+        counts = self.metrics.counts
+        stored: list[int] = []
         for operation in batch:
             operation.finished = True
+            kind = type(operation)
+            if kind is Ack and operation.answer is True and operation.lane is not None:
+                # The commonest by far.
+                operation.lane.acked += 1
+            elif kind is Enqueue and operation.answer == 1:
+                stored.append(operation.stream_id)
+            elif kind in counts:
+                counts[kind](operation)
             if operation.then is not None:
                 try:
                     operation.then(operation)
@@ -424,6 +456,8 @@ class GroupCommit:
             gate, operation.gate = operation.gate, None
             if gate is not None:
                 gate.release()
+        if stored:
+            self.metrics.stored(stored)
 
     def drop_connection(self) -> None:
         """Close the leader's connection: it is not to be trusted any more."""
@@ -440,6 +474,7 @@ class GroupCommit:
         if self._conn is not None:
             self._conn.close()
             self._conn = None
+        shown.flush()
 
 
 def _after(seconds: float) -> Callable[[], bool]:

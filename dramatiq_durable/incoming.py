@@ -14,7 +14,7 @@ from .codecs import is_encoded
 from .delivery import ALARM, DEADLINE, NOTE, TASK_KINDS, TICK, Delivery
 from .errors import CodecFailed
 from .firing import take_tick
-from .operations import Expire, ExpireRun, LookAgain
+from .operations import Expire, ExpireRun, LookAgain, Operation
 
 if TYPE_CHECKING:
     from .broker import DurableBroker
@@ -63,12 +63,12 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
                 message = message.copy(queue_name=queue_name)
     except CodecFailed as e:
         logger.error("message %s on %r goes back: %s", UUID(bytes=key), queue_name, e)
-        broker.commit.post(broker.settler.not_for_here(key, lease, e))
+        _back(broker, broker.settler.not_for_here(key, lease, e), stream_id, kind)
         return None
     except Exception as e:
         # Whatever an encoder raises: its neighbours are handed out.
         logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)
-        broker.commit.post(broker.settler.undecodable(key, lease, kind, attempt, e))
+        _back(broker, broker.settler.undecodable(key, lease, kind, attempt, e), stream_id, kind)
         return None
     return Delivery(
         message,
@@ -83,3 +83,9 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
         reclaimed=reclaimed,
         sealed=sealed,
     )
+
+
+def _back(broker: DurableBroker, operation: Operation, stream_id: int, kind: str) -> None:
+    """What cannot be delivered goes elsewhere with the next batch."""
+    operation.lane = broker.commit.metrics.undelivered(stream_id, kind)
+    broker.commit.post(operation)

@@ -6,12 +6,17 @@ What is written under load goes through the group commit instead: see `operation
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
+
+import psycopg
 
 from .arrays import Ints, Longs, Texts, Uuid, Uuids
 from .codecs import Codecs
 from .database import Connection
+from .metrics import catalogue, shown
+from .metrics.recorder import Recorder
 from .workflow.events import Event
 
 Rows = list[tuple[Any, ...]]
@@ -29,13 +34,26 @@ class Procedures:
     CodecFailed for what cannot be decoded.
     """
 
-    def __init__(self, namespace: str, codecs: Codecs = _NO_CODECS) -> None:
+    def __init__(self, namespace: str, codecs: Codecs = _NO_CODECS, metrics: Recorder | None = None) -> None:
         self.schema = f'"{namespace}"'
         self.codecs = codecs
+        self.metrics = metrics
 
     def _call(self, conn: Connection, name: str, *arguments: Any) -> Rows:
         marks = ", ".join(["%s"] * len(arguments))
-        return conn.execute(f"SELECT * FROM {self.schema}.{name}({marks})".encode(), arguments, binary=True).fetchall()
+        call = f"SELECT * FROM {self.schema}.{name}({marks})".encode()
+        if self.metrics is None:
+            return conn.execute(call, arguments, binary=True).fetchall()
+        shown.look()
+        begun = time.perf_counter()
+        self.metrics.count(catalogue.TRIPS, "call")
+        try:
+            return conn.execute(call, arguments, binary=True).fetchall()
+        except psycopg.Error as e:
+            self.metrics.failed(e)
+            raise
+        finally:
+            self.metrics.observe(catalogue.CALL, time.perf_counter() - begun, name)
 
     def open_streams(self, conn: Connection, names: Sequence[str]) -> dict[str, int]:
         """The ids of streams.  Raises NotPermitted (as DD001) for one that is missing or foreign."""
@@ -72,8 +90,11 @@ class Procedures:
 
     def reclaim(self, conn: Connection, worker: bytes, peer: int, beat: int) -> tuple[int, int]:
         """Take back what a dead peer held; answers (handed back, dead-lettered)."""
-        row = self._call(conn, "reclaim", Uuid(worker), peer, beat)[0]
-        return row[0], row[1]
+        returned, poisoned = self._call(conn, "reclaim", Uuid(worker), peer, beat)[0][:2]
+        if self.metrics is not None:
+            self.metrics.count(catalogue.RECLAIMED, "returned", by=returned)
+            self.metrics.count(catalogue.RECLAIMED, "poisoned", by=poisoned)
+        return returned, poisoned
 
     def report_running(
         self, conn: Connection, worker: bytes, messages: Sequence[bytes], ages: Sequence[int]

@@ -6,6 +6,7 @@ Outcomes are queued for the group commit; only that of a ``transaction()`` is co
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -208,10 +209,17 @@ class Settler:
 
     def commit_outcome(self, delivery: Delivery, outcome: Operation) -> None:
         """Queue an outcome, and what the message's hooks sent with it, for the next commit."""
+        metrics = self.broker.commit.metrics
+        lane = metrics.lanes.get((delivery.stream_id, delivery.kind, delivery.actor_name)) or metrics.lane(delivery)
+        if delivery.taken:
+            lane.took.append(time.perf_counter() - delivery.taken)
         coming = [delivery.stream_id] if isinstance(outcome, (FailSettling, Reschedule)) else []
         if delivery.left is not None:
             coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
             outcome = Together([delivery.left, outcome])
+            outcome.parts[1].lane = lane
+        else:
+            outcome.lane = lane
         outcome.then = outcome.then or self._noticed(delivery)
         claimer = self.broker.claimer
         if claimer is None:
@@ -263,6 +271,8 @@ class Settler:
 
     def post_instead(self, delivery: Delivery, operation: Operation) -> None:
         """Settle a delivery with another operation than the one that was refused."""
+        ended = operation.parts[1] if isinstance(operation, Together) else operation
+        ended.lane = self.broker.commit.metrics.lane(delivery)
         claimer = self.broker.claimer
         if claimer is None:
             self.broker.commit.post(operation)
@@ -286,6 +296,9 @@ class Settler:
                 again = self._encoded(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, text_of(e)))
             self.commit_outcome(delivery, again)
             return
+        outcome.lane, outcome.answer = self.broker.commit.metrics.lane(delivery), recorded
+        self.broker.commit.metrics.counts[type(outcome)](outcome)
+        outcome.lane.took.append(time.perf_counter() - delivery.taken)
         if not recorded:
             logger.warning("the lease on %s was given to another worker: its transaction is rolled back", delivery)
         if claimer is not None:

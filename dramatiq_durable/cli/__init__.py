@@ -12,6 +12,7 @@ COMMANDS = {
     "check": "check:command",
     "dead-letter": "dead_letter:group",
     "escalation": "escalation:group",
+    "exporter": "exporter:command",
     "import": "import_:group",
     "message": "message:group",
     "migrate": "migrate:command",

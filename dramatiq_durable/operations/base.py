@@ -64,6 +64,8 @@ class Operation:
     #: How often it was tried in vain, and could be tried again: as a rule, somebody's lock was in its way.
     tries: int = field(default=0, init=False)
     gate: Any = field(default=None, init=False)
+    #: Where it is counted what becomes of its message (see `metrics`).
+    lane: Any = field(default=None, init=False)
 
     @classmethod
     def arguments(cls, items: Sequence[Any], context: Context) -> list[Any]:

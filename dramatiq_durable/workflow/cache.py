@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..operations import Advance
+from .info import Info
 from .replay import Execution
 
 #: How many runs are kept in memory; the one that was not used for longest goes first.
@@ -24,14 +25,16 @@ class CachedRun:
       taken(set): items of the inbox that the execution was given, and that may still be in it.
       shared(bool): others had taken the run further when this worker looked last: what is in memory may be old.
       computes(bool): its code has local activities, which an activity's outcome does not wait for.
+      info(Info | None): what is known of the run without its history, once it was loaded.
       latest(Advance | None): the execution's latest step: the next one counts only if it is recorded.
     """
 
-    __slots__ = ("_doomed", "computes", "execution", "latest", "lock", "shared", "taken")
+    __slots__ = ("_doomed", "computes", "execution", "info", "latest", "lock", "shared", "taken")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.execution: Execution | None = None
+        self.info: Info | None = None
         self.taken: set[int] = set()
         self.latest: Advance | None = None
         self.computes = False

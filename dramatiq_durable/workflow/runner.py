@@ -26,6 +26,7 @@ from ..errors import (
     Nondeterminism,
 )
 from ..incoming import delivery_of
+from ..metrics.workflows import WorkflowCounts
 from ..operations import (
     Ack,
     Advance,
@@ -77,6 +78,7 @@ class Runner:
     def __init__(self, broker: DurableBroker) -> None:
         self.broker = broker
         self.cache = RunCache()
+        self.counts = WorkflowCounts(broker.commit.metrics)
         self.carrier = Carrier(broker)
         self.answerer = Answerer(self)
 
@@ -111,6 +113,7 @@ class Runner:
                 run.drop()
                 self.broker.settler.commit_outcome(delivery, outcome)
                 return
+            self.counts.cached(run, execution.info.name)
             advance.then = lambda a: self._advanced(delivery, run, a, outcome)
             self.broker.settler.commit_outcome(delivery, advance)
 
@@ -179,6 +182,7 @@ class Runner:
 
     def _failed_task(self, delivery: Delivery, error: BaseException) -> Operation:
         """The run stays open; the task comes again, and meanwhile shows why it failed."""
+        self.counts.failed_task(delivery.actor_name, error)
         if isinstance(error, Nondeterminism):
             logger.error("run %s is nondeterministic: %s", delivery.run_id, error)
         else:
@@ -193,6 +197,7 @@ class Runner:
         waiting: list[tuple[int, Event]] = []
         committed = False
         execution = run.execution
+        self.counts.cached(run, workflow.name)
         # A timer that the run in memory does not expect may be one that it has not come to: others took it further.
         if execution is None or run.shared or delivery.kind != "w" or not execution.expects(delivery.seq or 0):
             loaded = self._load(workflow, delivery, run)
@@ -279,6 +284,7 @@ class Runner:
                     raise DatabaseUnavailable("the worker got a new token meanwhile") from e
                 raise translate(e) from e
         if run.execution is None:
+            run.info = info_of(row)
             execution = Execution(
                 workflow.fn,
                 info_of(row),
@@ -292,9 +298,11 @@ class Runner:
                 inbox[:0] = [(0, event) for event in (history[0], *left)]
             else:
                 self._recall(delivery, history)
+                self.counts.replayed(workflow.name, len(history))
                 execution.replay(history, more=any(event.type == events.WORKFLOW_RESET for _, event in inbox))
         elif history:
             self._recall(delivery, history)
+            self.counts.replayed(workflow.name, len(history))
             run.execution.replay(history)
         if len(history) > LONG_HISTORY:
             # Meanwhile others may have taken it further.
@@ -341,6 +349,7 @@ class Runner:
                 # The first event is stored already: only its commands are new.
                 if event.event_id == 1:
                     advance.expected = 1
+                    advance.begins = True
                 advance.events += step.events[1:] if event.event_id == 1 else step.events
                 for command in step.commands:
                     refused = self.carrier.carry_out(command, advance, execution)
@@ -400,6 +409,7 @@ class Runner:
         claimer = self.broker.claimer
         self._unreserve(advance)
         advance.before = None
+        self.counts.advanced(run.info, advance)
         if advance.answer == "ok" and advance.error is None:
             self._hand_out(delivery, advance)
             if advance.trace is not None:
@@ -458,6 +468,7 @@ class Runner:
             row = (key, lease, send.stream_id, "a", advance.run_id, send.seq, 1, False, send.actor, send.payload)
             handed = delivery_of(self.broker, row)
             if handed is not None:
+                self.broker.commit.metrics.handed(send.stream_id)
                 claimer.take(handed)
 
 

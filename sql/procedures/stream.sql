@@ -190,6 +190,7 @@ $$;
 --
 -- p_acked, p_acked_leases: deliveries that are done, acknowledged first: a claim carries them, so that a busy worker's turn
 -- is one statement.
+-- waited: for how many seconds the message has been due.
 -- p_done: messages that the worker has finished since its last claim (bookkeeping of what it holds).
 -- p_wait: milliseconds it will wait if there is nothing; while it waits, senders wake it.
 -- The last row has no message: it tells in how many milliseconds the next message is due, and which of p_acked (by
@@ -201,7 +202,7 @@ CREATE FUNCTION {schema}.claim(
     p_wait int)
 RETURNS TABLE (
     message_id uuid, lease uuid, stream_id int, kind text, run_id uuid, seq int, attempt int, reclaimed boolean,
-    actor text, payload bytea, next_due bigint, refused int[])
+    actor text, payload bytea, waited double precision, next_due bigint, refused int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan
@@ -275,7 +276,7 @@ BEGIN
                     SET lease_token = gen_random_uuid(), worker_id = v_worker_id, started = false
                     FROM unnest(v_tids) t (tid) WHERE m.ctid = t.tid
                     RETURNING m.message_id, m.lease_token, m.stream_id, m.kind::text, m.run_id, m.seq, m.attempt,
-                              m.reclaimed, m.actor, m.payload, NULL::bigint, NULL::int[];
+                              m.reclaimed, m.actor, m.payload, date_part('epoch', v_now - m.due_at), NULL::bigint, NULL::int[];
                 v_claimed := v_claimed || v_found;
                 v_ticks := v_ticks + v_rows;
                 v_left := v_left - (cardinality(v_found) - v_rows);

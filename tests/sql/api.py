@@ -60,6 +60,7 @@ class Claimed(NamedTuple):
     reclaimed: bool
     actor: str
     payload: bytes
+    waited: float
 
 
 class Session:

@@ -1,0 +1,473 @@
+"""What this process has counted, in its own memory: plain numbers that cost a fraction of a microsecond each.
+
+A `Recorder` belongs to a group commit, and so to a namespace.  What every message counts is kept in lanes, which only
+the thread that commits writes; the rest is counted under a lock.  A forked child begins at nothing: what its parent has
+counted, its parent shows.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ..errors import LeaseLost
+from ..operations import (
+    Ack,
+    Advance,
+    AnswerQuery,
+    Bury,
+    CompleteActivity,
+    EnqueueKeyed,
+    FailSettling,
+    FailTask,
+    FinishEvent,
+    Leave,
+    Operation,
+    Park,
+    Release,
+    Reschedule,
+    Together,
+)
+from . import catalogue
+from .catalogue import Metric
+
+#: What stands for names that are not known here, and for all those that came when there were too many.
+OTHER = "_OTHER"
+
+#: The most values of a label, and the most combinations of a metric's labels, of a process.
+MOST_NAMES = 200
+MOST_SERIES = 1000
+
+#: How the kinds of messages are called.
+KINDS = {
+    "m": "message",
+    "j": "message",
+    "a": "activity",
+    "p": "event",
+    "s": "task",
+    "t": "task",
+    "w": "task",
+    "q": "query",
+}
+#: Of which kinds it is told, besides, how late they were.
+_LATENESS = {"w": catalogue.TIMERS, "c": catalogue.SCHEDULES}
+
+Labels = tuple[str, ...]
+
+
+class Cell:
+    """A histogram: how many values are in each bucket, and their sum.
+
+    Attributes:
+      also: is told every value, too, where OpenTelemetry wants to know.
+    """
+
+    __slots__ = ("also", "bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+        self.also: Callable[[float], None] | None = None
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def merge(self, other: Cell) -> None:
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
+
+#: What was counted: of each metric, by its labels (the namespace first), a number or a cell.
+Counted = dict[Metric, dict[Labels, Any]]
+
+
+class Lane:
+    """What became here of the messages of one kind and one actor, on one stream."""
+
+    __slots__ = ("acked", "dead_lettered", "processing", "released", "retried", "stale", "took")
+
+    def __init__(self, processing: Cell) -> None:
+        self.acked = self.retried = self.released = self.dead_lettered = self.stale = 0
+        self.processing = processing
+        #: How long threads had them, in seconds: gathered, and put into their buckets by and by.
+        self.took: deque[float] = deque()
+
+    def digest(self) -> None:
+        cell = self.processing
+        values = [self.took.popleft() for _ in range(len(self.took))]
+        for bucket, number in Counter(map(partial(bisect_left, cell.bounds), values)).items():
+            cell.counts[bucket] += number
+        cell.sum += sum(values)
+        if cell.also is not None:
+            for value in values:
+                cell.also(value)
+
+
+class Names:
+    """Bounds how many values each label has in this process: first come, first served."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, set[str]] = {}
+
+    def fold(self, label: str, name: str) -> str:
+        known = self._known.setdefault(label, set())
+        if name not in known:
+            if len(known) >= MOST_NAMES:
+                return OTHER
+            known.add(name)
+        return name
+
+
+#: Those that are alive, what those counted that are not, and what OpenTelemetry is told of every histogram.
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+_past: Counted = {}
+_names = Names()
+_lock = threading.RLock()
+_listen: Callable[[Metric, Labels], Callable[[float], None]] | None = None
+
+
+class Recorder:
+    """Counts for one group commit.
+
+    Parameters:
+      namespace(str): the label that all metrics have.
+
+    Attributes:
+      stream_names: the streams' names, by their ids; the others are called `_OTHER`.
+      lanes: those that are there (see `lane`).
+      counts: how an operation that is over is counted, by its class.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.stream_names: Mapping[int, str] = {}
+        self.counts: dict[type[Operation], Callable[[Any], None]] = {
+            EnqueueKeyed: self._enqueued,
+            Leave: self._left,
+            Together: self._together,
+            Advance: self._advance,
+            FinishEvent: self._finish_event,
+            **dict.fromkeys((Ack, CompleteActivity, Park, AnswerQuery), self._acked),
+            **dict.fromkeys((Reschedule, FailSettling, FailTask), self._retried),
+            Release: self._released,
+            Bury: self._buried,
+        }
+        self._clear()
+        with _lock:
+            _recorders.add(self)
+
+    def _clear(self) -> None:
+        self.lanes: dict[tuple[int, str, str], Lane] = {}
+        #: By the streams and the kinds of messages: how long they waited that were handed out, how many were stored.
+        self._waits: dict[tuple[int, str], Cell] = {}
+        self._sent: dict[tuple[int, str], int] = {}
+        self._numbers: dict[tuple[Metric, Labels], float] = {}
+        self._cells: dict[tuple[Metric, Labels], Cell] = {}
+        self._series: dict[Metric, set[Labels]] = {}
+        self._lock = threading.Lock()
+
+    # --- for whoever counts -----------------------------------------------------------------------------
+
+    def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
+        """Add to a counter."""
+        with self._lock:
+            key = (metric, labels)
+            if key not in self._numbers:
+                key = (metric, self._fold(metric, labels))
+            self._numbers[key] = self._numbers.get(key, 0) + by
+
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+        """Add a value to a histogram."""
+        with self._lock:
+            cell = self._cells.get((metric, labels))
+            if cell is None:
+                labels = self._fold(metric, labels)
+                cell = self._cells.get((metric, labels))
+                if cell is None:
+                    cell = self._cells[metric, labels] = Cell(metric.bounds)
+                    cell.also = self._also(metric, labels)
+            cell.add(value)
+        # Whoever is told has locks of his own.
+        if cell.also is not None:
+            cell.also(value)
+
+    def failed(self, error: BaseException | None) -> None:
+        """The database, or the way to it, gave an error."""
+        state = getattr(error, "sqlstate", None)
+        self.count(catalogue.ERRORS, state[:2] if state else "none")
+
+    def lane(self, delivery: Any) -> Lane:
+        """Where to count what becomes of a delivery."""
+        key = (delivery.stream_id, delivery.kind, delivery.actor_name)
+        return self.lanes.get(key) or self._lane(key, delivery.actor_name in delivery.broker.actors)
+
+    def undelivered(self, stream_id: int, kind: str) -> Lane:
+        """The same for what could not be delivered."""
+        return self._lane((stream_id, kind, OTHER), True)
+
+    def claimed(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Messages were handed out."""
+        stream, kind, cell = None, None, Cell(())
+        for row in rows:
+            if row[2] != stream or row[3] != kind:
+                stream, kind = row[2], row[3]
+                cell = self._waits.get((stream, kind)) or self._waits_of((stream, kind))
+            waited = row[10] or 0.0
+            cell.counts[bisect_left(cell.bounds, waited)] += 1
+            cell.sum += waited
+            if cell.also is not None:
+                cell.also(waited)
+
+    def handed(self, stream_id: int) -> None:
+        """An activity was handed out in the moment in which it was stored."""
+        self.claimed([(None, None, stream_id, "a", *[None] * 7)])
+
+    def digest(self) -> None:
+        """Put what was gathered into its buckets: it must not grow."""
+        with self._lock:
+            for lane in self.lanes.values():
+                lane.digest()
+
+    # --- operations that are over -----------------------------------------------------------------------
+
+    def _lane(self, key: tuple[int, str, str], known: bool) -> Lane:
+        with self._lock:
+            # Whoever sends to a stream may name any actor.
+            if not known or (key not in self.lanes and len(self.lanes) >= MOST_SERIES):
+                key = (*key[:2], OTHER)
+            if key not in self.lanes:
+                lane = self.lanes[key] = Lane(Cell(catalogue.PROCESSING.bounds))
+                lane.processing.also = self._also(*self._processing(key))
+            return self.lanes[key]
+
+    def _processing(self, key: tuple[int, str, str]) -> tuple[Metric, Labels]:
+        stream_id, kind, actor = key
+        actor = _names.fold("actor", actor)
+        if KINDS[kind] in ("task", "query"):
+            return catalogue.TASK, (actor,)
+        return catalogue.PROCESSING, (self._stream(stream_id), actor)
+
+    def _waits_of(self, key: tuple[int, str]) -> Cell:
+        with self._lock:
+            cell = self._waits[key] = Cell(catalogue.WAIT.bounds)
+            cell.also = self._waits_also(key)
+            return cell
+
+    def stored(self, streams: Sequence[int]) -> None:
+        """Plain messages were stored, one on each of these."""
+        for stream_id, number in Counter(streams).items():
+            key = (stream_id, "m")
+            self._sent[key] = self._sent.get(key, 0) + number
+
+    def _sends(self, stream_id: int, kind: str) -> None:
+        key = (stream_id, kind)
+        self._sent[key] = self._sent.get(key, 0) + 1
+
+    def _enqueued(self, operation: EnqueueKeyed) -> None:
+        if operation.error is None and operation.answer[0] == 1:
+            self._sends(operation.stream_id, "m")
+
+    def _ended(self, operation: Operation) -> Lane | None:
+        """Where to count what became of a delivery; None where nothing did."""
+        lane: Lane | None = operation.lane
+        if lane is None:
+            return None
+        if operation.error is not None and not isinstance(operation.error, LeaseLost):
+            return None
+        if operation.error is not None or (operation.answer is False and not operation.retried):
+            lane.stale += 1
+            return None
+        return lane
+
+    def _acked(self, operation: Operation) -> None:
+        lane = self._ended(operation)
+        if lane is not None:
+            lane.acked += 1
+
+    def _retried(self, operation: Operation) -> None:
+        lane = self._ended(operation)
+        if lane is not None:
+            lane.retried += 1
+
+    def _released(self, operation: Operation) -> None:
+        lane = self._ended(operation)
+        if lane is not None:
+            lane.released += 1
+
+    def _buried(self, operation: Operation) -> None:
+        lane = self._ended(operation)
+        if lane is not None:
+            lane.dead_lettered += 1
+
+    def _finish_event(self, operation: FinishEvent) -> None:
+        (self._buried if operation.failed else self._acked)(operation)
+
+    def _left(self, operation: Leave) -> None:
+        if operation.error is None and operation.answer:
+            for send in operation.sends:
+                self._sends(send.stream_id, "m")
+
+    def _together(self, operation: Together) -> None:
+        for part in operation.parts:
+            if part.error is None:
+                # Both are committed, or neither is.
+                part.error = operation.error
+            self.counts[type(part)](part)
+
+    def _advance(self, operation: Advance) -> None:
+        if operation.answer == "stale" and not operation.retried and operation.lane is not None:
+            operation.lane.stale += 1
+        elif operation.answer == "ok" or operation.error is not None:
+            self._acked(operation)
+        if operation.answer == "ok" and operation.error is None:
+            for send in operation.sends:
+                if send.kind != "w":
+                    self._sends(send.stream_id, "a")
+
+    # --- for whoever shows it ---------------------------------------------------------------------------
+
+    def counted(self) -> Counted:
+        """Everything so far."""
+        found: Counted = {}
+
+        def add(metric: Metric, labels: Labels, value: Any) -> None:
+            _merge(found, metric, (self.namespace, *labels), value)
+
+        with self._lock:
+            for (metric, labels), number in self._numbers.items():
+                add(metric, labels, number)
+            for (metric, labels), cell in self._cells.items():
+                add(metric, labels, cell)
+            for lane in self.lanes.values():
+                lane.digest()
+            lanes, waits = list(self.lanes.items()), list(self._waits.items())
+        for (stream_id, kind), sent in list(self._sent.items()):
+            add(catalogue.ENQUEUED, (self._stream(stream_id), KINDS[kind]), sent)
+        for (stream_id, kind), cell in waits:
+            if kind in _LATENESS:
+                add(_LATENESS[kind], (self._stream(stream_id),), cell)
+            if kind in KINDS:
+                add(catalogue.WAIT, (self._stream(stream_id), KINDS[kind]), cell)
+                add(catalogue.CLAIMED, (self._stream(stream_id), KINDS[kind]), sum(cell.counts))
+        for key, lane in lanes:
+            if any(lane.processing.counts):
+                add(*self._processing(key), lane.processing)
+            for metric, number in (
+                (catalogue.ACKED, lane.acked),
+                (catalogue.RETRIED, lane.retried),
+                (catalogue.RELEASED, lane.released),
+                (catalogue.DEAD_LETTERED, lane.dead_lettered),
+                (catalogue.STALE, lane.stale),
+            ):
+                if number:
+                    add(metric, (self._stream(key[0]), KINDS[key[1]]), number)
+        return found
+
+    def listened(self) -> None:
+        """Have what listens to histograms told of those that are there already."""
+        with self._lock:
+            for (metric, labels), cell in self._cells.items():
+                cell.also = self._also(metric, labels)
+            for key, lane in self.lanes.items():
+                lane.processing.also = self._also(*self._processing(key))
+            for pair, cell in self._waits.items():
+                cell.also = self._waits_also(pair)
+
+    def _also(self, metric: Metric, labels: Labels) -> Callable[[float], None] | None:
+        return None if _listen is None else _listen(metric, (self.namespace, *labels))
+
+    def _waits_also(self, key: tuple[int, str]) -> Callable[[float], None] | None:
+        """Who is told how long messages of a lane waited; what nobody sees (alarms, notes) is told nobody."""
+        if _listen is None:
+            return None
+        stream, kind = self._stream(key[0]), KINDS.get(key[1])
+        told = [] if kind is None else [_listen(catalogue.WAIT, (self.namespace, stream, kind))]
+        if key[1] in _LATENESS:
+            told.append(_listen(_LATENESS[key[1]], (self.namespace, stream)))
+
+        def tell(value: float) -> None:
+            for each in told:
+                each(value)
+
+        return tell
+
+    def _stream(self, stream_id: int) -> str:
+        name = self.stream_names.get(stream_id)
+        return OTHER if name is None else _names.fold("stream", name)
+
+    def _fold(self, metric: Metric, labels: Labels) -> Labels:
+        labels = tuple(_names.fold(label, name) for label, name in zip(metric.labels, labels, strict=True))
+        series = self._series.setdefault(metric, set())
+        if labels not in series:
+            if len(series) >= MOST_SERIES:
+                return (OTHER,) * len(labels)
+            series.add(labels)
+        return labels
+
+
+def _merge(into: Counted, metric: Metric, labels: Labels, value: Any) -> None:
+    series = into.setdefault(metric, {})
+    if isinstance(value, Cell):
+        cell = series.get(labels)
+        if cell is None:
+            cell = series[labels] = Cell(metric.bounds)
+        cell.merge(value)
+    else:
+        series[labels] = series.get(labels, 0) + value
+
+
+def counted() -> Counted:
+    """Everything that this process has counted so far, of all namespaces."""
+    found: Counted = {}
+    with _lock:
+        recorders = list(_recorders)
+        for one in (_past, *(recorder.counted() for recorder in recorders)):
+            for metric, series in one.items():
+                for labels, value in series.items():
+                    _merge(found, metric, labels, value)
+    return found
+
+
+def retire(recorder: Recorder) -> None:
+    """Its group commit is gone: what it has counted stays."""
+    with _lock:
+        _recorders.discard(recorder)
+        for metric, series in recorder.counted().items():
+            for labels, value in series.items():
+                _merge(_past, metric, labels, value)
+
+
+def digest() -> None:
+    """Called once in a while: see `Recorder.digest`."""
+    for recorder in list(_recorders):
+        recorder.digest()
+
+
+def listen(told: Callable[[Metric, Labels], Callable[[float], None]]) -> None:
+    """From now on every value of every histogram is told to ``told(metric, labels)``."""
+    global _listen
+    with _lock:
+        _listen = told
+        recorders = list(_recorders)
+    for recorder in recorders:
+        recorder.listened()
+
+
+def _after_fork() -> None:
+    """The child counts from nothing, and no thread of the parent's will release a lock here."""
+    global _lock
+    _lock = threading.RLock()
+    _past.clear()
+    for recorder in list(_recorders):
+        recorder._clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
