@@ -105,7 +105,7 @@ def dashboard() -> Any:
     )
     page.lines(
         "Steps, by outcome",
-        "recorded: the history has it. refused: the run went on elsewhere. stale: the lease was lost. failed: see below.",
+        "recorded: the history has it. refused: the run went on elsewhere; stale: the lease was lost.",
         (rate("workflow_steps_total", ("outcome",), WHERE), "{{outcome}}"),
         unit="cps",
         stacked=True,
