@@ -1,0 +1,242 @@
+"""A real Prometheus: scrapes real workers with failures and answers every panel's query; and promtool tries the alerts."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import psycopg
+import pytest
+import yaml
+
+import dramatiq_durable as durable
+from dramatiq_durable import escalations, schedules
+from dramatiq_durable.watchdog import Watchdog
+from tests.dashboards.reading import CASES, RULES, Query, queries, rules
+from tests.support import free_port, wait_until
+from tests.support.processes import Processes
+from tests.system.conftest import program, running
+
+pytestmark = pytest.mark.system
+
+MODULE = "tests.metrics.application"
+
+
+def promtool(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [program("prometheus", "promtool"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+# --- the alerts ------------------------------------------------------------------------------------------------------
+
+
+def test_every_alert_fires_when_it_should_and_only_then() -> None:
+    checked = promtool("check", "rules", RULES)
+    assert checked.returncode == 0, checked.stderr
+    tried = promtool("test", "rules", CASES.name, cwd=CASES.parent)
+    assert tried.returncode == 0, tried.stdout + tried.stderr
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+@pytest.mark.parametrize("instead", ["vector(0) > 1", "max by (namespace, stream) ({job='exporter'})"])
+def test_the_cases_notice_another_rule(rule: dict[str, Any], instead: str, tmp_path: Path) -> None:
+    changed = yaml.safe_load(RULES.read_text())
+    for other in changed["groups"][0]["rules"]:
+        if other["alert"] == rule["alert"]:
+            other["expr"] = instead
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(changed))
+    (tmp_path / "tests.yaml").write_text(CASES.read_text())
+    tried = promtool("test", "rules", "tests.yaml", cwd=tmp_path)
+    assert tried.returncode != 0
+    assert rule["alert"] in tried.stdout + tried.stderr
+
+
+# --- the panels ------------------------------------------------------------------------------------------------------
+
+
+class Prometheus:
+    """A server that scrapes every second."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+
+    def ready(self) -> bool:
+        with suppress(OSError), urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
+            return True
+        return False
+
+    def get(self, path: str, **parameters: Any) -> Any:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}") as answer:
+            body = json.loads(answer.read())
+        assert body["status"] == "success", body
+        return body["data"]
+
+    def has_data(self, query: Query, begun: float) -> bool:
+        """Whether there is a number in what the panel shows of the time since then."""
+        text = query.filled(rate="10s", range=f"{int(time.time() - begun) + 1}s")
+        if query.instant:
+            points = [series["value"] for series in self.get("query", query=text)["result"]]
+        else:
+            found = self.get("query_range", query=text, start=begun, end=time.time(), step=1)["result"]
+            points = [point for series in found for point in series["values"]]
+        return any(math.isfinite(float(value)) for _, value in points)
+
+
+@contextmanager
+def prometheus(folder: Path, **targets: int) -> Iterator[Prometheus]:
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(RULES)],
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for job, port in targets.items()
+        ],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    port = free_port()
+    server = Prometheus(port)
+    with running(
+        server.ready,
+        program("prometheus", "prometheus"),
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        folder=folder,
+    ):
+        yield server
+
+
+class Load:
+    """Sends work of all kinds, and breaks what can be broken.
+
+    Parameters:
+      broker(DurableBroker): that sends.
+      sql: asks the database.
+      end(Path): a file that ends what waits for it.
+    """
+
+    def __init__(self, broker: durable.DurableBroker, sql: Callable[[str], Any], end: Path) -> None:
+        self.broker = broker
+        self.sql = sql
+        self.end = end
+        self.round = 0
+
+    def send(self, actor: str, *arguments: Any, delay: int | None = None) -> None:
+        self.broker.enqueue(dramatiq.Message("default", actor, arguments, {}, {}), delay=delay)
+
+    def start(self, workflow: str, *arguments: Any) -> durable.Handle[Any]:
+        stub = durable.workflow_stub(workflow, queue_name="flows", broker=self.broker)
+        return stub.options(workflow_id=f"{workflow}-{self.round}").start(*arguments)
+
+    def once(self) -> None:
+        """A bit of everything."""
+        self.round += 1
+        self.broker.enqueue_many([dramatiq.Message("counted", "count", (n,), {}, {}) for n in range(20)])
+        self.send("fail")
+        self.send("nobody's")
+        self.send("count", 1, delay=3_600_000)
+        self.start("breaks")
+        order = self.start("order", self.round)
+        order.signal("go")
+        order.start_update("add", 1)
+        if self.round > 2 and (open_ := escalations.list(broker=self.broker)):
+            escalations.resolve(open_[0].id, "done", broker=self.broker)
+
+
+@pytest.mark.timeout(300)
+def test_every_panel_has_data(run_process: Processes, database_url: str, tmp_path: Path) -> None:
+    broker = durable.DurableBroker(database_url, middleware=[])
+    for queue in ("default", "counted", "flows"):
+        broker.declare_queue(queue)
+    shown = free_port()
+    env = {
+        "TEST_URL": database_url,
+        "dramatiq_prom_port": str(shown),
+        "dramatiq_prom_host": "127.0.0.1",
+        "dramatiq_prom_db": str(tmp_path / "numbers"),
+        "dramatiq_queue_prefetch": "8",
+    }
+
+    def start() -> Any:
+        worker = run_process.dramatiq(f"{MODULE}:broker", "--processes", "1", "--threads", "4", env=env)
+        worker.wait_for("_run_exposition_server' is ready")
+        return worker
+
+    login = durable.provision_worker_role(database_url, name="watching", kind="monitor").url
+    exporter = run_process(
+        *(sys.executable, "-m", "dramatiq_durable.cli", "--url", login),
+        *("exporter", "--listen", "127.0.0.1:0", "--interval", "0.5s"),
+    )
+    looked = int(exporter.wait_for("listening on").rpartition(":")[2].partition("/")[0])
+    begun = time.time()
+    with (
+        psycopg.connect(database_url, autocommit=True) as conn,
+        prometheus(tmp_path, exporter=looked, workers=shown) as server,
+    ):
+
+        def sql(query: str) -> Any:
+            cursor = conn.execute(query.encode())
+            return cursor.fetchall() if cursor.description else None
+
+        load = Load(broker, sql, tmp_path / "end")
+        watchdog = Watchdog(broker.database)
+        watchdog.look()
+        watchdog.close()
+        schedules.create("often", cron="* * * * * *", target=durable.activity_stub("double"), args=(1,), broker=broker)
+
+        # A worker that is killed, with a run that the next one cannot replay.
+        worker = start()
+        drifting = load.start("drifts")
+        wait_until(lambda: sql("SELECT 1 FROM durable.event WHERE type = 'ActivityCompleted'"))
+        load.send("until", str(load.end))
+        worker.wait_for("until begins")
+        worker.kill()
+        worker = start()
+        worker.wait_for("until begins", timeout=60)
+        drifting.signal("go")
+        # It loses its lease, and its connections.
+        sql("UPDATE durable.message SET lease_token = gen_random_uuid() WHERE actor = 'until'")
+        load.end.touch()
+        sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name = 'dramatiq_durable' AND backend_type = 'client backend'")  # fmt: skip
+
+        # What no load brings about: messages that are given back by a worker that stops while others show its numbers.
+        slow = tmp_path / "slow"
+        left = queries()
+
+        def answered() -> bool:
+            with suppress(durable.DatabaseUnavailable):
+                load.once()
+            if load.round == 8:
+                broker.enqueue_many([dramatiq.Message("default", "until", (str(slow),), {}, {}) for _ in range(20)])
+            left[:] = [query for query in left if not server.has_data(query, begun)]
+            return not left
+
+        with suppress(AssertionError):
+            wait_until(answered, timeout=60)
+        waiting = "SELECT count(*) FROM durable.message WHERE actor = 'until' AND lease_token IS NOT NULL"
+        wait_until(lambda: sql(waiting)[0][0] >= 8, timeout=30)
+        worker.signal(15)
+        wait_until(lambda: sql(waiting)[0][0] <= 4, timeout=30)
+        # The exposition server ends with the processes: what they wrote last is shown by the next ones.
+        slow.touch()
+        worker.wait()
+        worker = start()
+        wait_until(answered, timeout=60, message=lambda: str([q.where for q in left]))  # type: ignore[arg-type]
+
+        # The rules that are loaded are evaluated, and say what happened here.
+        (group,) = server.get("rules")["groups"]
+        assert {rule["name"] for rule in group["rules"]} == {rule["alert"] for rule in rules()}
+        assert {rule["health"] for rule in group["rules"]} == {"ok"}
+        firing = {alert["labels"]["alertname"] for alert in server.get("alerts")["alerts"] if alert["state"] == "firing"}
+        assert "DramatiqDurableNondeterminism" in firing
+    broker.close()
