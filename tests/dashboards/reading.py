@@ -34,12 +34,14 @@ class Query:
     """A query of a panel.
 
     Attributes:
-      where(str): the dashboard and the panel's title.
+      where(str): the dashboard, and the panel.
+      title(str): the panel's.
       text(str): as it is written.
       instant(bool): it is asked for one moment.
     """
 
     where: str
+    title: str
     text: str
     instant: bool
 
@@ -64,7 +66,7 @@ def queries() -> list[Query]:
         for panel in panels(json.loads(path.read_text())):
             for target in panel["targets"]:
                 where = f"{path.stem}: {panel['title']}: {target['refId']}"
-                found.append(Query(where, target["expr"], target["instant"]))
+                found.append(Query(where, panel["title"], target["expr"], target["instant"]))
     return found
 
 
