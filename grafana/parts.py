@@ -192,7 +192,7 @@ def _variable(name: str, query: str) -> Any:
         .multi(True)
         .include_all(True)
         .all_value(".*")
-        .current(models.VariableOption(text="All", value="$__all", selected=True))
+        .current(models.VariableOption(text=["All"], value=["$__all"], selected=True))
     )
 
 

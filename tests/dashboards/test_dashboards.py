@@ -107,7 +107,7 @@ def test_variables_are_declared_and_used(path: Path) -> None:
         assert variable["multi"]
         assert variable["includeAll"]
         assert variable["allValue"] == ".*"
-        assert variable["current"]["value"] == "$__all"
+        assert variable["current"]["value"] == ["$__all"]
         selector = re.fullmatch(rf"label_values\((.*), {name}\)", variable["query"]["query"])
         assert selector
         check(f"{path.stem}: ${name}", selector[1].replace('"$namespace"', '".*"'))

@@ -239,6 +239,9 @@ def test_every_panel_has_data(run_process: Processes, database_url: str, tmp_pat
         (group,) = server.get("rules")["groups"]
         assert {rule["name"] for rule in group["rules"]} == {rule["alert"] for rule in rules()}
         assert {rule["health"] for rule in group["rules"]} == {"ok"}
+        texts = [text for rule in group["rules"] for a in rule["alerts"] for text in a["annotations"].values()]
+        assert texts
+        assert not [text for text in texts if "<" in text or "{{" in text]
         firing = {
             alert["labels"]["alertname"] for alert in server.get("alerts")["alerts"] if alert["state"] == "firing"
         }
