@@ -203,9 +203,10 @@ def test_every_panel_has_data(run_process: Processes, database_url: str, tmp_pat
         worker = start()
         worker.wait_for("until begins", timeout=60)
         drifting.signal("go")
-        # It loses its lease, and its connections.
+        # It loses its lease, and then its connections.
         sql("UPDATE durable.message SET lease_token = gen_random_uuid() WHERE actor = 'until'")
         load.end.touch()
+        wait_until(lambda: server.get("query", query="dramatiq_durable_messages_stale_total")["result"], timeout=30)
         sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = 'dramatiq_durable' AND backend_type = 'client backend'")  # fmt: skip
 
