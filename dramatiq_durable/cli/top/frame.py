@@ -18,6 +18,12 @@ WIDEST, WIDE = 40, 12
 #: Rows of a section where there is no screen whose height would say how many.
 UNBOUNDED = 200
 
+#: What belongs to what is seen closely.
+WITHIN = {"stream": "messages", "worker": "messages", "runs": "runs", "run": "waits for"}
+
+#: Facts that are so many seconds.
+AGES = ("oldest", "silent", "reclaim_delay")
+
 HELP = "arrows or jk: choose   tab: next table   enter: closer   s: sort   /: filter   p: pause   q: quit"
 HELP_DETAIL = "arrows or jk: choose   enter: closer   /: filter   p: pause   q: back"
 
@@ -48,7 +54,7 @@ def frame(view: View, seen: Seen, width: int, height: int | None) -> list[Text]:
     lines = _head(view, seen)
     view.arrange(seen.look, seen.detail)
     if view.drills:
-        lines += _drilled(view, seen)
+        lines += _drilled(view, seen, width)
     left = None if height is None else max(height - len(lines) - 1, 2)
     sections = view.sections
     focused = view.focused
@@ -103,19 +109,26 @@ def _head(view: View, seen: Seen) -> list[Text]:
     return lines
 
 
-def _drilled(view: View, seen: Seen) -> list[Text]:
-    path = Text("  ".join(f"{kind} {key}" for kind, key in view.drills), "bold cyan")
-    facts = {} if seen.detail is None else dict(seen.detail.facts)
+def _drilled(view: View, seen: Seen, width: int) -> list[Text]:
+    """What is seen closely, and its facts: as many on a line as fit."""
     kind, key = view.drills[-1]
-    known = [] if seen.look is None else {"stream": seen.look.streams, "worker": seen.look.workers}.get(kind, [])
-    for thing in known:
-        if str(thing.get("name" if kind == "stream" else "worker_id")) == key:
-            facts = {name: value for name, value in thing.items() if value not in (None, {}, [])}
-    lines = [path]
+    facts = {} if seen.detail is None else seen.detail.facts
+    known = {} if seen.look is None else {"stream": seen.look.streams, "worker": seen.look.workers}
+    named = "name" if kind == "stream" else "worker_id"
+    for thing in known.get(kind, []):
+        if str(thing[named]) == key:
+            facts = {
+                name: value for name, value in thing.items() if name != named and value not in (None, {}, [], False)
+            }
+    lines = [Text("  ".join(f"{kind} {shown_fact(key)}" for kind, key in view.drills), "bold cyan"), Text()]
     for name, value in facts.items():
-        if value is not None:
-            age = name in ("oldest", "silent", "reclaim_delay") and isinstance(value, (int, float))
-            lines.append(Text(f"  {name.replace('_', ' ')}: {duration(value) if age else shown_fact(value)}"))
+        if value is None:
+            continue
+        shown = duration(value) if name in AGES else rate(value) if name.endswith("_rate") else shown_fact(value)
+        fact = f"  {name.replace('_rate', '/s').replace('_', ' ')}: {shown}"
+        if lines[-1].cell_len + cell_len(fact) > width:
+            lines.append(Text())
+        lines[-1].append(fact)
     return lines
 
 
@@ -139,10 +152,11 @@ def _table(view: View, section: Section, width: int, room: int, *, chosen: bool)
     rows, place, count = section.rows, view.place(section), room - 2
     start = max(place - count + 1, 0) if chosen else 0
     shown = rows[start : start + count]
-    title = Text(f" {section.name.upper()} " if section.name != "detail" else " ", "bold reverse" if chosen else "bold")
+    name = section.name if section.name != "detail" else WITHIN[view.drills[-1][0]]
+    title = Text(f" {name.upper()} ", "bold reverse" if chosen else "bold")
     if len(shown) < len(rows):
         title.append(f"{start + 1}-{start + len(shown)} of ")
-    if rows:
+    if section.total:
         title.append(f"{len(rows)} ")
     if len(rows) < section.total:
         title.append(f"of {section.total} ")

@@ -296,7 +296,7 @@ class Looker:
                 "last_event",
             )
         }
-        facts["task_failure"] = codecs.decode_text(run["task_failure"])
+        facts["task_failure"] = last_line(codecs.decode_text(run["task_failure"])) or None
         names = ("number", "kind", "name", "attempt", "last failure", "next attempt")
         rows = [dict(zip(names, row.values(), strict=False)) for row in self._rows("pending_of", run_id)]
         for row in rows:

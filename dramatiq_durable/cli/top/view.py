@@ -99,7 +99,7 @@ class View:
         by = SORTS[section.name][self.sorts.get(section.name, 0)]
         titles = [column.title for column in section.columns]
         total, rows = len(section.rows), section.rows
-        if self.filter:
+        if self.filter and section.name != "runs":
             rows = [row for row in rows if any(self.filter.lower() in shown.lower() for shown in row.cells)]
         section = replace(section, rows=rows, sort=by.removeprefix("-"), total=total)
         if by.removeprefix("-") in titles:
