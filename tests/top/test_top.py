@@ -184,7 +184,7 @@ def test_a_monitor_sees_figures_and_no_names(database_url: str, work: Work, star
     screen.shows("dead by reason", "takes an administrator")
     screen.press("qq")
     assert screen.wait() == 0
-    durable.revoke_worker_role("watching", database_url)
+    durable.revoke_worker_role("watching", url=database_url)
 
 
 def test_what_cannot_be(database_url: str) -> None:

@@ -24,8 +24,8 @@ WITHIN = {"stream": "messages", "worker": "messages", "runs": "runs", "run": "wa
 #: Facts that are so many seconds.
 AGES = ("oldest", "silent", "reclaim_delay")
 
-HELP = "arrows or jk: choose   tab: next table   enter: closer   s: sort   /: filter   p: pause   q: quit"
-HELP_DETAIL = "arrows or jk: choose   enter: closer   /: filter   p: pause   q: back"
+HELP = "q: quit  arrows or jk: choose  enter: closer  tab: next table  s: sort  /: filter  p: pause"
+HELP_DETAIL = "q: back  arrows or jk: choose  enter: closer  /: filter  p: pause"
 
 
 @dataclass(slots=True)
@@ -79,13 +79,15 @@ def _cut(line: Text, width: int) -> Text:
 
 def _head(view: View, seen: Seen) -> list[Text]:
     look = seen.look
-    first = Text.assemble(("dramatiq-durable top", "bold"), f"  {seen.where}")
-    lines = [first]
+    first = Text(style="bold")
     if look is not None:
-        clock = time.strftime("%H:%M:%S", time.localtime(look.at))
-        first.append(f"  {clock}" if look.sees_all else f"  {clock}  as a monitor")
+        first.append(time.strftime("%H:%M:%S  ", time.localtime(look.at)))
     if view.paused:
-        first.append("  paused", "bold yellow")
+        first.append("paused  ", "yellow")
+    if look is not None and not look.sees_all:
+        first.append("as a monitor  ")
+    first.append(seen.where)
+    lines = [first]
     if seen.trouble:
         when = f" for {duration(time.time() - seen.since)}"
         said = " ".join(seen.trouble.split())

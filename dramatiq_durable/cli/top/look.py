@@ -34,6 +34,13 @@ _STREAM = {
 }
 
 
+#: A stream with nothing in it.
+_NOTHING: Facts = {
+    "name": "", "ready": 0, "leased": 0, "delayed": 0, "dead": 0, "dead_by_reason": {}, "oldest": None,
+    "timers_overdue": 0, "paused": False, "workers": 0,
+}  # fmt: skip
+
+
 @dataclass(slots=True)
 class Look:
     """What was found.
@@ -176,7 +183,7 @@ class Looker:
         for row in gauges:
             what, name, value = row["metric"], row["name"], row["value"]
             if what.startswith("stream_") or what == "timers_overdue":
-                stream = streams.setdefault(name, {"name": name, "dead": 0, "dead_by_reason": {}, "oldest": None})
+                stream = streams.setdefault(name, dict(_NOTHING, name=name, dead_by_reason={}))
                 if what == "stream_dead_letters":
                     stream["dead"] += int(value)
                     stream["dead_by_reason"][row["kind"]] = int(value)

@@ -290,9 +290,11 @@ def _detail(detail: Detail | None) -> Section:
         return Section("detail", [], [], "...")
     ages = {"for", "due"}
     right = {"for", "due", "attempt", "worker", "events", "number"}
+    # Ids are long, and say least.
+    ranks = {"message": 9, "run": 9, "started": 8, "next attempt": 7, "worker": 6, "events": 5, "attempt": 4}
     columns = [
-        Column(name, number, name in right, number == len(detail.columns) - 1)
-        for number, name in enumerate(detail.columns)
+        Column(name, ranks.get(name, 1), name in right, name == detail.columns[-1] and name != "run")
+        for name in detail.columns
     ]
     rows = []
     for number, row in enumerate(detail.rows):
