@@ -13,7 +13,6 @@ import subprocess
 import sys
 import termios
 import threading
-from typing import Any
 
 from dramatiq_durable.cli.top.terminal import ENTER, LEAVE
 from tests.support import ROOT, wait_until
@@ -21,19 +20,39 @@ from tests.support import ROOT, wait_until
 #: Takes the terminal, so that its keys and its size make signals, and becomes the program.
 _TAKE = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
 
+#: As a shell does: it has the terminal, gives it to the program, and lets that go on once it was stopped.
+_SHELL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+child = os.fork()
+if not child:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    os.execv(sys.executable, sys.argv[1:])
+while True:
+    _, status = os.waitpid(child, os.WUNTRACED)
+    os.tcsetpgrp(0, os.getpid())
+    if not os.WIFSTOPPED(status):
+        sys.exit(os.waitstatus_to_exitcode(status))
+    print("stopped, by lines:", termios.tcgetattr(0)[3] & termios.ICANON > 0, flush=True)
+    os.tcsetpgrp(0, child)
+    os.kill(child, signal.SIGCONT)
+"""
+
 _LOOKS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 class Screen:
     """A program in a terminal."""
 
-    def __init__(self, *command: str, width: int = 200, height: int = 50) -> None:
+    def __init__(self, *command: str, width: int = 200, height: int = 50, shell: bool = False) -> None:
         self.ours, self.theirs = pty.openpty()
         self.resize(width, height)
         self.before = termios.tcgetattr(self.theirs)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("DRAMATIQ_", "PG", "COLUMNS", "LINES"))}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _TAKE, sys.executable, *command],
+            [sys.executable, "-c", _SHELL if shell else _TAKE, sys.executable, *command],
             cwd=ROOT,
             env={**environment, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
             stdin=self.theirs,
@@ -109,8 +128,3 @@ class Screen:
         self._reader.join()
         os.close(self.ours)
         os.close(self.theirs)
-
-
-def settings_of(screen: Screen) -> Any:
-    """The terminal's, while the program has it."""
-    return termios.tcgetattr(screen.theirs)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,7 +22,7 @@ from rich.cells import cell_len
 import dramatiq_durable as durable
 from dramatiq_durable import embedded
 from dramatiq_durable.cli import main
-from dramatiq_durable.cli.top.terminal import parse
+from dramatiq_durable.cli.top.terminal import ENTER, LEAVE, parse
 from dramatiq_durable.migrate import migrate
 from dramatiq_durable.settings import Settings
 from tests.support import ROOT, wait_until
@@ -93,7 +94,7 @@ def work(database_url: str) -> Iterator[Work]:
 def start(database_url: str) -> Iterator[Callable[..., Screen]]:
     screens: list[Screen] = []
 
-    def open_screen(url: str = database_url, **size: int) -> Screen:
+    def open_screen(url: str = database_url, **size: Any) -> Screen:
         screens.append(Screen(*TOP, url, "top", "--interval", "200ms", **size))
         return screens[-1]
 
@@ -343,6 +344,20 @@ def test_the_terminal_is_left_as_it_was_by_an_error(database_url: str) -> None:
         assert "ZeroDivisionError: in a frame" in screen.output.rpartition("\x1b[?1049l")[2]
     finally:
         screen.close()
+
+
+def test_it_is_suspended_and_goes_on(work: Work, start: Callable[..., Screen]) -> None:
+    screen = start(shell=True)
+    screen.shows("payments")
+    screen.press("\x1a")
+    wait_until(lambda: "stopped, by lines: True" in screen.output, timeout=30)
+    wait_until(lambda: screen.output.count(ENTER) == 2, timeout=30)
+    screen.press("j")
+    screen.shows("> payments")
+    screen.press("q")
+    assert screen.wait() == 0
+    assert screen.output.count(LEAVE) == 2
+    assert termios.tcgetattr(screen.theirs) == screen.before
 
 
 def test_sizes(database_url: str, work: Work, start: Callable[..., Screen]) -> None:

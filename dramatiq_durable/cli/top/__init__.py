@@ -17,7 +17,7 @@ from ...errors import DatabaseUnavailable, DurableError
 from ..output import print_json
 from ..target import Target
 from .frame import Seen, frame
-from .look import Look, Looker
+from .look import Detail, Look, Looker
 from .terminal import Terminal, rendered
 from .view import View
 
@@ -108,7 +108,8 @@ class Reader(threading.Thread):
         self._terminal = terminal
         self._hurry = threading.Event()
         self._ended = False
-        self._next = 0.0
+        # When to look again, and when closely.
+        self._next = self._closer = 0.0
 
     def hurry(self) -> None:
         """Look closely now."""
@@ -142,16 +143,28 @@ class Reader(threading.Thread):
         before = self.seen
         try:
             look = before.look
-            if time.monotonic() >= self._next or look is None:
-                self._next = time.monotonic() + self._interval
+            begun = time.monotonic()
+            if begun >= self._next or look is None:
+                self._next = begun + self._interval
                 look = self._looker.look()
-            detail = self._looker.detail(*drills[-1]) if drills else None
+                # A database that is slow is not asked all the time.
+                self._next = max(self._next, 2 * time.monotonic() - begun)
+            detail = self._closely(drills[-1], before.detail) if drills else None
         except Exception as e:
             # Whatever it is, it is shown, and the next look tries anew.
             trouble = str(e) if isinstance(e, DurableError) else f"{type(e).__name__}: {e}"
             since = before.since if before.trouble else time.time()
             return Seen(before.where, before.look, before.detail, trouble or type(e).__name__, since)
         return Seen(before.where, look, detail)
+
+    def _closely(self, drill: tuple[str, str], before: Detail | None) -> Detail:
+        """What takes long (runs of a status that few have) is read less often."""
+        begun = time.monotonic()
+        if before is not None and begun < self._closer:
+            return before
+        detail = self._looker.detail(*drill)
+        self._closer = begun + 10 * (time.monotonic() - begun)
+        return detail
 
 
 def _live(target: Target, looker: Looker, interval: float) -> None:
