@@ -399,6 +399,16 @@ def test_a_restart_of_the_database(own_server: embedded.Server, start: Callable[
     assert screen.wait() == 0
 
 
+def test_it_waits_for_a_database_that_is_not_there(start: Callable[..., Screen]) -> None:
+    screen = start("postgresql://x@127.0.0.1:1/x", width=150)
+    screen.shows("durable in x on 127.0.0.1", "no answer for", "cannot connect to x@127.0.0.1:1/x")
+    screen.press("j\rs\t/x\r")
+    screen.shows("filter: x", "q: quit")
+    screen.press("q")
+    assert screen.wait() == 0
+    assert screen.is_as_before()
+
+
 @pytest.mark.parametrize(
     ("data", "keys", "rest"),
     [

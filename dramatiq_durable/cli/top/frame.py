@@ -90,7 +90,7 @@ def _head(view: View, seen: Seen) -> list[Text]:
     lines = [first]
     if seen.trouble:
         when = f" for {duration(time.time() - seen.since)}"
-        said = " ".join(seen.trouble.split())
+        said = shown_fact(seen.trouble)
         old = (
             "" if look is None else f"; shown is what was there at {time.strftime('%H:%M:%S', time.localtime(look.at))}"
         )
