@@ -41,5 +41,5 @@ GRANT EXECUTE ON FUNCTION
     {schema}.flush_streams, {schema}.end_sessions,
     {schema}.add_worker, {schema}.worker_mark, {schema}.worker_logins, {schema}.add_worker_login, {schema}.disable_worker,
     {schema}.end_worker_sessions, {schema}.give_back_of_worker, {schema}.forget_worker_logins,
-    {schema}.list_roles, {schema}.list_role_events
+    {schema}.list_roles, {schema}.list_role_events, {schema}.find_stuck
 TO {admin};

@@ -20,6 +20,7 @@ COMMANDS = {
     "role": "role:group",
     "schedule": "schedule:group",
     "stream": "stream:group",
+    "top": "top:command",
     "topic": "topic:group",
     "watchdog": "watchdog:command",
     "worker": "worker:group",

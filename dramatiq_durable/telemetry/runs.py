@@ -83,6 +83,9 @@ _RETURNS: Final = {
     events.UPDATE_COMPLETED: "update",
 }
 
+#: What a run tells another one.
+_TELLING: Final = (events.SIGNAL_SENT, events.CANCEL_SENT)
+
 #: What a run is told from outside.
 _TOLD: Final = (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED)
 
@@ -131,6 +134,9 @@ class RunTrace:
                 self._due.append(_Written(f"WORKFLOW/START/{self._info.name}", "start", _ns(event.at), None, what))
             elif event.type in _CLOSINGS:
                 self._close(event)
+            elif event.type in _TELLING and event.attributes is not None and "traceparent" in self.carrier:
+                # What another run is told has its place in this one's trace.
+                event.attributes.setdefault(TRACE, {"traceparent": self.carrier["traceparent"]})
             elif event.type in _TOLD and event.attributes is not None and TRACE in event.attributes:
                 self._told(event, event.attributes[TRACE])
             if self._spans.debug:

@@ -11,7 +11,7 @@ import base64
 import json
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, overload
@@ -197,12 +197,16 @@ def batch_signal(where: str, name: str, payload: Any = None, *, broker: dramatiq
     check_name(name, "a signal's name")
     what = f"the payload of the signal {name!r}"
     data = None if payload is None else _broker(broker).codecs.encode(encode(payload, what), what)
-    return _tell(broker, where, lambda run: Post(run, None, "SignalReceived", name, data, str(uuid.uuid4())))
+    with _telling(broker, "signal", name) as trace:
+        return _tell(broker, where, lambda run: Post(run, None, "SignalReceived", name, data, str(uuid.uuid4()), trace))
 
 
 def batch_cancel(where: str, *, broker: dramatiq.Broker | None = None) -> int:
     """Ask every running run that meets a condition to cancel itself; otherwise as `batch_signal`."""
-    return _tell(broker, where, lambda run: Post(run, None, "CancelRequested", None, None, str(uuid.uuid4())))
+    with _telling(broker, "cancel", None) as trace:
+        return _tell(
+            broker, where, lambda run: Post(run, None, "CancelRequested", None, None, str(uuid.uuid4()), trace)
+        )
 
 
 def batch_terminate(where: str, reason: str | None = None, *, broker: dramatiq.Broker | None = None) -> int:
@@ -231,6 +235,17 @@ def batch_reset(where: str, to_event: int, *, broker: dramatiq.Broker | None = N
                 WorkflowHandle(chosen, run.workflow_id, run.run_id).reset(to_event)
                 done += 1
     return done
+
+
+@contextmanager
+def _telling(broker: dramatiq.Broker | None, what: str, name: str | None) -> Iterator[str | None]:
+    """Around a batch: one span for all that it tells.  Gives what of it travels with each."""
+    spans = _broker(broker).telemetry.spans()
+    if spans is None:
+        yield None
+        return
+    with spans.telling(what, name, None) as carrier:
+        yield carrier.get("traceparent")
 
 
 def _tell(broker: dramatiq.Broker | None, where: str, make: Callable[[bytes], Operation]) -> int:

@@ -104,8 +104,9 @@ BEGIN
     ELSIF v_status <> 'running' THEN
         v_reason := 'closed';
     ELSE
-        INSERT INTO {schema}.inbox (run_id, type, name, payload)
-        VALUES (v_to, CASE p_type WHEN 'SignalSent' THEN 'SignalReceived' ELSE 'CancelRequested' END, p_name, p_payload);
+        INSERT INTO {schema}.inbox (run_id, type, name, payload, attributes)
+        VALUES (v_to, CASE p_type WHEN 'SignalSent' THEN 'SignalReceived' ELSE 'CancelRequested' END, p_name, p_payload,
+                {schema}.trace_of(p_attributes -> 'trace' ->> 'traceparent'));
     END IF;
     -- One that has closed with this step needs no news.
     INSERT INTO {schema}.inbox (run_id, type, seq, name, attributes)

@@ -260,6 +260,17 @@ BEGIN
 END
 $$;
 
+-- Internal: what is noted of the span that a signal or a cancel comes from (a W3C traceparent); NULL for what is none.
+CREATE FUNCTION {schema}.trace_of(p_trace text)
+RETURNS json
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE WHEN p_trace COLLATE pg_catalog."C" ~ '^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
+        json_build_object('trace', json_build_object('traceparent', p_trace)) END;
+END
+$$;
+
 -- Internal: put a signal or a cancel into the inbox of a run, which the caller has locked with lock_live().
 -- Answers ok; duplicate (this key came before, to any run of its chain); closed.
 CREATE FUNCTION {schema}.post_one(p_run {schema}.run, p_type text, p_key text, p_name text, p_payload bytea,
@@ -285,9 +296,7 @@ BEGIN
         END IF;
     END IF;
     INSERT INTO {schema}.inbox (run_id, type, name, payload, attributes)
-    VALUES (p_run.run_id, p_type, p_name, p_payload,
-        CASE WHEN p_trace COLLATE pg_catalog."C" ~ '^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
-            json_build_object('trace', json_build_object('traceparent', p_trace)) END);
+    VALUES (p_run.run_id, p_type, p_name, p_payload, {schema}.trace_of(p_trace));
     RETURN 'ok';
 END
 $$;

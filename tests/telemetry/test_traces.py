@@ -234,6 +234,37 @@ def test_a_signal_from_another_request(
     assert [e.attributes.get("trace") is not None for e in received] == [True, False, False, False, False, True]
 
 
+def test_a_signal_from_another_run(broker: durable.DurableBroker, start_worker: Start, exported: Exported) -> None:
+    """It comes from the span of that run's start, in its trace; from a batch, from the one span of the batch."""
+
+    @durable.workflow(queue_name="orders")
+    async def order() -> None:
+        await durable.wait_for_signal("approved")
+        await durable.wait_for_signal("paid")
+
+    @durable.workflow(queue_name="approvals")
+    async def approval() -> None:
+        await durable.signal_workflow("o-1", "approved")
+
+    start_worker(broker)
+    handles = [order.options(workflow_id=f"o-{n}").start() for n in (1, 2)]
+    with exported.tracer.start_as_current_span("POST /approvals"):
+        approval.start().result(timeout=10)
+    wait_until(lambda: exported.all("process orders"))
+    [approved] = exported.all("process orders")
+    assert approved.attributes["dramatiq_durable.signal"] == "approved"
+    assert parent_of(exported, approved) == "WORKFLOW/START/approval"
+    assert approved.context.trace_id == exported.one("POST /approvals").context.trace_id
+    handles[1].signal("approved")
+    assert durable.batch_signal("name = 'order'", "paid") == 2
+    for handle in handles:
+        handle.result(timeout=10)
+    wait_until(lambda: len(exported.all("process orders")) == 4)
+    paid = [s for s in exported.all("process orders") if s.attributes["dramatiq_durable.signal"] == "paid"]
+    [batch] = [s for s in exported.all("send signal") if s.attributes["dramatiq_durable.signal"] == "paid"]
+    assert [s.parent.span_id for s in paid] == [batch.context.span_id] * 2
+
+
 @pytest.mark.parametrize("kind", ["actor", "workflow"])
 def test_schedules(kind: str, broker: durable.DurableBroker, start_worker: Start, exported: Exported) -> None:
     @dramatiq.actor(queue_name="night")

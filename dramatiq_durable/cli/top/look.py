@@ -1,0 +1,316 @@
+"""What `top` shows: read in a few bounded calls, and compared with the look before."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+
+from ...database import Connection, is_connection_lost, translate
+from ...errors import DurableError
+from ...metrics.gauges import MOST_COUNTED
+from ..payload import call, decode, last_line
+from ..target import Target
+from .stuck import find
+
+#: How long one call may take, in milliseconds.
+TIMEOUT = 10_000
+
+#: How many rows a closer look has.
+MOST = 100
+
+Facts = dict[str, Any]
+
+_STREAM = {
+    "stream_ready_messages": "ready",
+    "stream_leased_messages": "leased",
+    "stream_delayed_messages": "delayed",
+    "stream_paused": "paused",
+    "stream_workers": "workers",
+    "timers_overdue": "timers_overdue",
+}
+
+
+#: A stream with nothing in it.
+_NOTHING: Facts = {
+    "name": "", "ready": 0, "leased": 0, "delayed": 0, "dead": 0, "dead_by_reason": {}, "oldest": None,
+    "timers_overdue": 0, "paused": False, "workers": 0,
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Look:
+    """What was found.
+
+    Attributes:
+      at(float): when, in Unix time.
+      sees_all(bool): the login is an administrator's.
+      rates(dict): a second, since the look before; None where that is not known.  Stored and ended messages and started
+        runs are what Postgres has counted of the whole namespace, which tells it a few seconds late.
+      streams, workers, escalations(list): of each what is known.
+      runs(dict): how many by status.
+      postgres(dict): what of the server concerns the namespace.
+      stuck(list): what is slow or stuck, worst first.
+    """
+
+    at: float
+    sees_all: bool
+    rates: dict[str, float | None]
+    streams: list[Facts]
+    workers: list[Facts]
+    runs: dict[str, int]
+    escalations: list[Facts]
+    postgres: Facts
+    stuck: list[Facts] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Detail:
+    """A closer look at one thing: facts, and a table of what belongs to it, or why there is none."""
+
+    facts: dict[str, Any]
+    columns: tuple[str, ...] = ()
+    rows: list[Facts] = field(default_factory=list)
+    note: str = ""
+
+
+class Looker:
+    """Looks into a namespace.  For one thread.
+
+    Parameters:
+      target(Target): seen by a login that is a monitor's or an administrator's.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._schema = f'"{target.namespace}"'
+        self._conn: Connection | None = None
+        self._sees_all = False
+        self._before: tuple[float, dict[str, Any]] | None = None
+        self._dead_before: dict[str, float] = {}
+        self._dead_first: dict[str, float] | None = None
+
+    def look(self) -> Look:
+        """Look once.
+
+        Raises:
+          NotPermitted: the login is neither a monitor's nor an administrator's.
+          DatabaseUnavailable, NotConfigured, SchemaOutOfDate: as `Database.connect`.
+        """
+        gauges = self._rows("read_gauges", MOST_COUNTED)
+        workers = self._rows("list_workers")
+        named = self._rows("find_stuck", MOST_COUNTED) if self._sees_all else []
+        counted = self._counted()
+        clock = time.monotonic()
+        streams, look = self._understood(gauges, workers)
+        self._compare(look, streams, counted, clock)
+        codecs = self._target.broker.codecs
+        for row in named:
+            row["failure"] = codecs.decode_text(row["failure"])
+        look.stuck = find(look, named)
+        return look
+
+    def detail(self, kind: str, key: str) -> Detail:
+        """Look at one thing closely.
+
+        Raises:
+          as `look`.
+        """
+        if not self._sees_all:
+            return Detail({}, note="to see more takes an administrator of the namespace; this login is a monitor's")
+        try:
+            return {"stream": self._stream, "worker": self._worker, "runs": self._runs, "run": self._run}[kind](key)
+        except psycopg.errors.QueryCanceled:
+            return Detail({}, note=f"that took longer than {TIMEOUT // 1000} seconds: ask a command instead")
+
+    def close(self) -> None:
+        """Close the connection."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    # --- asking ------------------------------------------------------------------------------------------
+    def _ask(self, statement: str, arguments: tuple[Any, ...]) -> list[Facts]:
+        if self._conn is None:
+            self._conn = self._target.broker.database.connect()
+        conn = self._conn
+        try:
+            cursor = conn.execute(statement.encode(), arguments)
+            names = [column.name for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except psycopg.Error as e:
+            if is_connection_lost(e, conn):
+                self.close()
+            if isinstance(e, psycopg.errors.QueryCanceled):
+                raise
+            error = translate(e)
+            raise (error if isinstance(error, DurableError) else DurableError(str(e).strip())) from e
+
+    def _rows(self, procedure: str, *arguments: Any) -> list[Facts]:
+        if self._conn is None:
+            # What the login may call is asked once a connection.
+            found = self._ask(
+                "SELECT set_config('statement_timeout', %s, false), EXISTS (SELECT FROM pg_proc p WHERE "
+                "p.pronamespace = (SELECT n.oid FROM pg_namespace n WHERE n.nspname = %s) AND p.proname = 'find_stuck' "
+                "AND has_function_privilege(p.oid, 'EXECUTE')) AS sees_all",
+                (str(TIMEOUT), self._target.namespace),
+            )
+            self._sees_all = bool(found[0]["sees_all"])
+        marks = ", ".join(["%s"] * len(arguments))
+        return self._ask(f"SELECT * FROM {self._schema}.{procedure}({marks})", arguments)
+
+    def _counted(self) -> dict[str, Any]:
+        """What Postgres has counted since ever: rows that came and went."""
+        [row] = self._ask(
+            "SELECT max(pg_stat_get_tuples_inserted(c.oid)) FILTER (WHERE c.relname = 'message') AS stored,"
+            " max(pg_stat_get_tuples_deleted(c.oid)) FILTER (WHERE c.relname = 'message') AS ended,"
+            " max(pg_stat_get_tuples_inserted(c.oid)) FILTER (WHERE c.relname = 'run') AS runs_started"
+            " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname = %s AND c.relname IN ('message', 'run')",
+            (self._target.namespace,),
+        )
+        return row
+
+    # --- understanding -----------------------------------------------------------------------------------
+    def _understood(self, gauges: list[Facts], workers: list[Facts]) -> tuple[dict[str, Facts], Look]:
+        streams: dict[str, Facts] = {}
+        runs: dict[str, int] = {}
+        roles: dict[str, Facts] = {}
+        postgres: Facts = {}
+        for row in gauges:
+            what, name, value = row["metric"], row["name"], row["value"]
+            if what.startswith("stream_") or what == "timers_overdue":
+                stream = streams.setdefault(name, dict(_NOTHING, name=name, dead_by_reason={}))
+                if what == "stream_dead_letters":
+                    stream["dead"] += int(value)
+                    stream["dead_by_reason"][row["kind"]] = int(value)
+                elif what == "stream_oldest_ready_seconds":
+                    stream["oldest"] = value or None
+                else:
+                    stream[_STREAM[what]] = bool(value) if what == "stream_paused" else int(value)
+            elif what == "workflow_runs":
+                runs[name] = int(value)
+            elif what == "escalations":
+                roles.setdefault(name, {"role": name, "oldest": None})[row["kind"]] = int(value)
+            elif what == "escalation_oldest_waiting_seconds":
+                roles.setdefault(name, {"role": name})["oldest"] = value
+            elif name is None:
+                postgres[what] = value
+        for role in roles.values():
+            role.setdefault("waiting", 0)
+            role.setdefault("claimed", 0)
+        found = sorted(streams.values(), key=lambda stream: stream["name"])
+        by_role = sorted(roles.values(), key=lambda role: role["role"])
+        return streams, Look(time.time(), self._sees_all, {}, found, workers, runs, by_role, postgres)
+
+    def _compare(self, look: Look, streams: dict[str, Facts], counted: dict[str, Any], clock: float) -> None:
+        """What changed since the look before, and of dead letters also since the first one."""
+        now: dict[str, Any] = {
+            **counted,
+            "held": {name: s["ready"] + s["leased"] + s["delayed"] for name, s in streams.items()},
+            "dead": {name: s["dead"] for name, s in streams.items()},
+        }
+        if self._dead_first is None:
+            self._dead_first = dict(now["dead"])
+        at, then = self._before or (clock, None)
+        took = max(clock - at, 0.001)
+        for name, stream in streams.items():
+            stream["change_rate"] = None if then is None else (now["held"][name] - then["held"].get(name, 0)) / took
+            more = stream["dead"] - (0 if then is None else then["dead"].get(name, 0))
+            stream["dead_rate"] = None if then is None else max(more, 0) / took
+            stream["dead_more"] = max(stream["dead"] - self._dead_first.get(name, 0), 0)
+        rates: dict[str, float | None] = {}
+        for name in ("stored", "ended", "runs_started"):
+            # It begins anew where the server crashed or somebody has reset it.
+            known = then is not None and counted[name] is not None and then[name] is not None
+            rates[name] = max(counted[name] - then[name], 0) / took if known and then is not None else None
+        rates["dead"] = None if then is None else sum(s["dead_rate"] for s in streams.values())
+        look.rates = rates
+        self._before = clock, now
+
+    # --- a closer look -----------------------------------------------------------------------------------
+    def _stream(self, name: str) -> Detail:
+        codecs, now = self._target.broker.codecs, datetime.now(UTC)
+        rows = []
+        for row in self._rows("peek_messages", name, None, None, MOST):
+            late = (now - row["due_at"]).total_seconds()
+            if row["kind"] in ("s", "t", "w", "q"):
+                what = f"a task of the run {row['run_id']}"
+            else:
+                what = call(decode(row["payload"], row["kind"], codecs))
+            rows.append({
+                "message": row["message_id"], "state": row["state"], "actor": row["actor"],
+                "due": -late if late < 0 else None,
+                "for": _age(row["since"] or row["due_at"], now) if late >= 0 else None,
+                "attempt": row["attempt"], "worker": row["worker_id"], "what": what,
+                "last failure": last_line(codecs.decode_text(row["last_failure"])),
+            })  # fmt: skip
+        for row in self._rows("list_dead_letters", None, None, name, None, None, None, None, None, MOST):
+            rows.append({
+                "message": row["message_id"], "state": "dead", "actor": row["actor"], "due": None,
+                "for": _age(row["died_at"], now), "attempt": row["attempt"], "worker": None, "what": row["reason"],
+                "last failure": last_line(codecs.decode_text(row["failure"])),
+            })  # fmt: skip
+        columns = ("message", "state", "actor", "due", "for", "attempt", "worker", "what", "last failure")
+        return Detail({}, columns, rows, note="" if rows else "it is empty")
+
+    def _worker(self, key: str) -> Detail:
+        now = datetime.now(UTC)
+        rows = [
+            {
+                "message": row["message_id"], "stream": row["stream"], "actor": row["actor"], "attempt": row["attempt"],
+                "for": _age(row["since"], now), "aborted": row["abort_at"] is not None, "run": row["run_id"],
+            }
+            for row in self._rows("worker_messages", int(key))
+        ]  # fmt: skip
+        columns = ("message", "stream", "actor", "attempt", "for", "aborted", "run")
+        return Detail({}, columns, rows, note="" if rows else "it holds no message")
+
+    def _runs(self, status: str) -> Detail:
+        now, codecs = datetime.now(UTC), self._target.broker.codecs
+        listed = self._rows("list_workflows", f'{{"status": "{status}"}}', False, True, None, None, MOST)
+        rows = [
+            {
+                "workflow id": row["workflow_id"], "name": row["name"], "stream": row["queue_name"],
+                "events": row["last_event"], "for": _age(row["started_at"], row["closed_at"] or now),
+                "started": row["started_at"], "task failure": last_line(codecs.decode_text(row["task_failure"])),
+                "drill": ("run", str(row["run_id"])),
+            }
+            for row in listed
+        ]  # fmt: skip
+        columns = ("workflow id", "name", "stream", "events", "for", "started", "task failure")
+        return Detail({}, columns, rows, note="" if rows else "there are none")
+
+    def _run(self, run_id: str) -> Detail:
+        codecs = self._target.broker.codecs
+        found = self._rows("get_run", run_id, None)
+        if not found:
+            return Detail({}, note="it is not there any more")
+        [run] = found
+        facts = {
+            name: run[name]
+            for name in (
+                "workflow_id",
+                "run_id",
+                "name",
+                "queue_name",
+                "status",
+                "started_at",
+                "closed_at",
+                "last_event",
+            )
+        }
+        facts["task_failure"] = last_line(codecs.decode_text(run["task_failure"])) or None
+        names = ("number", "kind", "name", "attempt", "last failure", "next attempt")
+        rows = [dict(zip(names, row.values(), strict=False)) for row in self._rows("pending_of", run_id)]
+        for row in rows:
+            row["last failure"] = last_line(codecs.decode_text(row["last failure"]))
+        columns = ("number", "kind", "name", "attempt", "next attempt", "last failure")
+        return Detail(facts, columns, rows, note="" if rows else "it waits for nothing")
+
+
+def _age(since: datetime | None, now: datetime) -> float | None:
+    return None if since is None else (now - since).total_seconds()
