@@ -21,6 +21,7 @@ COMMANDS = {
     "schedule": "schedule:group",
     "stream": "stream:group",
     "topic": "topic:group",
+    "ui": "ui:command",
     "watchdog": "watchdog:command",
     "worker": "worker:group",
     "workflow": "workflow:group",
