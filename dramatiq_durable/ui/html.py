@@ -52,7 +52,7 @@ def render(child: Child) -> Html:
     return Html("".join(render(part) for part in child))
 
 
-def tag(name: str, *children: Child, **attributes: Value) -> Html:
+def tag(name: str, /, *children: Child, **attributes: Value) -> Html:
     """An element.
 
     Parameters:
@@ -76,12 +76,12 @@ def tag(name: str, *children: Child, **attributes: Value) -> Html:
     return Html(f"<{' '.join(parts)}>{render(children)}</{name}>")
 
 
-def link(text: Child, path: str, **query: str | int | None) -> Html:
+def link(text: Child, path: str, /, **query: str | int | None) -> Html:
     """A link to a page of ours; ``path`` begins with a slash and holds nothing that was read but ids."""
     return tag("a", text, href=address(path, **query))
 
 
-def address(path: str, **query: str | int | None) -> str:
+def address(path: str, /, **query: str | int | None) -> str:
     """A path with its query; None and empty text are left out."""
     given = {key: value for key, value in query.items() if value not in (None, "")}
     return path + ("?" + urlencode(given, errors="replace") if given else "")

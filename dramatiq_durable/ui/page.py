@@ -174,7 +174,11 @@ def value(given: Any) -> Html:
 
 def block(text: str) -> Html:
     """Text with lines of its own."""
-    cut = f"{text[:MOST]}\n… {len(text) - MOST:,} characters more: the command line shows all" if len(text) > MOST else text
+    cut = (
+        f"{text[:MOST]}\n… {len(text) - MOST:,} characters more: the command line shows all"
+        if len(text) > MOST
+        else text
+    )
     return tag("pre", cut, tabindex="0")
 
 
@@ -187,10 +191,12 @@ def box(*children: Child, bad: bool = False) -> Html:
     return tag("div", children, class_="box bad" if bad else "box", role="alert" if bad else "status")
 
 
-def field_(label: str, name: str, given: str | None, *, wide: bool = False, **attributes: Any) -> Html:
-    """A line to fill in, with its label."""
-    put = tag("input", id=name, name=name, value=given or "", **attributes)
-    return tag("div", tag("label", label, for_=name), put, class_="wide" if wide else None)
+def field_(
+    label: str, name: str, given: str | None, *, id: str | None = None, wide: bool = False, **attributes: Any
+) -> Html:
+    """A line to fill in, with its label; ``id`` tells it from others of its name on the page."""
+    put = tag("input", id=id or name, name=name, value=given or "", **attributes)
+    return tag("div", tag("label", label, for_=id or name), put, class_="wide" if wide else None)
 
 
 def choice(label: str, name: str, options: Sequence[str], given: str | None, none: str = "any") -> Html:
@@ -222,4 +228,3 @@ def pager(path: str, query: Mapping[str, str | int | None], cursor: str, first: 
 
 
 Handler = Callable[[View], Page | Go]
-
