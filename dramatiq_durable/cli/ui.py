@@ -21,9 +21,7 @@ TOKEN = "DRAMATIQ_DURABLE_UI_TOKEN"
     "--listen", metavar="HOST:PORT", callback=address, default="127.0.0.1:9193", show_default=True,
     help="Where to answer; port 0 takes a free one.",
 )  # fmt: skip
-@click.option(
-    "--allow-actions", is_flag=True, help="Offer to redrive dead letters, and to claim and resolve escalations."
-)
+@click.option("--allow-actions", is_flag=True, help="Offer to redrive dead letters, to claim and resolve escalations.")
 @click.pass_obj
 def command(target: Target, listen: tuple[str, int], allow_actions: bool) -> None:
     """Show runs, streams, dead letters, workers, schedules and escalations in a browser.
@@ -51,7 +49,8 @@ def command(target: Target, listen: tuple[str, int], allow_actions: bool) -> Non
     except ValueError as e:
         raise click.UsageError(f"{TOKEN}: {e}") from None
     # What is wrong with the database is said now, and not to whoever looks first.
-    target.broker.database.open()
+    with target.broker.database.calling() as conn:
+        conn.execute("SELECT 1")
     try:
         listening = socket.create_server(listen, family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as e:

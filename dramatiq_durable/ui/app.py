@@ -9,7 +9,6 @@ from urllib.parse import parse_qs
 import psycopg
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -66,7 +65,7 @@ def is_loopback(host: str) -> bool:
 
 def create_app(
     target: Target, *, host: str = "127.0.0.1", token: str | None = None, allow_actions: bool = False
-) -> Starlette:
+) -> Guard:
     """The application.
 
     Parameters:
@@ -91,11 +90,9 @@ def create_app(
     routes += [Route(path, shown.acting(handler), methods=["POST"]) for path, handler in ACTIONS.items()]
     routes += [Route(path, shown.showing(handler)) for path, handler in PAGES.items()]
     routes += [Route("/login", shown.login, methods=["GET", "POST"])]
-    return Starlette(
-        routes=routes,
-        middleware=[Middleware(Guard, secrets=secrets, hosts=hosts)],
-        exception_handlers={404: shown.missing, 500: shown.broken},
-    )
+    # Around all of it: what fails is answered with its headers, too.
+    app = Starlette(routes=routes, exception_handlers={404: shown.missing, 500: shown.broken})
+    return Guard(app, secrets, hosts)
 
 
 class Shown:
@@ -122,9 +119,7 @@ class Shown:
                 return self._page(request, _refused("Nothing can be changed here: start it with --allow-actions."))
             form = await self._form(request)
             if form is None:
-                return self._page(
-                    request, _refused("This form is not one of this page, or it is old: go back, reload.")
-                )
+                return self._page(request, _refused("This form is none of ours, or it is old: go back, and reload."))
             return await self._answer(request, handler, form)
 
         return act

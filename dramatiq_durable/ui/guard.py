@@ -121,9 +121,7 @@ class Guard:
 
     def _refused(self, request: Request) -> Response | None:
         if self._hosts is not None and _host_of(request) not in self._hosts:
-            return PlainTextResponse(
-                "ask by the name of this machine, such as localhost, or start me with a token", 421
-            )
+            return PlainTextResponse("ask for localhost, or start this with a token", 421)
         if request.url.path in OPEN or self._secrets.knows(request.cookies.get(SESSION, "")):
             return None
         if request.method in ("GET", "HEAD"):

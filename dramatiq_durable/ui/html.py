@@ -18,7 +18,7 @@ class Html(str):
     __slots__ = ()
 
 
-Child: TypeAlias = "str | int | float | None | Iterable[Child]"
+Child: TypeAlias = "str | int | float | Iterable[Child] | None"
 Value: TypeAlias = str | int | float | bool | None
 
 _VOID = frozenset({"input", "link", "meta", "br", "rect"})
