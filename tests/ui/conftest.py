@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import dramatiq
+import httpx
 import pytest
 from dramatiq.middleware import Retries
-from starlette.testclient import TestClient
 
 import dramatiq_durable as durable
 from dramatiq_durable import schedules
@@ -49,7 +50,7 @@ def site(database_url: str) -> Iterator[Site]:
 
     actor = dramatiq.actor(dies, queue_name="mail", actor_name="dies", broker=broker)
 
-    @durable.activity(queue_name="desk", retry=durable.RetryPolicy(max_attempts=1))
+    @durable.activity(queue_name="desk")
     def double(text: str) -> str:
         return text * 2
 
@@ -107,7 +108,37 @@ def _waits(handle: durable.WorkflowHandle[Any], name: str) -> bool:
     return any(entry.last_failure for entry in handle.describe().pending)
 
 
-OpenSite = Callable[..., TestClient]
+class Client:
+    """A browser, as far as it asks and keeps cookies; it follows nothing by itself.
+
+    Parameters:
+      app: the application.
+      base(str): where it thinks that is.
+    """
+
+    def __init__(self, app: Any, base: str) -> None:
+        self._app = app
+        self._base = base
+        self.cookies = httpx.Cookies()
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self._ask("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self._ask("POST", path, **options)
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url=self._base, cookies=self.cookies) as client:
+                answer = await client.request(method, path, **options)
+                self.cookies = client.cookies
+                return answer
+
+        return asyncio.run(ask())
+
+
+OpenSite = Callable[..., Client]
 
 
 @pytest.fixture
@@ -115,10 +146,10 @@ def opened(database_url: str) -> Iterator[OpenSite]:
     """Opens the pages of the test's database; the arguments are those of `create_app`."""
     targets: list[Target] = []
 
-    def make(url: str = database_url, base: str = "http://localhost", **options: Any) -> TestClient:
+    def make(url: str = database_url, base: str = "http://localhost", **options: Any) -> Client:
         target = Target(url, None)
         targets.append(target)
-        return TestClient(create_app(target, **options), base_url=base, follow_redirects=False)
+        return Client(create_app(target, **options), base)
 
     yield make
     for target in targets:
