@@ -134,7 +134,7 @@ def table(label: str, columns: Sequence[str], rows: Iterable[Sequence[Child]], e
 
 
 def _class(column: str) -> str | None:
-    return "number" if column.startswith("#") else "bar" if column == "when" else None
+    return "number" if column.startswith("#") else {"when": "bar", "choose": "choose"}.get(column)
 
 
 def facts(*pairs: tuple[str, Child]) -> Html:
@@ -157,8 +157,13 @@ def ago(at: datetime | None) -> Child:
     return [moment(at), " (", f"{duration(seconds)} ago" if seconds >= 0 else f"in {duration(-seconds)}", ")"]
 
 
+def lasted(value: float) -> str:
+    """Seconds as text; what is short in milliseconds."""
+    return f"{max(round(value * 1000), 0)} ms" if value < 1 else duration(value)
+
+
 def seconds(value: float | None) -> Child:
-    return None if value is None else tag("span", duration(value), class_="keep")
+    return None if value is None else tag("span", lasted(value), class_="keep")
 
 
 def state(name: str) -> Html:

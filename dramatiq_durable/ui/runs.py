@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .. import escalations
-from ..cli.output import duration
 from ..cli.workflow.look import STATUSES
 from ..cli.workflow.timeline import details, ends_of
 from ..errors import InvalidFilter
@@ -28,6 +27,7 @@ from .page import (
     facts,
     field_,
     filters,
+    lasted,
     moment,
     pager,
     seconds,
@@ -155,7 +155,7 @@ def run(view: View) -> Page:
             section(
                 "Timeline",
                 tag("p", f"Bars: from the start to {'the end' if told.closed_at else 'now'}, ",
-                    duration((end - told.started_at).total_seconds()), ".", class_="soft"),
+                    lasted((end - told.started_at).total_seconds()), ".", class_="soft"),
                 timeline(events, told.started_at, end, told.closed_at is not None and more is None),
                 pager(here, {}, "after", after == 0, more),
             ),
@@ -250,7 +250,7 @@ def timeline(events: Sequence[HistoryEvent], start: datetime, end: datetime, who
         rows.append(
             (
                 event.event_id,
-                tag("time", duration((event.at - start).total_seconds()), datetime=event.at.isoformat(),
+                tag("time", lasted((event.at - start).total_seconds()), datetime=event.at.isoformat(),
                     title=event.at.isoformat(sep=" ", timespec="milliseconds")),
                 tag("strong", event.type),
                 event.attributes.get("seq"),
@@ -271,7 +271,7 @@ def _bar(at: datetime, until: datetime | None, start: datetime, end: datetime, k
 
     begin = min(place(at), WIDTH - 5)
     length = max(place(until or end) - begin, 5)
-    took = duration(((until or end) - at).total_seconds())
+    took = lasted(((until or end) - at).total_seconds())
     said = (
         took
         if until is not None
@@ -289,6 +289,14 @@ def _bar(at: datetime, until: datetime | None, start: datetime, end: datetime, k
 def _details(event: HistoryEvent) -> Child:
     line = details(event)
     known = [(name, event.attributes[name]) for name in _SHOWN if event.attributes.get(name) is not None]
+    if event.type == "ChildStarted" and "run_id" in event.attributes:
+        to = f"/runs/{uuid.UUID(event.attributes['run_id'])}"
+        return [link("its run", to), _folded(line, known)]
+    return _folded(line, known)
+
+
+def _folded(line: str, known: Sequence[tuple[str, Any]]) -> Child:
+    """What an event carries: a line, and all of it behind that."""
     if not known:
         return line
     inside: list[Child] = []

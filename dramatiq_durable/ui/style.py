@@ -24,7 +24,7 @@ header strong { overflow-wrap: anywhere; }
 nav ul { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
 nav a { display: inline-block; padding: .25rem 0; }
 nav a[aria-current] { color: var(--ink); font-weight: 600; text-decoration-thickness: 2px; }
-main { padding: 1rem; max-width: 100rem; margin: 0 auto; }
+main { overflow-wrap: anywhere; padding: 1rem; max-width: 100rem; margin: 0 auto; }
 main:focus { outline: none; }
 h1 { font-size: 1.4rem; margin: .2rem 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 1.6rem 0 .5rem; }
@@ -33,7 +33,10 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .7rem; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
-td { overflow-wrap: anywhere; min-width: 4rem; }
+td { overflow-wrap: anywhere; min-width: 6rem; }
+td.number, td.choose { min-width: 0; }
+td:last-child:not(.number) { min-width: 14rem; }
+td strong { white-space: nowrap; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 time, .keep { white-space: nowrap; }
 td.bar { min-width: 12rem; width: 24%; }
@@ -54,7 +57,7 @@ form.filters { display: flex; flex-wrap: wrap; gap: .6rem 1rem; align-items: end
 label { display: block; color: var(--soft); }
 .wide { flex: 1 1 24rem; }
 input:not([type=checkbox]), select, textarea, button { font: inherit; color: inherit; background: var(--card);
-  border: 1px solid var(--soft); border-radius: 5px; padding: .35rem .6rem; width: 100%; }
+  border: 1px solid var(--soft); border-radius: 5px; padding: .35rem .6rem; width: 100%; min-height: 2.4rem; }
 button { width: auto; cursor: pointer; color: var(--link); border-color: var(--link); font-weight: 600; }
 .box { border: 1px solid var(--line); border-left: 5px solid var(--bar); border-radius: 6px; background: var(--card);
   padding: .6rem .9rem; margin: 0 0 1rem; }

@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 CONTRAST = """
 (() => {
   const parse = c => (c.match(/[\\d.]+/g) || []).map(Number);
-  const lum = c => { const [r, g, b] = c.map(v => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4 });
+  const linear = v => v <= .03928 * 255 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4;
+  const lum = c => { const [r, g, b] = c.map(linear);
                      return .2126 * r + .7152 * g + .0722 * b };
   const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
                         if (c.length === 3 || c[3] === 1) return c.slice(0, 3) } return [255, 255, 255] };
