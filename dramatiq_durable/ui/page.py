@@ -204,10 +204,13 @@ def field_(
     return tag("div", tag("label", label, for_=id or name), put, class_="wide" if wide else None)
 
 
-def choice(label: str, name: str, options: Sequence[str], given: str | None, none: str = "any") -> Html:
-    """One of several."""
+def choice(
+    label: str, name: str, options: Sequence[str] | Mapping[str, str], given: str | None, none: str = "any"
+) -> Html:
+    """One of several; a mapping says what each is called."""
+    called = options if isinstance(options, Mapping) else {option: option.replace("_", " ") for option in options}
     items = [tag("option", none, value="")] if none else []
-    items += [tag("option", option.replace("_", " "), value=option, selected=option == given) for option in options]
+    items += [tag("option", text, value=option, selected=option == given) for option, text in called.items()]
     return tag("div", tag("label", label, for_=name), tag("select", items, id=name, name=name))
 
 

@@ -14,7 +14,7 @@ from ..errors import InvalidFilter
 from ..workflow.client import get_handle
 from ..workflow.descriptions import Description, HistoryEvent, Pending, public
 from ..workflow.filters import parse
-from ..workflow.listing import ORDERS, WorkflowList, list_workflows
+from ..workflow.listing import WorkflowList, list_workflows
 from .html import Child, Html, link, tag
 from .page import (
     Missing,
@@ -39,6 +39,14 @@ from .page import (
 
 #: How many runs a page has.
 RUNS = 50
+
+#: What the orders are called.
+CALLED = {
+    "-started_at": "latest start first",
+    "started_at": "earliest start first",
+    "-closed_at": "latest end first",
+    "closed_at": "earliest end first",
+}
 
 #: How many events a page has.
 EVENTS = 200
@@ -87,7 +95,7 @@ def runs(view: View) -> Page:
         ),
         field_("Workflow", "name", name),
         choice("Status", "status", STATUSES, status),
-        choice("Order", "order", ORDERS, order, none=""),
+        choice("Order", "order", CALLED, order, none=""),
     )  # fmt: skip
     columns = ("workflow id", "workflow", "status", "stream", "started", "took", "#events", "search")
     rows = [
@@ -259,7 +267,7 @@ def timeline(events: Sequence[HistoryEvent], start: datetime, end: datetime, who
                 _details(event),
             )
         )  # fmt: skip
-    columns = ("#event", "after", "type", "#number", "name", "when", "details")
+    columns = ("#event", "#after", "type", "#number", "name", "when", "details")
     return table("Timeline", columns, rows, "There are no events here.")
 
 

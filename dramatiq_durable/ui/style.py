@@ -34,6 +34,7 @@ th, td { text-align: left; vertical-align: top; padding: .4rem .7rem; border-bot
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 td { overflow-wrap: anywhere; min-width: 6rem; }
+td:first-child { min-width: 10rem; }
 td.number, td.choose { min-width: 0; }
 td:last-child:not(.number) { min-width: 14rem; }
 td strong { white-space: nowrap; }
