@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -10,6 +11,9 @@ from urllib.parse import urlencode
 
 #: They join letters and signs in what people write; every other format character could hide or turn text.
 _JOINERS = "\u200c\u200d"
+
+#: What has to be looked at.
+_ODD = re.compile(r"[^\x20-\x7e\n\t]")
 
 
 class Html(str):
@@ -26,16 +30,13 @@ _VOID = frozenset({"input", "link", "meta", "br", "rect"})
 
 def visible(text: str) -> str:
     """Text with its control, format and lone half characters spelled out: nothing is hidden, or turns the line."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_spelled(c) if _hides(c) else c for c in text)
+    return _ODD.sub(_spelled, text)
 
 
-def _hides(c: str) -> bool:
-    return c not in "\n\t" and c not in _JOINERS and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def _spelled(c: str) -> str:
+def _spelled(found: re.Match[str]) -> str:
+    c = found[0]
+    if c in _JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return c
     return f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" if ord(c) < 65536 else f"\\U{ord(c):08x}"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 
 import httpx
 import pytest
 
 from tests.support.processes import Process, Processes
+from tests.test_cli_commands import refused
 
 
 def start(run_process: Processes, url: str, *arguments: str, **env: str) -> tuple[Process, str]:
@@ -58,3 +60,14 @@ def test_the_token_of_the_environment(database_url: str, run_process: Processes,
         process, address = start(run_process, database_url, "--listen", "127.0.0.1:0", **env)
         assert httpx.get(f"{address}/runs").headers["location"] == "/login"
         assert token not in process.output
+
+
+def test_without_the_extra_it_says_what_to_install(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert "uvicorn is missing: pip install 'dramatiq-durable[ui]'" in refused(database_url, "ui")
+
+
+def test_an_address_that_is_taken(database_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert f"cannot listen on {address}" in refused(database_url, "ui", "--listen", address)

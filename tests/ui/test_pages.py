@@ -11,9 +11,12 @@ from urllib.parse import urljoin
 import psycopg
 import pytest
 
+import dramatiq_durable as durable
 from dramatiq_durable import escalations
 from dramatiq_durable.ui.html import Html, render, tag, visible
 from tests.support import wait_until
+from tests.support.postgres import Cluster
+from tests.support.scratch import scratch
 from tests.ui.conftest import HOSTILE, Client, OpenSite, Site
 
 VOID = {"input", "link", "meta", "br", "rect"}
@@ -194,6 +197,17 @@ def test_empty(opened: OpenSite) -> None:
     client = opened()
     for path in ("/runs", "/streams", "/dead-letters", "/workers", "/schedules", "/escalations"):
         assert re.search(r"There are no|No worker", look(client, path).text)
+
+
+@pytest.mark.administrator
+def test_what_a_login_may_not_see_is_said(cluster: Cluster, opened: OpenSite) -> None:
+    with scratch(cluster, cluster.template()) as made:
+        role = durable.provision_worker_role(made.url, name="watching", kind="monitor")
+        client = opened(role.url)
+        for path in ("/streams", "/workers"):
+            look(client, path)
+        for path in ("/runs", "/dead-letters", "/schedules", "/escalations"):
+            assert "login" in look(client, path, 403).text
 
 
 def test_a_database_that_is_away() -> None:
