@@ -159,6 +159,25 @@ def test_many_runs_have_pages_and_filters(site: Site, opened: OpenSite) -> None:
     assert "There are no such runs" in look(client, "/runs?where=workflow_id+%3D+'nobody'").text
 
 
+def test_many_dead_letters_have_pages_and_filters(database_url: str, opened: OpenSite) -> None:
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SELECT durable.open_streams('{mail,other}')")
+        # All at one moment: the pages go by number.
+        conn.execute(
+            "INSERT INTO durable.dead_letter (message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, "
+            "reason, failure, payload) SELECT gen_random_uuid(), 1 + n % 2, 0, now(), 1, 0, 'a', 'rejected', "
+            "'why ' || n, '' FROM generate_series(1, 240) n"
+        )
+    client, path, found = opened(), "/dead-letters?stream=other&reason=rejected&actor=a&text=WHY", []
+    while path:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        found += [int(n) for n in re.findall(r'<a href="/dead-letters/(\d+)">', answer.text)]
+        more = re.search(r'<a href="([^"]*)">Next page', answer.text)
+        path = html.unescape(more[1]) if more else ""
+    assert found == list(range(239, 0, -2))
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
