@@ -6,13 +6,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from .. import escalations
 from ..cli.workflow.look import STATUSES
 from ..cli.workflow.timeline import details, ends_of
-from ..errors import InvalidFilter
+from ..errors import DurableError, InvalidFilter
 from ..workflow.client import get_handle
 from ..workflow.descriptions import Description, HistoryEvent, Pending, public
+from ..workflow.events import Event
 from ..workflow.filters import parse
 from ..workflow.listing import WorkflowList, list_workflows
 from .html import Child, Html, link, tag
@@ -145,11 +147,11 @@ def run(view: View) -> Page:
         procedures = view.broker.procedures
         last = procedures.get_history(conn, run_id.bytes, told.history_length - 1, 1)
         page = procedures.get_history(conn, run_id.bytes, min(after, 2**31 - 1), EVENTS + 1)
-    events = [public(event) for event in page[:EVENTS]]
+    events = [_told(event) for event in page[:EVENTS]]
     more = events[-1].event_id if len(page) > EVENTS else None
     end = told.closed_at or datetime.now(UTC)
     here = f"/runs/{run_id}"
-    reason = public(last[0]).attributes.get("reason") if last and told.status != "running" else None
+    reason = _told(last[0]).attributes.get("reason") if last and told.status != "running" else None
     return Page(
         told.workflow_id,
         [
@@ -237,6 +239,17 @@ def failure(known: Mapping[str, Any] | None) -> Html:
     return tag("div", parts)
 
 
+def _told(event: Event) -> HistoryEvent:
+    """An event as it is shown; whatever its writer has put into it, the others are seen."""
+    try:
+        told = public(event)
+    except (ValueError, TypeError, DurableError) as e:
+        told = public(event._replace(payload=None, attributes={"unreadable": str(e)}))
+    if not isinstance(told.attributes.get("seq"), int):
+        told.attributes.pop("seq", None)
+    return told
+
+
 def timeline(events: Sequence[HistoryEvent], start: datetime, end: datetime, whole: bool) -> Html:
     """Events in their order, with a bar for what takes its time.
 
@@ -295,11 +308,13 @@ def _bar(at: datetime, until: datetime | None, start: datetime, end: datetime, k
 
 
 def _details(event: HistoryEvent) -> Child:
-    line = details(event)
+    try:
+        line = details(event)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        line = "not written by this package"
     known = [(name, event.attributes[name]) for name in _SHOWN if event.attributes.get(name) is not None]
     if event.type == "ChildStarted" and "run_id" in event.attributes:
-        to = f"/runs/{uuid.UUID(event.attributes['run_id'])}"
-        return [link("its run", to), _folded(line, known)]
+        return [link("its run", "/runs/" + quote(str(event.attributes["run_id"]), safe="")), _folded(line, known)]
     return _folded(line, known)
 
 

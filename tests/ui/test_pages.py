@@ -141,6 +141,32 @@ def test_a_long_history_has_pages(site: Site, opened: OpenSite) -> None:
     assert found == list(range(1, 451))
 
 
+@pytest.mark.parametrize(
+    ("type", "attributes", "payload"),
+    [
+        ("TimerStarted", '{"ms": "soon", "seq": [1]}', None),
+        ("ChildStarted", '{"run_id": "../../login?x=<b>", "workflow_id": 1}', b'{"args": 1, "kwargs": 2}'),
+        ("ActivityFailed", '{"failure": "text"}', None),
+        ("ActivityFailed", '{"failure": {"cause": [1], "type": {}, "traceback": 7}}', None),
+        ("SignalReceived", '{"seq": {}}', b"no json \xff"),
+        ("<script>", '{"<script>": "<script>"}', b'"\\ud800"'),
+    ],
+)
+def test_an_odd_event_hides_no_other(
+    site: Site, opened: OpenSite, type: str, attributes: str, payload: bytes | None
+) -> None:
+    run = uuid.UUID(site.runs["good"])
+    with psycopg.connect(site.url) as conn:
+        conn.execute(
+            "UPDATE durable.event SET type = %s, attributes = %s::text::json, payload = %s "
+            "WHERE run_id = %s AND event_id = 4",
+            [type, attributes, payload, run],
+        )
+    page = look(opened(), f"/runs/{run}").text
+    assert type in page
+    assert "ActivityCompleted" in page
+
+
 def test_many_runs_have_pages_and_filters(site: Site, opened: OpenSite) -> None:
     with psycopg.connect(site.url) as conn:
         conn.execute(
