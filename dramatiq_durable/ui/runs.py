@@ -203,7 +203,7 @@ def _pending(view: View, told: Description, here: str) -> list[Child]:
         for status in ("waiting", "claimed")
         for open in escalations.list(run_id=told.run_id, status=status, limit=50, broker=view.broker)
     ]
-    rows: list[Sequence[Child]] = [_pending_row(entry) for entry in told.pending]
+    rows: list[Sequence[Child]] = [_pending_row(entry) for entry in told.pending if entry.kind != "escalation"]
     rows += [
         (
             "escalation",

@@ -70,6 +70,7 @@ button { width: auto; cursor: pointer; color: var(--link); border-color: var(--l
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
   td.bar { min-width: 8rem; }
+  td:last-child:not(.number) { min-width: 22rem; }
   th, td { padding: .35rem .5rem; }
 }
 """

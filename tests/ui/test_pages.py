@@ -117,7 +117,8 @@ def test_a_failure_has_its_traceback_and_what_waits_its_next_attempt(site: Site,
     assert re.search(r"in (59m|1h)", waits)
     assert "RuntimeError" in waits
     asks = look(client, f"/runs/{site.runs['ask']}").text
-    assert "waits for clerk" in asks
+    assert asks.count("waits for clerk") == 1
+    assert asks.count("escalation") == 1
     code = look(client, f"/runs/{site.runs['ask']}?stack=1").text
     assert "conftest.py" in code
 
