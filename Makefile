@@ -4,8 +4,8 @@
 #   make test                    the tests, on the embedded Postgres
 #   make test PG=DIRECTORY|URL   the same on the Postgres binaries in a directory, or on a server (URL of a superuser)
 #   make test-scoped             the tests of queues and workflows, every broker on a login that may do only what the test declares
-#   make test-system             the tests that need pgbouncer, redis-server, rabbitmq-server and prometheus; and Dramatiq's
-#                                own tests, from its release on the package index (or from DRAMATIQ_SUITE=DIRECTORY)
+#   make test-system             the tests that need pgbouncer, redis-server, rabbitmq-server, prometheus and chromium; and
+#                                Dramatiq's own tests, from its release on the package index (or from DRAMATIQ_SUITE=DIRECTORY)
 #   make bench                   what a message costs, beside the peers that are installed
 #   make bench-peers             installs the peers' packages, each into an environment of its own
 #   make lint | soak | clean

@@ -22,6 +22,7 @@ COMMANDS = {
     "stream": "stream:group",
     "top": "top:command",
     "topic": "topic:group",
+    "ui": "ui:command",
     "watchdog": "watchdog:command",
     "worker": "worker:group",
     "workflow": "workflow:group",

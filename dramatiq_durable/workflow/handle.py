@@ -90,6 +90,10 @@ class WorkflowHandle(Asking, Generic[R]):
           WorkflowNotFound: there is none, or this login may not see it.
           DatabaseUnavailable: the database cannot be reached.
         """
+        return self.described(ask=True)
+
+    def described(self, *, ask: bool) -> Description:
+        """As `describe`; unless told to ``ask``, no worker is asked where the code waits."""
         procedures = self.broker.procedures
 
         def look(conn: Any) -> Any:
@@ -100,7 +104,7 @@ class WorkflowHandle(Asking, Generic[R]):
             return row, ends[0], ends[-1], procedures.pending_of(conn, row[0]) if row[4] == "running" else []
 
         found, stack = self._read(look), None
-        if found is not None and found[0][4] == "running":
+        if ask and found is not None and found[0][4] == "running":
             # What it waits for is to be as new as where.
             stack = self._stack()
             found = self._read(look)

@@ -148,6 +148,7 @@ BEGIN
               AND (p_reason IS NULL OR d.reason = p_reason)
               AND (p_after IS NULL OR d.died_at >= p_after) AND (p_before IS NULL OR d.died_at < p_before)
               AND (p_text IS NULL OR position(lower(p_text) IN lower(d.failure)) > 0)
+              AND (p_upto IS NULL OR d.dead_letter_id <= p_upto)
             ORDER BY d.dead_letter_id DESC LIMIT p_limit;
     ELSE
         RETURN QUERY
@@ -163,10 +164,10 @@ BEGIN
 END
 $$;
 
--- Dead letters, newest first.
+-- Dead letters, newest first; those numbered below p_below, which is how a page follows another.
 CREATE FUNCTION {schema}.list_dead_letters(
     p_letters bigint[], p_messages uuid[], p_stream text, p_actor text, p_reason text, p_after timestamptz, p_before timestamptz,
-    p_text text, p_limit int)
+    p_text text, p_limit int, p_below bigint DEFAULT NULL)
 RETURNS TABLE (
     dead_letter_id bigint, message_id uuid, stream text, actor text, reason text, failure text, attempt int, deaths smallint,
     priority int, kind text, unique_key text, group_id uuid, enqueued_at timestamptz, died_at timestamptz, payload bytea)
@@ -178,7 +179,7 @@ BEGIN
         SELECT d.dead_letter_id, d.message_id, s.name, d.actor, d.reason, d.failure, d.attempt, d.deaths,
                d.priority, d.kind::text, d.unique_key, d.group_id, d.enqueued_at, d.died_at, d.payload
         FROM {schema}.match_dead_letters(
-            p_letters, p_messages, p_stream, p_actor, p_reason, p_after, p_before, p_text, NULL, NULL, least(p_limit, 10000), true) l (id)
+            p_letters, p_messages, p_stream, p_actor, p_reason, p_after, p_before, p_text, NULL, p_below - 1, least(p_limit, 10000), true) l (id)
         JOIN {schema}.dead_letter d ON d.dead_letter_id = l.id JOIN {schema}.stream s ON s.stream_id = d.stream_id
         ORDER BY d.dead_letter_id DESC;
 END
