@@ -203,7 +203,7 @@ RETURNS TABLE (
     message_id uuid, lease uuid, stream_id int, kind text, run_id uuid, seq int, attempt int, reclaimed boolean,
     actor text, payload bytea, next_due bigint, refused int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
@@ -340,7 +340,7 @@ $$;
 CREATE FUNCTION {schema}.ack(p_worker uuid, p_messages uuid[], p_leases uuid[])
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_worker record;
@@ -370,7 +370,7 @@ CREATE FUNCTION {schema}.reschedule(
     p_counted boolean[] DEFAULT NULL)
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_worker record;
@@ -415,7 +415,7 @@ $$;
 CREATE FUNCTION {schema}.release(p_worker uuid, p_messages uuid[], p_leases uuid[])
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_worker record;
@@ -447,7 +447,7 @@ $$;
 CREATE FUNCTION {schema}.bury(p_worker uuid, p_messages uuid[], p_leases uuid[], p_payloads bytea[], p_failures text[])
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_worker record;
@@ -483,7 +483,7 @@ $$;
 CREATE FUNCTION {schema}.mark_started(p_worker uuid, p_messages uuid[], p_leases uuid[])
 RETURNS TABLE (refused int[], aborted int[], anew int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_worker record;
