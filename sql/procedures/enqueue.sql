@@ -59,7 +59,7 @@ CREATE FUNCTION {schema}.enqueue(
     p_priority int DEFAULT 0, p_options jsonb DEFAULT '{}', p_unique_key text DEFAULT NULL)
 RETURNS uuid
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
-SET enable_seqscan = off
+SET jit = off SET enable_seqscan = off
 AS $$
 DECLARE
     v_stream int := {schema}.stream_for(p_stream, 'p');

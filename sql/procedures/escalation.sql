@@ -112,7 +112,7 @@ $$;
 CREATE FUNCTION {schema}.may_take_back(p_run uuid, p_seq int)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 DECLARE
     v_id uuid := overlay(md5(p_run::text || ':' || p_seq) PLACING '8' FROM 13)::uuid;
@@ -157,7 +157,7 @@ $$;
 CREATE FUNCTION {schema}.cancel_escalations(p_run uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 BEGIN
     WITH cancelled AS (
@@ -180,7 +180,7 @@ CREATE FUNCTION {schema}.close_escalation(
     p_escalation {schema}.escalation, p_status text, p_by text, p_result bytea, p_call uuid, p_later boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 BEGIN
     UPDATE {schema}.escalation e
@@ -213,7 +213,7 @@ CREATE FUNCTION {schema}.change_escalation(
     p_payload bytea)
 RETURNS TABLE (answer text, escalation text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 DECLARE
     v_found {schema}.escalation;

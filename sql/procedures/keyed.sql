@@ -8,7 +8,7 @@ CREATE FUNCTION {schema}.store_keyed(
     p_stream int, p_message uuid, p_actor text, p_priority int, p_delay bigint, p_payload bytea, p_group uuid, p_key text,
     p_conflict text, OUT status int, OUT message_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -70,7 +70,7 @@ $$;
 CREATE FUNCTION {schema}.set_deadline(p_run uuid, p_from timestamptz, p_facts json, p_deadline timestamptz)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_deadline timestamptz := coalesce(p_deadline, p_from + {schema}.fact_interval(p_facts, 'execution_timeout'));
@@ -92,7 +92,7 @@ $$;
 CREATE FUNCTION {schema}.expire_runs(p_worker uuid, p_messages uuid[], p_leases uuid[])
 RETURNS int[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_worker record;
@@ -141,7 +141,7 @@ $$;
 CREATE FUNCTION {schema}.go_on(p_run {schema}.run)
 RETURNS uuid
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_last {schema}.event;
@@ -227,7 +227,7 @@ $$;
 CREATE FUNCTION {schema}.live_run(p_run {schema}.run)
 RETURNS {schema}.run
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_live {schema}.run;
@@ -249,7 +249,7 @@ CREATE FUNCTION {schema}.tell_child(
     p_run uuid, p_seq int, p_type text, p_name text, p_payload bytea, p_attributes json)
 RETURNS uuid
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_child uuid := {schema}.child_run(p_run, p_seq);
@@ -271,7 +271,7 @@ $$;
 CREATE FUNCTION {schema}.child_run(p_run uuid, p_seq int)
 RETURNS uuid
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_child uuid;
@@ -294,7 +294,7 @@ CREATE FUNCTION {schema}.start_child(
     p_run uuid, p_seq int, p_stream int, p_name text, p_workflow_id text, p_input bytea, p_options json, p_principal int)
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_options record;
@@ -347,7 +347,7 @@ $$;
 CREATE FUNCTION {schema}.confirm_child(p_run uuid, p_seq int, p_child int)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_child uuid;
@@ -371,7 +371,7 @@ $$;
 CREATE FUNCTION {schema}.list_children(p_run uuid, p_workflow_id text)
 RETURNS TABLE (run_id uuid, workflow_id text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
+SET jit = off SET enable_seqscan = off
 AS $$
 DECLARE
     v_caller record;

@@ -102,7 +102,7 @@ $$;
 CREATE FUNCTION {schema}.purge_messages(p_stream text, p_actor text, p_until timestamptz, p_limit int)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET plan_cache_mode = force_custom_plan SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 DECLARE
     v_stream int := {schema}.stream_named(p_stream);
@@ -172,7 +172,7 @@ RETURNS TABLE (
     dead_letter_id bigint, message_id uuid, stream text, actor text, reason text, failure text, attempt int, deaths smallint,
     priority int, kind text, unique_key text, group_id uuid, enqueued_at timestamptz, died_at timestamptz, payload bytea)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
     RETURN QUERY
@@ -191,7 +191,7 @@ CREATE FUNCTION {schema}.count_dead_letters(
     p_text text, p_limit int)
 RETURNS TABLE (stream text, actor text, reason text, letters bigint, last bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
     RETURN QUERY
@@ -213,7 +213,7 @@ CREATE FUNCTION {schema}.redrive_dead_letters(
     p_text text, p_above bigint, p_upto bigint, p_limit int)
 RETURNS TABLE (matched int, redriven int, last bigint, kept bigint[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_matched bigint[];
@@ -261,7 +261,7 @@ CREATE FUNCTION {schema}.drop_dead_letters(
     p_text text, p_above bigint, p_upto bigint, p_limit int)
 RETURNS TABLE (matched int, dropped int, last bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_matched bigint[];

@@ -38,7 +38,7 @@ $$;
 CREATE FUNCTION {schema}.is_prunable(p_run uuid, p_parent uuid)
 RETURNS boolean
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 BEGIN
     RETURN NOT EXISTS (SELECT 1 FROM {schema}.run p WHERE p.run_id = p_parent AND p.status = 'running')
@@ -58,7 +58,7 @@ $$;
 CREATE FUNCTION {schema}.prune_runs(p_before timestamptz, p_closed timestamptz, p_run uuid, p_limit int)
 RETURNS TABLE (runs bigint, events bigint, last_closed timestamptz, last_run uuid, more boolean)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_row record;
@@ -108,7 +108,7 @@ $$;
 CREATE FUNCTION {schema}.prune_dead_letters(p_before timestamptz, p_limit int)
 RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 DECLARE
     v_limit int := least(greatest(p_limit, 1), 10000);
@@ -187,7 +187,7 @@ $$;
 CREATE FUNCTION {schema}.forget_expired(p_principal int, p_admin boolean, p_window bigint)
 RETURNS TABLE (results bigint, waiters bigint, limiters bigint, senders bigint, windows bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
+SET jit = off SET enable_seqscan = off
 AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();

@@ -69,7 +69,7 @@ CREATE FUNCTION {schema}.send_to_run(
     p_run uuid, p_type text, p_seq int, p_name text, p_payload bytea, p_attributes json)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_child int := (p_attributes ->> 'child')::int;

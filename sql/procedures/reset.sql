@@ -16,7 +16,7 @@ CREATE FUNCTION {schema}.reset_run(
     p_sender uuid, p_batch bigint, p_run uuid, p_workflow_id text, p_event int, p_new uuid, p_inputs text[],
     OUT status text, OUT last int)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -198,7 +198,7 @@ $$;
 CREATE FUNCTION {schema}.hand_back(p_run {schema}.run, p_to uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_run {schema}.run := p_run;

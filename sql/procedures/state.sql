@@ -17,7 +17,7 @@ $$;
 CREATE FUNCTION {schema}.upsert_search(p_run uuid, p_search jsonb)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
+SET jit = off SET enable_seqscan = off
 AS $$
 BEGIN
     IF jsonb_typeof(p_search) = 'object' THEN
@@ -85,7 +85,7 @@ $$;
 CREATE FUNCTION {schema}.change_entity(p_run uuid, p_change json)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 BEGIN
     UPDATE {schema}.run_state s SET entity = {schema}.changed_entity(s.entity, p_change) WHERE s.run_id = p_run;
@@ -113,7 +113,7 @@ $$;
 CREATE FUNCTION {schema}.wake_followers(p_run uuid)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off
+SET jit = off SET enable_seqscan = off
 AS $$
 DECLARE
     v_channel uuid;
@@ -133,7 +133,7 @@ $$;
 CREATE FUNCTION {schema}.next_output(p_run uuid, p_facts json)
 RETURNS json
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 BEGIN
     RETURN coalesce(
@@ -151,7 +151,7 @@ $$;
 CREATE FUNCTION {schema}.read_output(p_run uuid, p_offset int, p_limit int, p_channel uuid, p_wait bigint)
 RETURNS TABLE (place int, payload bytea, status text, run_id uuid, next_run_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -122,7 +122,7 @@ $$;
 CREATE FUNCTION {schema}.note_update(p_run uuid, p_event int, p_type text, p_attributes json)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_chain uuid := (SELECT coalesce(r.first_run_id, r.run_id) FROM {schema}.run r WHERE r.run_id = p_run);
@@ -143,7 +143,7 @@ $$;
 CREATE FUNCTION {schema}.hand_over_updates(p_from uuid, p_to uuid, p_all boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 BEGIN
     UPDATE {schema}.run_update u SET run_id = p_to, status = CASE WHEN p_all THEN u.status ELSE 'requested' END
@@ -160,7 +160,7 @@ $$;
 CREATE FUNCTION {schema}.tell_update(p_chain uuid, p_id text, p_last boolean)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 DECLARE
     v_channel uuid;

@@ -13,6 +13,7 @@ import dramatiq
 import pytest
 
 import dramatiq_durable as durable
+from tests.support import wait_until
 
 pytestmark = pytest.mark.usefixtures("broker")
 StartWorker = Callable[..., dramatiq.Worker]
@@ -304,6 +305,8 @@ def test_shielded_work_survives_a_cancel(start_worker: StartWorker) -> None:
     start_worker()
     handle = flow.start()
     handle.cancel()
+    # Signals are given before a cancel that waits beside them.
+    wait_until(lambda: any(event.type == "CancelRequested" for event in handle.history()))
     handle.signal("go")
     assert handle.result(timeout=10) == "worked in spite"
     assert handle.status() == "completed"

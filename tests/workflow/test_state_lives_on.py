@@ -141,6 +141,7 @@ def test_a_batch_is_reset(broker: durable.DurableBroker, start_worker: StartWork
 
     start_worker()
     handles = [f.options(workflow_id=f"f-{n}").start(n) for n in range(6)]
+    wait_until(lambda: handles[1].status() != "running")
     older = f.options(workflow_id="f-1").start(1)  # the id was used again: only the latest run is meant
     for handle in (*handles, older):
         wait_until(lambda handle=handle: handle.status() != "running")  # type: ignore[misc]
