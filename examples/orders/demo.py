@@ -196,17 +196,19 @@ class Demo:
                 workflow.options(workflow_id=order.workflow_id).start(
                     order.order_id, order.cents, order.card, order.shelf, self.patience
                 )
-            if time.monotonic() > shown + 0.2:
-                shown = time.monotonic()
-                self.display.update(self.watch.phases() or Phases())
+                if time.monotonic() > shown + 0.2:
+                    shown = time.monotonic()
+                    self.display.update(self.watch.phases() or Phases())
         self.event(f"{len(self.orders)} orders started in {time.monotonic() - began:.1f} s; a second process approves")
 
         while True:
-            phases = self.watch.phases()
-            if phases is not None:
-                self.display.update(phases)
-                self.do_damage(phases)
-            self.supervise()
+            # What looks at other processes holds locks that an interrupt at the wrong moment would leave behind.
+            with self.interrupts.deferred():
+                phases = self.watch.phases()
+                if phases is not None:
+                    self.display.update(phases)
+                    self.do_damage(phases)
+                self.supervise()
             finished = phases is not None and phases.closed == len(self.orders) and self.restart_cost is not None
             if finished or time.monotonic() - began > GIVE_UP:
                 break
