@@ -138,6 +138,7 @@ class DurableBroker(Sending, Processing):
         self._streams: dict[str, int] = {}
         self.stream_names: dict[int, str] = {}
         self.commit.metrics.stream_names = self.stream_names
+        self.commit.metrics.instrumented = self.settings.telemetry != "off"
         self._claimer: Claimer | None = None
         self._listener: Listener | None = None
         #: Where this process's clients wait for runs to close.

@@ -35,10 +35,8 @@ from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
 from .metrics import catalogue, shown
 from .metrics.recorder import Recorder, retire
 from .operations import (
-    Ack,
     Claim,
     Context,
-    Enqueue,
     LeaseOperation,
     Operation,
     Together,
@@ -436,18 +434,9 @@ class GroupCommit:
 
     def finish(self, batch: Sequence[Any]) -> None:
         """Tell those who wait for these operations that they have their answers or errors."""
-        counts = self.metrics.counts
-        stored: list[int] = []
+        self.metrics.settled(batch)
         for operation in batch:
             operation.finished = True
-            kind = type(operation)
-            if kind is Ack and operation.answer is True and operation.lane is not None:
-                # The commonest by far.
-                operation.lane.acked += 1
-            elif kind is Enqueue and operation.answer == 1:
-                stored.append(operation.stream_id)
-            elif kind in counts:
-                counts[kind](operation)
             if operation.then is not None:
                 try:
                     operation.then(operation)
@@ -456,8 +445,6 @@ class GroupCommit:
             gate, operation.gate = operation.gate, None
             if gate is not None:
                 gate.release()
-        if stored:
-            self.metrics.stored(stored)
 
     def drop_connection(self) -> None:
         """Close the leader's connection: it is not to be trusted any more."""

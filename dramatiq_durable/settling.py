@@ -296,8 +296,10 @@ class Settler:
                 again = self._encoded(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, text_of(e)))
             self.commit_outcome(delivery, again)
             return
-        outcome.lane, outcome.answer = self.broker.commit.metrics.lane(delivery), recorded
-        self.broker.commit.metrics.counts[type(outcome)](outcome)
+        metrics = self.broker.commit.metrics
+        outcome.lane, outcome.answer = metrics.lane(delivery), recorded
+        # What was to be left behind was rolled back where the lease was lost.
+        metrics.settled([delivery.left, outcome] if delivery.left is not None and recorded else [outcome])
         outcome.lane.took.append(time.perf_counter() - delivery.taken)
         if not recorded:
             logger.warning("the lease on %s was given to another worker: its transaction is rolled back", delivery)
