@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dramatiq import Actor, Consumer, Middleware
@@ -334,7 +334,7 @@ class DurableBroker(Sending, Processing):
             delivery = args[0]
             if isinstance(delivery, Delivery):
                 current_delivery.set(delivery)
-                delivery.taken = time.perf_counter()
+                delivery.taken = perf_counter()
                 if delivery.kind not in TASK_KINDS:
                     if (spans := self.telemetry.spans()) is not None:
                         spans.begin_attempt(delivery)

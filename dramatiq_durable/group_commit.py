@@ -32,7 +32,7 @@ import psycopg
 from .database import Connection, Database, is_connection_lost, translate
 from .doubt import Doubt, outcome_unknown
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
-from .metrics import catalogue, shown
+from .metrics import shown
 from .metrics.recorder import Recorder, retire
 from .operations import (
     Claim,
@@ -399,18 +399,13 @@ class GroupCommit:
                     # An argument that cannot be sent: the sync at the pipeline's end would commit what went before it.
                     conn.execute("SELECT 1/0")
                     raise
-        self._measured(begun, len(batch))
+        self.metrics.committed(time.perf_counter() - begun, len(batch))
         for kind, items, cursor in calls:
             kind.settle(items, cursor.fetchall())
         for operation in batch:
             if isinstance(operation, Together):
                 operation.settle_parts()
         self._refuse_unreplicated(batch)
-
-    def _measured(self, begun: float, size: int) -> None:
-        self.metrics.observe(catalogue.COMMIT, time.perf_counter() - begun)
-        self.metrics.observe(catalogue.BATCH, size)
-        self.metrics.count(catalogue.TRIPS, "group_commit")
 
     def _refuse_unreplicated(self, batch: Sequence[Operation]) -> None:
         if self._unreplicated is not None:

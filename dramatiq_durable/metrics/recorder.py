@@ -187,6 +187,8 @@ class Recorder:
         #: By the streams and the kinds of messages: how long they waited that were handed out, how many were stored.
         self._waits: dict[tuple[int, str], Cell] = {}
         self._sent: dict[tuple[int, str], int] = {}
+        self._commit, self._batch = Cell(catalogue.COMMIT.bounds), Cell(catalogue.BATCH.bounds)
+        self._commit.also, self._batch.also = self._also(catalogue.COMMIT, ()), self._also(catalogue.BATCH, ())
         self._numbers: dict[tuple[Metric, Labels], float] = {}
         self._cells: dict[tuple[Metric, Labels], Cell] = {}
         self._series: dict[Metric, set[Labels]] = {}
@@ -214,6 +216,14 @@ class Recorder:
                     cell.also = self._also(metric, labels)
             cell.add(value)
         cell.tell([value])
+
+    def committed(self, seconds: float, size: int) -> None:
+        """A transaction of a group commit was committed."""
+        # Only whoever leads comes here.
+        for cell, value in ((self._commit, seconds), (self._batch, size)):
+            cell.add(value)
+            if cell.also is not None:
+                cell.also(value)
 
     def failed(self, error: BaseException | None) -> None:
         """The database, or the way to it, gave an error."""
@@ -390,6 +400,10 @@ class Recorder:
                 add(metric, labels, number)
             for (metric, labels), cell in self._cells.items():
                 add(metric, labels, cell)
+            if commits := sum(self._batch.counts):
+                add(catalogue.COMMIT, (), self._commit)
+                add(catalogue.BATCH, (), self._batch)
+                add(catalogue.TRIPS, ("group_commit",), commits)
             lanes, waits, sends = list(self.lanes.items()), list(self._waits.items()), list(self._sent.items())
         for (stream_id, kind), sent in sends:
             add(catalogue.ENQUEUED, (self._stream(stream_id), KINDS[kind]), sent)
@@ -416,6 +430,7 @@ class Recorder:
     def listened(self) -> None:
         """Have what listens to histograms told of those that are there already."""
         with self._lock:
+            self._commit.also, self._batch.also = self._also(catalogue.COMMIT, ()), self._also(catalogue.BATCH, ())
             for (metric, labels), cell in self._cells.items():
                 cell.also = self._also(metric, labels)
             for key, lane in self.lanes.items():
