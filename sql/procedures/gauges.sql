@@ -1,8 +1,8 @@
 -- What the exporter shows of a namespace, in one look.  For monitors.
 --
--- A look is bounded, whatever there is: of messages and of dead letters it counts at most p_most rows of a kind on a stream,
--- and 20 times as many on all streams, along the indexes; of runs, p_most of a status.  Where there are more, it estimates
--- from a sample of some 500 pages of the table.
+-- A look is bounded, whatever there is: of messages and of dead letters it reads at most p_most rows of a kind on a stream
+-- (and past those that are leased), and 20 times as many on all streams, along the indexes; of runs, p_most of a status.
+-- Where there are more, it estimates from a sample of some 500 pages of the table.
 
 -- Answers rows of (what, of which stream (or role, status, table, state), of which kind, how much).
 -- p_most: how many rows are counted before it estimates; at most 10,000.
@@ -25,6 +25,9 @@ DECLARE
     v_due timestamptz;
     v_ready bigint;
     v_overdue bigint;
+    v_held int;
+    v_read bigint;
+    v_full boolean;
     v_delayed bigint;
     v_oldest timestamptz;
     v_share real;
@@ -36,33 +39,38 @@ BEGIN
 
     -- Streams.  Of a table of any size at most some 500 pages are read.
     v_share := least(100, 100 * 500 / greatest(pg_relation_size('{schema}.message') / 8192, 1)::double precision);
+    SELECT least(coalesce(sum(cardinality(w.held)), 0), v_budget) INTO v_held FROM {schema}.worker w;
     FOR v_stream IN SELECT s.stream_id, s.name, s.paused FROM {schema}.stream s ORDER BY s.name LOOP
-        v_ready := 0; v_overdue := 0; v_delayed := 0; v_oldest := NULL; v_priorities := 0;
+        v_ready := 0; v_overdue := 0; v_delayed := 0; v_oldest := NULL; v_priorities := 0; v_full := false;
         SELECT m.priority INTO v_priority FROM {schema}.message m
         WHERE m.stream_id = v_stream.stream_id ORDER BY m.priority LIMIT 1;
         WHILE v_priority IS NOT NULL AND v_priorities < 100 LOOP
             v_priorities := v_priorities + 1;
-            -- The oldest comes first: it is known also where there are too many to count.
-            v_left := greatest(least(v_most - v_ready, v_budget), 1);
-            SELECT count(*), count(*) FILTER (WHERE c.kind = 'w'), min(c.due_at) INTO v_rows, v_timers, v_due
-            FROM (SELECT m.kind, m.due_at FROM {schema}.message m
+            -- The oldest comes first, past what is leased: it is known also where there are too many to count.  Alarms have a
+            -- priority of their own, as a rule: where there are thousands of them and nothing else, nothing else is looked for.
+            v_left := greatest(least(v_most - v_ready, v_budget), 1) + v_held;
+            SELECT count(*), count(*) FILTER (WHERE c.shown), count(*) FILTER (WHERE c.shown AND c.kind = 'w'),
+                   min(c.due_at) FILTER (WHERE c.shown) INTO v_read, v_rows, v_timers, v_due
+            FROM (SELECT m.kind, m.due_at, m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e') AS shown
+                  FROM {schema}.message m
                   WHERE m.stream_id = v_stream.stream_id AND m.priority = v_priority AND m.due_at <= v_now
-                    AND m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e')
                   ORDER BY m.due_at LIMIT v_left) c;
             v_ready := v_ready + v_rows; v_overdue := v_overdue + v_timers; v_oldest := least(v_oldest, v_due);
-            v_budget := v_budget - v_rows;
+            v_budget := v_budget - v_read;
+            v_full := v_full OR v_read >= v_left AND v_rows > 0;
             v_left := greatest(least(v_most - v_delayed, v_budget), 1);
-            SELECT count(*) INTO v_rows
-            FROM (SELECT 1 FROM {schema}.message m
+            SELECT count(*), count(*) FILTER (WHERE c.shown) INTO v_read, v_rows
+            FROM (SELECT m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e') AS shown
+                  FROM {schema}.message m
                   WHERE m.stream_id = v_stream.stream_id AND m.priority = v_priority AND m.due_at > v_now
-                    AND m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e')
                   ORDER BY m.due_at LIMIT v_left) c;
             v_delayed := v_delayed + v_rows;
-            v_budget := v_budget - v_rows;
+            v_budget := v_budget - v_read;
+            v_full := v_full OR v_read >= v_left AND v_rows > 0;
             SELECT m.priority INTO v_priority FROM {schema}.message m
             WHERE m.stream_id = v_stream.stream_id AND m.priority > v_priority ORDER BY m.priority LIMIT 1;
         END LOOP;
-        IF v_ready >= v_most OR v_delayed >= v_most OR v_budget <= 0 OR v_priority IS NOT NULL THEN
+        IF v_full OR v_priority IS NOT NULL THEN
             IF v_sample IS NULL THEN
                 SELECT coalesce(json_object_agg(c.stream_id || c.state, c.rows * 100 / v_share), '{}') INTO v_sample
                 FROM (SELECT m.stream_id, CASE WHEN m.due_at <= v_now THEN 'r' ELSE 'd' END AS state, count(*) AS rows
