@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from . import FIRST
+
 #: The keys under which context travels, in a message's options and in what a run is started with, and how long each
 #: may be: what is longer, or no text, is as good as not there.
 CARRIED: Final = {"traceparent": 55, "tracestate": 512, "baggage": 8192}
@@ -33,6 +35,12 @@ def trace_id_of(options: Any) -> str | None:
     """The trace id, as 32 hexadecimal digits, of the context that options carry."""
     parent = carried(options).get("traceparent")
     return None if parent is None else parent[3:35]
+
+
+def source_of(facts: Mapping[str, Any], run_id: str) -> str:
+    """What the trace of a run is derived from that was begun in none: itself, or the first run that it goes on for."""
+    first = facts.get(FIRST)
+    return first if isinstance(first, str) else run_id
 
 
 def derived_trace_id(source: str) -> int:

@@ -10,7 +10,7 @@ from ..delivery import Delivery, current_delivery
 from ..workflow.computing import current_local
 from ..workflow.replay import current
 from . import TRACE, WORKFLOW
-from .context import derived_trace_id, trace_id_of
+from .context import derived_trace_id, source_of, trace_id_of
 
 #: The fields; None where there is nothing to say.
 FIELDS: Final = ("workflow_id", "run_id", "message_id", "trace_id", "span_id")
@@ -48,7 +48,7 @@ def fields(delivery: Delivery | None = None) -> dict[str, Any]:
         known = {"workflow_id": execution.workflow_id, "run_id": execution.run_id}
         known["trace_id"] = trace_id_of(execution.facts.get(TRACE))
         if known["trace_id"] is None and execution.traced is not None:
-            known["trace_id"] = f"{derived_trace_id(execution.run_id):032x}"
+            known["trace_id"] = f"{derived_trace_id(source_of(execution.facts, execution.run_id)):032x}"
         return known
     local = current_local.get()
     if local is not None and delivery is None:

@@ -22,7 +22,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from ..workflow import events
 from . import WORKFLOW
 from .context import carried, derived_span_id, derived_trace_id
-from .runs import RunTrace, begin_local, describe, remember
+from .runs import RunTrace, begin_local, describe, remember, write_end
 
 if TYPE_CHECKING:
     from ..delivery import Delivery
@@ -224,6 +224,13 @@ class Spans:
             advance.trace.note(execution, step)
         except Exception:
             logger.warning("the spans of a step are not written", exc_info=True)
+
+    def ended(self, row: tuple[Any, ...]) -> None:
+        """The database has ended a run: write its last span."""
+        try:
+            write_end(self, row)
+        except Exception:
+            logger.warning("a span was not written", exc_info=True)
 
     def recall(self, run_id: str, history: list[Event]) -> None:
         """A run is loaded: its answers' spans begin when they were asked for."""

@@ -333,7 +333,7 @@ class Runner:
                 if event.type != events.UPDATE_REQUESTED:
                     step = execution.step(event, more, now_ms())
                 elif execution.begun:
-                    step = self._admit(event, advance, execution, more)
+                    step = self._admit(event, execution, more)
                 else:
                     early.append(event)
                     advance.left.add(position)
@@ -389,14 +389,15 @@ class Runner:
         if spans is not None and spans.debug:
             spans.recall(str(delivery.run_id), history)
 
-    def _admit(self, event: Event, advance: Advance, execution: Execution, more: bool) -> Step:
+    def _admit(self, event: Event, execution: Execution, more: bool) -> Step:
         """Give the code an update, or have it rejected: then there is no event, and the advance only says so."""
         failure = execution.handlers.refusal(event)
         if failure is None:
             return execution.step(event._replace(type=events.UPDATE_ACCEPTED), more, now_ms())
         attributes = {**(event.attributes or {}), "failure": failure}
-        advance.events.append(Event(0, events.UPDATE_REJECTED, event.at, None, event.name, None, attributes))
-        return Step([], []) if more else execution.close_late(now_ms())
+        rejected = Event(0, events.UPDATE_REJECTED, event.at, None, event.name, None, attributes)
+        late = Step([], []) if more else execution.close_late(now_ms())
+        return Step([rejected, *late.events], late.commands)
 
     def _unreserve(self, advance: Advance) -> None:
         claimer = self.broker.claimer
