@@ -94,7 +94,8 @@ def _look_at_end(broker: DurableBroker, run_id: bytes, expired: ExpireRun) -> No
     def write(looked: LookAtEnd) -> None:
         spans = broker.telemetry.spans()
         if looked.answer is not None and spans is not None:
-            spans.ended(looked.answer)
+            *row, reason, facts = looked.answer
+            spans.ended((*row, broker.codecs.decode_text(reason), facts))
 
     if expired.error is None and expired.answer:
         look = LookAtEnd(run_id)
