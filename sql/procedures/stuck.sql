@@ -2,9 +2,10 @@
 
 -- Answers at most 20 rows of each kind (what), those that last longest first:
 --   ready: the first message that could be claimed, of a stream and a priority;  running: what workers run;
---   task_failure: open runs whose last task failed (among the p_most open ones);  escalation: those that wait for somebody.
+--   task_failure: open runs whose last task failed;  escalation: those that wait for somebody (among the p_most that are
+--   first in line).
 -- name: the actor, the workflow or the role; id: of the message or the escalation, or the workflow id.
--- Bounded: along the indexes, with at most 100 priorities of a stream, and p_most (at most 10,000) rows of runs and escalations.
+-- Bounded: along the indexes, with at most 100 priorities of a stream, and p_most (at most 10,000) escalations.
 CREATE FUNCTION {schema}.find_stuck(p_most int)
 RETURNS TABLE (
     what text, stream text, name text, id text, run_id uuid, kind text, worker_id bigint, since timestamptz, attempt int, failure text)
@@ -44,9 +45,8 @@ BEGIN
         ORDER BY r.since LIMIT 20;
     RETURN QUERY
         SELECT 'task_failure', s.name, r.name, r.workflow_id, r.run_id, NULL::text, NULL::bigint, r.started_at, NULL::int, r.task_failure
-        FROM (SELECT o.* FROM {schema}.run o WHERE o.status = 'running' LIMIT v_most) r
-        JOIN {schema}.stream s ON s.stream_id = r.stream_id
-        WHERE r.task_failure IS NOT NULL ORDER BY r.started_at LIMIT 20;
+        FROM {schema}.run r JOIN {schema}.stream s ON s.stream_id = r.stream_id
+        WHERE r.status = 'running' AND r.task_failure IS NOT NULL ORDER BY r.started_at LIMIT 20;
     RETURN QUERY
         SELECT 'escalation', s.name, e.role, e.escalation_id::text, e.run_id, NULL::text, NULL::bigint, e.opened_at, NULL::int, NULL::text
         FROM (SELECT o.* FROM {schema}.escalation o WHERE o.status = 'open' ORDER BY o.priority, o.opened_at LIMIT v_most) e

@@ -102,7 +102,7 @@ def _head(view: View, seen: Seen) -> list[Text]:
     silent = len(look.workers) - len(live)
     parts = [
         f"{name} {rate(look.rates[key])}/s"
-        for name, key in (("in", "stored"), ("out", "ended"), ("dead", "dead"), ("runs", "runs_started"))
+        for name, key in (("in", "in"), ("out", "out"), ("dead", "dead"), ("runs", "runs_started"))
         if look.rates.get(key) is not None
     ]
     parts.append(f"{len(live)} live workers" + (f", {silent} silent" if silent else "") + f", {threads} threads")

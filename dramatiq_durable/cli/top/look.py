@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +22,10 @@ TIMEOUT = 10_000
 
 #: How many rows a closer look has.
 MOST = 100
+
+#: Over how many seconds a rate is, two heartbeats of a worker; and how many of the latest messages of a stream tell how
+#: many come where more lie there than are counted.
+WINDOW, LATEST = 10.0, 1_000
 
 Facts = dict[str, Any]
 
@@ -48,8 +53,8 @@ class Look:
     Attributes:
       at(float): when, in Unix time.
       sees_all(bool): the login is an administrator's.
-      rates(dict): a second, since the look before; None where that is not known.  Stored and ended messages and started
-        runs are what Postgres has counted of the whole namespace, which tells it a few seconds late.
+      rates(dict): a second, of all streams together: messages that came (in), that ended (out), that became dead letters
+        (dead), and runs that were started, which Postgres tells a few seconds late; None where that is not known yet.
       streams, workers, escalations(list): of each what is known.
       runs(dict): how many by status.
       postgres(dict): what of the server concerns the namespace.
@@ -89,8 +94,8 @@ class Looker:
         self._schema = f'"{target.namespace}"'
         self._conn: Connection | None = None
         self._sees_all = False
-        self._before: tuple[float, dict[str, Any]] | None = None
-        self._dead_before: dict[str, float] = {}
+        #: The looks of the last seconds: when, and what was counted.
+        self._before: deque[tuple[float, dict[str, Any]]] = deque()
         self._dead_first: dict[str, float] | None = None
 
     def look(self) -> Look:
@@ -101,12 +106,13 @@ class Looker:
           DatabaseUnavailable, NotConfigured, SchemaOutOfDate: as `Database.connect`.
         """
         gauges = self._rows("read_gauges", MOST_COUNTED)
-        workers = self._rows("list_workers")
-        named = self._rows("find_stuck", MOST_COUNTED) if self._sees_all else []
-        counted = self._counted()
         clock = time.monotonic()
+        workers = self._rows("list_workers")
+        rates = {row["name"]: row for row in self._rows("stream_rates", WINDOW, LATEST)}
+        named = self._rows("find_stuck", MOST_COUNTED) if self._sees_all else []
+        started = self._started()
         streams, look = self._understood(gauges, workers)
-        self._compare(look, streams, counted, clock)
+        self._compare(look, streams, rates, started, clock)
         codecs = self._target.broker.codecs
         for row in named:
             row["failure"] = codecs.decode_text(row["failure"])
@@ -162,17 +168,15 @@ class Looker:
         marks = ", ".join(["%s"] * len(arguments))
         return self._ask(f"SELECT * FROM {self._schema}.{procedure}({marks})", arguments)
 
-    def _counted(self) -> dict[str, Any]:
-        """What Postgres has counted since ever: rows that came and went."""
+    def _started(self) -> int | None:
+        """How many runs Postgres has seen started since ever; None: it does not count."""
         [row] = self._ask(
-            "SELECT max(pg_stat_get_tuples_inserted(c.oid)) FILTER (WHERE c.relname = 'message') AS stored,"
-            " max(pg_stat_get_tuples_deleted(c.oid)) FILTER (WHERE c.relname = 'message') AS ended,"
-            " max(pg_stat_get_tuples_inserted(c.oid)) FILTER (WHERE c.relname = 'run') AS runs_started"
-            " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE n.nspname = %s AND c.relname IN ('message', 'run')",
+            "SELECT pg_stat_get_tuples_inserted(c.oid) AS started FROM pg_class c WHERE c.relname = 'run'"
+            " AND c.relnamespace = (SELECT n.oid FROM pg_namespace n WHERE n.nspname = %s)",
             (self._target.namespace,),
         )
-        return row
+        started: int | None = row["started"]
+        return started
 
     # --- understanding -----------------------------------------------------------------------------------
     def _understood(self, gauges: list[Facts], workers: list[Facts]) -> tuple[dict[str, Facts], Look]:
@@ -206,30 +210,47 @@ class Looker:
         by_role = sorted(roles.values(), key=lambda role: role["role"])
         return streams, Look(time.time(), self._sees_all, {}, found, workers, runs, by_role, postgres)
 
-    def _compare(self, look: Look, streams: dict[str, Facts], counted: dict[str, Any], clock: float) -> None:
-        """What changed since the look before, and of dead letters also since the first one."""
+    def _compare(
+        self, look: Look, streams: dict[str, Facts], rates: dict[str, Facts], started: int | None, clock: float
+    ) -> None:
+        """What moves: against a look some seconds ago, and of dead letters also against the first one."""
         now: dict[str, Any] = {
-            **counted,
+            "started": started,
             "held": {name: s["ready"] + s["leased"] + s["delayed"] for name, s in streams.items()},
             "dead": {name: s["dead"] for name, s in streams.items()},
+            "estimated": {name for name, s in streams.items() if max(s["ready"], s["delayed"]) >= MOST_COUNTED},
         }
         if self._dead_first is None:
             self._dead_first = dict(now["dead"])
-        at, then = self._before or (clock, None)
+        while len(self._before) > 1 and clock - self._before[0][0] > WINDOW:
+            self._before.popleft()
+        at, then = self._before[0] if self._before else (clock, None)
         took = max(clock - at, 0.001)
+
+        def changed(what: str, name: str) -> float | None:
+            return None if then is None else (now[what][name] - then[what].get(name, 0)) / took
+
         for name, stream in streams.items():
-            stream["change_rate"] = None if then is None else (now["held"][name] - then["held"].get(name, 0)) / took
-            more = stream["dead"] - (0 if then is None else then["dead"].get(name, 0))
-            stream["dead_rate"] = None if then is None else max(more, 0) / took
+            known = rates.get(name, {"ended": 0.0, "came": 0.0})
+            change, out = changed("held", name), known["ended"]
+            if name in now["estimated"] or (then is not None and name in then["estimated"]):
+                # What is estimated is too rough for a difference: that is what comes less what goes.
+                came = known["came"]
+                change = came - out
+            else:
+                came = None if change is None else max(out + change, 0.0)
+            died = changed("dead", name)
+            stream.update(
+                in_rate=came, out_rate=out, change_rate=change, dead_rate=None if died is None else max(died, 0.0)
+            )
             stream["dead_more"] = max(stream["dead"] - self._dead_first.get(name, 0), 0)
-        rates: dict[str, float | None] = {}
-        for name in ("stored", "ended", "runs_started"):
-            # It begins anew where the server crashed or somebody has reset it.
-            known = then is not None and counted[name] is not None and then[name] is not None
-            rates[name] = max(counted[name] - then[name], 0) / took if known and then is not None else None
-        rates["dead"] = None if then is None else sum(s["dead_rate"] for s in streams.values())
-        look.rates = rates
-        self._before = clock, now
+        for name in ("in", "out", "dead"):
+            found = [stream[f"{name}_rate"] for stream in streams.values()]
+            look.rates[name] = None if None in found else sum(found)
+        # It begins anew where the server crashed or somebody has reset it.
+        before = None if then is None else then["started"]
+        look.rates["runs_started"] = None if started is None or before is None else max(started - before, 0) / took
+        self._before.append((clock, now))
 
     # --- a closer look -----------------------------------------------------------------------------------
     def _stream(self, name: str) -> Detail:

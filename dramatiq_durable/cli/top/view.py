@@ -55,7 +55,7 @@ class Section:
 
 #: By what each section can be sorted: those with a minus have the greatest first.
 SORTS = {
-    "streams": ("name", "-ready", "-oldest", "-change/s", "-dead", "-dead/s"),
+    "streams": ("name", "-ready", "-oldest", "-in/s", "-out/s", "-change/s", "-dead"),
     "workers": ("worker", "-oldest", "-holds", "-silent"),
     "runs": ("status", "-runs"),
     "stuck": ("worst", "-for", "what"),
@@ -224,15 +224,16 @@ def rate(value: float | None, *, signed: bool = False) -> str:
 def _streams(look: Look) -> Section:
     columns = [
         Column("name", wide=True), Column("ready", 1, True), Column("leased", 2, True), Column("delayed", 6, True),
-        Column("dead", 3, True), Column("oldest", 1, True), Column("change/s", 4, True), Column("dead/s", 5, True),
-        Column("paused", 8), Column("workers", 7, True),
+        Column("dead", 3, True), Column("oldest", 1, True), Column("in/s", 2, True), Column("out/s", 2, True),
+        Column("change/s", 7, True), Column("dead/s", 8, True), Column("workers", 4, True), Column("paused", 5),
     ]  # fmt: skip
     rows = []
     for s in look.streams:
         cells = [
             _cell(s["name"]), _cell(s["ready"]), _cell(s["leased"]), _cell(s["delayed"]), _cell(s["dead"]),
-            _ago(s["oldest"]), _cell(s["change_rate"], rate(s["change_rate"], signed=True)),
-            _cell(s["dead_rate"], rate(s["dead_rate"])), _cell("yes" if s["paused"] else ""), _cell(s["workers"]),
+            _ago(s["oldest"]), _cell(s["in_rate"], rate(s["in_rate"])), _cell(s["out_rate"], rate(s["out_rate"])),
+            _cell(s["change_rate"], rate(s["change_rate"], signed=True)), _cell(s["dead_rate"], rate(s["dead_rate"])),
+            _cell(s["workers"]), _cell("paused" if s["paused"] else ""),
         ]  # fmt: skip
         bad = (s["ready"] and not s["workers"]) or s["dead_rate"]
         rows.append(Row(s["name"], cells, "red" if bad else "yellow" if s["paused"] else "", ("stream", s["name"])))
