@@ -3,9 +3,12 @@
 -- Answers at most 20 rows of each kind (what), those that last longest first:
 --   ready: the first message that could be claimed, of a stream and a priority;  running: what workers run;
 --   task_failure: open runs whose last task failed;  escalation: those that wait for somebody (among the p_most that are
---   first in line).
--- name: the actor, the workflow or the role; id: of the message or the escalation, or the workflow id.
--- Bounded: along the indexes, with at most 100 priorities of a stream, and p_most (at most 10,000) escalations.
+--   first in line);  dead: of each stream and reason the latest dead letter, where it died within the last hour and is among
+--   the stream's latest 100: those that died last.
+-- name: the actor, the workflow or the role; id: of the message or the escalation, or the workflow id; kind: of the message,
+-- or the reason of its death.
+-- Bounded: along the indexes, with at most 100 priorities and dead letters of a stream, and p_most (at most 10,000)
+-- escalations.
 CREATE FUNCTION {schema}.find_stuck(p_most int)
 RETURNS TABLE (
     what text, stream text, name text, id text, run_id uuid, kind text, worker_id bigint, since timestamptz, attempt int, failure text)
@@ -52,5 +55,13 @@ BEGIN
         FROM (SELECT o.* FROM {schema}.escalation o WHERE o.status = 'open' ORDER BY o.priority, o.opened_at LIMIT v_most) e
         JOIN {schema}.stream s ON s.stream_id = e.stream_id
         WHERE (e.claimed_until > v_now) IS NOT TRUE ORDER BY e.opened_at LIMIT 20;
+    RETURN QUERY
+        SELECT 'dead', s.name, d.actor, d.message_id::text, NULL::uuid, d.reason, NULL::bigint, d.died_at, d.attempt, d.failure
+        FROM {schema}.stream s CROSS JOIN LATERAL (
+            SELECT DISTINCT ON (l.reason) l.* FROM (
+                SELECT o.* FROM {schema}.dead_letter o WHERE o.stream_id = s.stream_id AND o.died_at > v_now - interval '1 hour'
+                ORDER BY o.died_at DESC LIMIT 100) l
+            ORDER BY l.reason, l.died_at DESC) d
+        ORDER BY d.died_at DESC LIMIT 20;
 END
 $$;

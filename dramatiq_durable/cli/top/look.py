@@ -53,8 +53,8 @@ class Look:
     Attributes:
       at(float): when, in Unix time.
       sees_all(bool): the login is an administrator's.
-      rates(dict): a second, of all streams together: messages that came (in), that ended (out), that became dead letters
-        (dead), and runs that were started, which Postgres tells a few seconds late; None where that is not known yet.
+      rates(dict): a second, of all streams together: messages that came (in), ended (out) and became dead letters
+        (dead), and runs that were started, which Postgres tells a few seconds late.  None: not known yet.
       streams, workers, escalations(list): of each what is known.
       runs(dict): how many by status.
       postgres(dict): what of the server concerns the namespace.
@@ -97,6 +97,8 @@ class Looker:
         #: The looks of the last seconds: when, and what was counted.
         self._before: deque[tuple[float, dict[str, Any]]] = deque()
         self._dead_first: dict[str, float] | None = None
+        #: The messages of the stream that was seen closely last.
+        self._messages: dict[str, Detail] = {}
 
     def look(self) -> Look:
         """Look once.
@@ -128,7 +130,10 @@ class Looker:
         if not self._sees_all:
             return Detail({}, note="to see more takes an administrator of the namespace; this login is a monitor's")
         try:
-            return {"stream": self._stream, "worker": self._worker, "runs": self._runs, "run": self._run}[kind](key)
+            looks = {"stream": self._stream, "worker": self._worker, "runs": self._runs, "run": self._run}
+            if kind == "message":
+                return self._messages.get(key, Detail({}, note="it is not there any more"))
+            return looks[kind](key)
         except psycopg.errors.QueryCanceled:
             return Detail({}, note=f"that took longer than {TIMEOUT // 1000} seconds: ask a command instead")
 
@@ -256,6 +261,7 @@ class Looker:
     def _stream(self, name: str) -> Detail:
         codecs, now = self._target.broker.codecs, datetime.now(UTC)
         rows = []
+        self._messages = {}
         for row in self._rows("peek_messages", name, None, None, MOST):
             late = (now - row["due_at"]).total_seconds()
             if row["kind"] in ("s", "t", "w", "q"):
@@ -268,15 +274,31 @@ class Looker:
                 "for": _age(row["since"] or row["due_at"], now) if late >= 0 else None,
                 "attempt": row["attempt"], "worker": row["worker_id"], "what": what,
                 "last failure": last_line(codecs.decode_text(row["last_failure"])),
+                "drill": self._keep(row, row["state"], what, codecs.decode_text(row["last_failure"])),
             })  # fmt: skip
         for row in self._rows("list_dead_letters", None, None, name, None, None, None, None, None, MOST):
             rows.append({
                 "message": row["message_id"], "state": "dead", "actor": row["actor"], "due": None,
                 "for": _age(row["died_at"], now), "attempt": row["attempt"], "worker": None, "what": row["reason"],
                 "last failure": last_line(codecs.decode_text(row["failure"])),
+                "drill": self._keep(
+                    row, "dead", call(decode(row["payload"], row["kind"], codecs)), codecs.decode_text(row["failure"])
+                ),
             })  # fmt: skip
         columns = ("message", "state", "actor", "due", "for", "attempt", "worker", "what", "last failure")
         return Detail({}, columns, rows, note="" if rows else "it is empty")
+
+    def _keep(self, row: Facts, state: str, what: str, failure: str | None) -> tuple[str, str]:
+        """Keep what is known of a message; answers how it is seen closely."""
+        names = (
+            "message_id", "actor", "attempt", "deaths", "reason", "priority", "enqueued_at", "due_at", "died_at",
+            "worker_id", "unique_key",
+        )  # fmt: skip
+        facts = {"state": state, **{name: row[name] for name in names if row.get(name) is not None}, "arguments": what}
+        lines = [{"failure": line} for line in (failure or "").splitlines()]
+        key = f"{row['actor']} {row['message_id']}" + (f" {row['dead_letter_id']}" if state == "dead" else "")
+        self._messages[key] = Detail(facts, ("failure",), lines, note="it has not failed")
+        return "message", key
 
     def _worker(self, key: str) -> Detail:
         now = datetime.now(UTC)
@@ -284,6 +306,7 @@ class Looker:
             {
                 "message": row["message_id"], "stream": row["stream"], "actor": row["actor"], "attempt": row["attempt"],
                 "for": _age(row["since"], now), "aborted": row["abort_at"] is not None, "run": row["run_id"],
+                "drill": None if row["run_id"] is None else ("run", str(row["run_id"])),
             }
             for row in self._rows("worker_messages", int(key))
         ]  # fmt: skip
@@ -311,22 +334,11 @@ class Looker:
         if not found:
             return Detail({}, note="it is not there any more")
         [run] = found
-        facts = {
-            name: run[name]
-            for name in (
-                "workflow_id",
-                "run_id",
-                "name",
-                "queue_name",
-                "status",
-                "started_at",
-                "closed_at",
-                "last_event",
-            )
-        }
+        names = ("workflow_id", "run_id", "name", "queue_name", "status", "started_at", "closed_at", "last_event")
+        facts = {name: run[name] for name in names}
         facts["task_failure"] = last_line(codecs.decode_text(run["task_failure"])) or None
-        names = ("number", "kind", "name", "attempt", "last failure", "next attempt")
-        rows = [dict(zip(names, row.values(), strict=False)) for row in self._rows("pending_of", run_id)]
+        pending = ("number", "kind", "name", "attempt", "last failure", "next attempt")
+        rows = [dict(zip(pending, row.values(), strict=False)) for row in self._rows("pending_of", run_id)]
         for row in rows:
             row["last failure"] = last_line(codecs.decode_text(row["last failure"]))
         columns = ("number", "kind", "name", "attempt", "next attempt", "last failure")
