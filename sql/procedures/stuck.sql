@@ -1,14 +1,15 @@
 -- What is slow or stuck, one by one, for whoever looks at a namespace.  For administrators: it names messages and runs.
 
 -- Answers at most 20 rows of each kind (what), those that last longest first:
---   ready: the first message that could be claimed, of a stream and a priority;  running: what workers run;
+--   ready: the first message that could be claimed, of a stream and a priority, where it is among the first p_most that
+--   are due;  running: what workers run;
 --   task_failure: open runs whose last task failed;  escalation: those that wait for somebody (among the p_most that are
 --   first in line);  dead: of each stream and reason the latest dead letter, where it died within the last hour and is among
 --   the stream's latest 100: those that died last.
 -- name: the actor, the workflow or the role; id: of the message or the escalation, or the workflow id; kind: of the message,
 -- or the reason of its death.
--- Bounded: along the indexes, with at most 100 priorities and dead letters of a stream, and p_most (at most 10,000)
--- escalations.
+-- Bounded: along the indexes, with at most 100 priorities and dead letters of a stream, and p_most (at most 10,000) rows of
+-- what is leased, alarms and escalations.
 CREATE FUNCTION {schema}.find_stuck(p_most int)
 RETURNS TABLE (
     what text, stream text, name text, id text, run_id uuid, kind text, worker_id bigint, since timestamptz, attempt int, failure text)
@@ -33,9 +34,11 @@ BEGIN
             FROM p WHERE p.priority IS NOT NULL AND p.n < 100)
         SELECT 'ready', p.name, f.actor, f.message_id::text, f.run_id, f.kind::text, NULL::bigint, f.due_at, f.attempt, f.last_failure
         FROM p CROSS JOIN LATERAL (
-            SELECT m.actor, m.message_id, m.run_id, m.kind, m.due_at, m.attempt, m.last_failure FROM {schema}.message m
-            WHERE m.stream_id = p.stream_id AND m.priority = p.priority AND m.due_at <= v_now
-              AND m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e')
+            SELECT m.* FROM (
+                SELECT o.* FROM {schema}.message o
+                WHERE o.stream_id = p.stream_id AND o.priority = p.priority AND o.due_at <= v_now
+                ORDER BY o.due_at LIMIT v_most) m
+            WHERE m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e')
             ORDER BY m.due_at LIMIT 1) f
         ORDER BY f.due_at LIMIT 20;
     RETURN QUERY
