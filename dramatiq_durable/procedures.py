@@ -168,9 +168,10 @@ class Procedures:
             for id_, type_, at, seq, name, payload, facts in rows
         ]
 
-    def get_events(self, conn: Connection, run_id: bytes, ids: Sequence[int]) -> list[Event]:
-        """These of a run's events, oldest first."""
-        return [self.get_history(conn, run_id, i - 1, 1)[0] for i in dict.fromkeys(ids)]
+    def get_events(self, conn: Connection, run_id: bytes, ids: Sequence[int]) -> dict[int, Event]:
+        """These of a run's events, as far as they are there."""
+        found = [self.get_history(conn, run_id, i - 1, 1) for i in dict.fromkeys(ids)]
+        return {event.event_id: event for events in found for event in events if event.event_id in ids}
 
     def await_run(self, conn: Connection, run_id: bytes, channel: bytes) -> str | None:
         """Have a channel notified when the run closes; answers its status now."""
