@@ -301,12 +301,12 @@ class Procedures:
         run_id: bytes | None,
         metadata: str | None,
         limit: int,
+        after: bytes | None,
     ) -> list[str]:
-        """Escalations as JSON, by priority and then age."""
-        run = None if run_id is None else Uuid(run_id)
-        return [
-            row[0] for row in self._call(conn, "list_escalations", role, status, subject, type, run, metadata, limit)
-        ]
+        """Escalations as JSON, by priority and then age; those that come behind one."""
+        run, behind = (None if id is None else Uuid(id) for id in (run_id, after))
+        rows = self._call(conn, "list_escalations", role, status, subject, type, run, metadata, limit, behind)
+        return [row[0] for row in rows]
 
     def count_escalations(self, conn: Connection, role: str | None) -> tuple[int, ...]:
         """How many are waiting, claimed, resolved, cancelled, timed out."""
