@@ -61,6 +61,7 @@ label { display: block; color: var(--soft); }
 .wide { flex: 1 1 24rem; }
 input:not([type=checkbox]), select, textarea, button { font: inherit; color: inherit; background: var(--card);
   border: 1px solid var(--soft); border-radius: 5px; padding: .35rem .6rem; width: 100%; min-height: 2.4rem; }
+input[type=checkbox] { width: 1.3rem; height: 1.3rem; margin: 0; }
 button { width: auto; cursor: pointer; color: var(--link); border-color: var(--link); font-weight: 600; }
 .box { border: 1px solid var(--line); border-left: 5px solid var(--bar); border-radius: 6px; background: var(--card);
   padding: .6rem .9rem; margin: 0 0 1rem; }
@@ -69,8 +70,7 @@ button { width: auto; cursor: pointer; color: var(--link); border-color: var(--l
 .act > div { width: 100%; }
 .more { display: flex; gap: 1.5rem; margin: 1rem 0; }
 @media (max-width: 40rem) {
-  dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: .5rem; }
+  dl { grid-template-columns: 6.5rem 1fr; gap: .3rem .7rem; }
   .filters > div, .filters .wide { flex: 1 1 100%; }
   table, tbody, tr, td { display: block; }
   thead { position: absolute; clip-path: inset(50%); }
