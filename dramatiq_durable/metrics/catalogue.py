@@ -154,12 +154,12 @@ GAUGES = (
     ),
     _gauge(
         "overdue_seconds", "s", "stream kind",
-        "For how long the oldest timer of a run, deadline (of a run or an activity) or schedule has been due that was not "
-        "handed out; 0 where there is none.",
+        "For how long the oldest timer of a run, deadline (of a run or an activity) or schedule has been due that was "
+        "not handed out; 0 where there is none.",
     ),
     _gauge(
         "schedules", "{schedule}", "state",
-        "Schedules: active; paused by somebody; stopped by the database, because whoever made it may no longer send there.",
+        "Schedules: active, paused by somebody, or stopped, because whoever made it may no longer send to its stream.",
     ),
     _gauge("workflow_runs", "{run}", "status", "Runs by status; `running` are the open ones. Estimated from 2,000."),
     _gauge(
@@ -172,7 +172,7 @@ GAUGES = (
     _gauge("watchdog_last_look_seconds", "s", "", "How long ago the watchdog looked; absent where none ever did."),
     _gauge(
         "login_expires_seconds", "s", "",
-        "In how long the first of the provisioned workers has no login any more; negative for a day, absent where none ends.",
+        "In how long the first provisioned worker has no login any more; negative for a day; absent where none ends.",
     ),
     _gauge("table_bytes", "By", "table", "A table's size with its indexes and values stored apart."),
     _gauge("table_live_rows", "{row}", "table", "Rows of a table, as Postgres has counted them."),

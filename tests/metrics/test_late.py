@@ -81,8 +81,8 @@ def test_a_vacuum_holds_nothing_up(database_url: str) -> None:
     slow = psycopg.connect(database_url, autocommit=True)
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute("CREATE TABLE large AS SELECT repeat('x', 1000) FROM generate_series(1, 8000)")
-        (owner,) = conn.execute("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'durable'").fetchone() or ()
-        conn.execute(f"GRANT pg_read_all_stats TO {owner}".encode())
+        owner = conn.execute("SELECT nspowner::regrole::text FROM pg_namespace WHERE nspname = 'durable'").fetchall()
+        conn.execute(f"GRANT pg_read_all_stats TO {owner[0][0]}".encode())
         slow.execute("SET vacuum_cost_delay = 100; SET vacuum_cost_limit = 1")
 
         def vacuum() -> None:
