@@ -68,7 +68,9 @@ def _of_delivery(delivery: Delivery) -> dict[str, Any]:
     if delivery.run_id is not None:
         named = delivery.options.get(WORKFLOW, delivery.run_id if delivery.kind == "a" else None)
         known["workflow_id"] = named if isinstance(named, str) else None
-        run = delivery.broker.runner.cache.peek(delivery.run_id)
+        # In a test's Environment nobody runs it.
+        runner = delivery.broker.runner
+        run = None if runner is None else runner.cache.peek(delivery.run_id)
         # It may be dropped from memory meanwhile, by another thread.
         execution = None if run is None else run.execution
         if execution is not None:
