@@ -298,7 +298,11 @@ def _shown(text: str, codecs: Codecs) -> Escalation:
     facts = json.loads(text)
     for name in ("payload", "result"):
         if facts[name] is not None:
-            facts[name] = loads(codecs.decode(bytes.fromhex(facts[name]), f"the {name} of an escalation"))
+            value = codecs.decode(bytes.fromhex(facts[name]), f"the {name} of an escalation")
+            try:
+                facts[name] = loads(value)
+            except ValueError:  # no worker of ours writes that: the others are shown all the same
+                facts[name] = value.decode("utf-8", "backslashreplace")
     for name in ("opened_at", "times_out_at", "claimed_until", "closed_at"):
         facts[name] = None if facts[name] is None else datetime.fromtimestamp(facts[name] / 1000, UTC)
     facts["metadata"] = facts["metadata"] or {}

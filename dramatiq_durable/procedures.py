@@ -362,6 +362,10 @@ class Procedures:
 
 
 def from_json(text: str | None) -> dict[str, Any] | None:
-    """The facts of an event; what is JSON but no object (no worker of ours writes that) counts as none."""
-    value = None if text is None else json.loads(text)
+    """The facts of an event, or the state of a run; what is JSON but no object, or nested deeper than can be read (no
+    worker of ours writes that), counts as none."""
+    try:
+        value = None if text is None else json.loads(text)
+    except RecursionError:
+        return None
     return value if isinstance(value, dict) else None

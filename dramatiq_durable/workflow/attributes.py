@@ -119,7 +119,10 @@ def search_values(search: Mapping[str, Any]) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     if isinstance(value, dict) and isinstance(value.get("time"), str):
-        return datetime.fromisoformat(value["time"]).replace(tzinfo=UTC)
+        try:
+            return datetime.fromisoformat(value["time"]).replace(tzinfo=UTC)
+        except ValueError:  # no worker of ours writes that
+            return value
     return value
 
 
