@@ -259,7 +259,8 @@ class Codecs:
             memo = json.loads(text) if text else {}
         except RecursionError:  # no client of ours writes that
             return {}
-        return self.open_facts({"memo": memo})["memo"]
+        opened: dict[str, Any] = self.open_facts({"memo": memo})["memo"]
+        return opened
 
     def _seal_failure(self, failure: Mapping[str, Any]) -> dict[str, Any]:
         """Its kind, and whether another try may help, stay readable: operators and procedures go by it."""
