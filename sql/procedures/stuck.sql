@@ -10,7 +10,7 @@ CREATE FUNCTION {schema}.find_stuck(p_most int)
 RETURNS TABLE (
     what text, stream text, name text, id text, run_id uuid, kind text, worker_id bigint, since timestamptz, attempt int, failure text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
