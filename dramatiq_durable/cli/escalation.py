@@ -53,6 +53,7 @@ def option_for(command: Any) -> Any:
 @click.option("--subject", help="Only those with this subject.")
 @click.option("--type", "type_", help="Only those of this type.")
 @click.option("--metadata", metavar="JSON", help="Only those whose metadata have this, an object.")
+@click.option("--after", metavar="ID", help="Go on behind the last one of a listing.")
 @option_limit(100)
 @option_json
 @click.pass_obj
@@ -63,6 +64,7 @@ def list_(
     subject: str | None,
     type_: str | None,
     metadata: str | None,
+    after: str | None,
     limit: int,
     as_json: bool,
 ) -> None:
@@ -74,6 +76,7 @@ def list_(
         type=type_,
         metadata=_metadata(metadata),
         limit=limit,
+        after=after,
         broker=target.broker,
     )
     rows = [facts_of(e) for e in found]
