@@ -29,8 +29,9 @@ from .html import tag
 from .page import BadRequest, Go, Handler, Missing, Page, View, box, document, field_
 from .style import ICON, SHEET
 
-#: The most bytes of a form.
+#: The most bytes of a form, and the most fields.
 MOST = 2_000_000
+MOST_FIELDS = 200
 
 PAGES: dict[str, Handler] = {
     "/runs": runs.runs,
@@ -148,7 +149,7 @@ class Shown:
         return self._page(request, Page("Who are you?", body, "", status=403 if wrong else 200))
 
     async def missing(self, request: Request, error: Exception) -> Response:
-        return self._page(request, _sorry("There is no such page", request.url.path, 404))
+        return self._page(request, _sorry("There is no such page", request.scope["path"], 404))
 
     async def broken(self, request: Request, error: Exception) -> Response:
         return PlainTextResponse("something is wrong here: what runs this page has more in its log", 500)
@@ -162,7 +163,10 @@ class Shown:
             body += part
             if len(body) > MOST:
                 return None
-        form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
+        try:
+            form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        except ValueError:
+            return None
         given = form.get("form_token", [""])[0]
         return form if self._secrets.is_form(request.cookies.get(FORMS, ""), given) else None
 

@@ -392,7 +392,7 @@ def _read_cursor(after: str, order: str) -> tuple[str, bytes]:
         if at != "infinity":
             at = datetime.fromisoformat(at).astimezone(UTC).isoformat(timespec="microseconds")
         run = uuid.UUID(run_id).bytes
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         raise ValueError(f"after is the `.next` of the page before, not {after!r:.60}") from None
     if made_for != order:
         raise ValueError(f"the page before was ordered by {made_for!r}: this one must be, too")
