@@ -23,6 +23,7 @@ from ..workflow import events
 from . import WORKFLOW
 from .context import carried, derived_span_id, derived_trace_id
 from .runs import RunTrace, begin_local, describe, remember
+from .texts import carried_text, traced_exception
 
 if TYPE_CHECKING:
     from ..delivery import Delivery
@@ -80,8 +81,8 @@ def end(span: Span, token: Any, failed: BaseException | None) -> None:
     try:
         otel.detach(token)
         if failed is not None:
-            span.record_exception(failed)
-            span.set_status(Status(StatusCode.ERROR, f"{type(failed).__name__}: {failed}"[:1000]))
+            span.record_exception(failed, traced_exception(failed))
+            span.set_status(Status(StatusCode.ERROR, carried_text(f"{type(failed).__name__}: {failed}", 1000)))
         span.end()
     except Exception:
         logger.warning("a span was not written", exc_info=True)
@@ -203,7 +204,7 @@ class Spans:
                 ),
                 {
                     **messaging("process", delivery.queue_name),
-                    "messaging.message.id": delivery.message_id,
+                    "messaging.message.id": carried_text(delivery.message_id),
                     "dramatiq_durable.actor": delivery.actor_name,
                     "dramatiq_durable.attempt": delivery.attempt,
                     **_run_of(delivery),
@@ -262,5 +263,5 @@ def _run_of(delivery: Delivery) -> dict[str, Any]:
     found = {"dramatiq_durable.run_id": delivery.run_id}
     workflow_id = delivery.options.get(WORKFLOW, delivery.run_id)
     if isinstance(workflow_id, str):
-        found["dramatiq_durable.workflow_id"] = workflow_id
+        found["dramatiq_durable.workflow_id"] = carried_text(workflow_id)
     return found
