@@ -94,6 +94,15 @@ def is_same_origin(request: Request) -> bool:
         return False
 
 
+def is_loaded_elsewhere(request: Request) -> bool:
+    """Whether another site loads a page of ours as a part of its own, as an image or in a frame: it would see nothing,
+    but have the database work.  Its links may lead here."""
+    if request.headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+        return False
+    asked = request.headers.get("sec-fetch-mode"), request.headers.get("sec-fetch-dest")
+    return asked != ("navigate", "document")
+
+
 class Guard:
     """What is in front of all pages.
 
@@ -125,6 +134,8 @@ class Guard:
     def _refused(self, request: Request) -> Response | None:
         if self._hosts is not None and _host_of(request) not in self._hosts:
             return PlainTextResponse("ask for localhost, or start this with a token", 421)
+        if is_loaded_elsewhere(request):
+            return PlainTextResponse("this page is no part of another site's", 403)
         # As the routes have it: a URL is made of what the client says is its host, too.
         if request.scope["path"] in OPEN or self._secrets.knows(request.cookies.get(SESSION, "")):
             return None

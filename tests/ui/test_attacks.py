@@ -61,6 +61,21 @@ def test_an_origin_that_is_none(opened: OpenSite, origin: bytes) -> None:
     assert ask(client.app, "/dead-letters/redrive", *headers, method="POST", body=b"letter=1") == 403
 
 
+def test_another_site_loads_nothing(opened: OpenSite) -> None:
+    for client in (opened(), opened(token=TOKEN)):
+        expected = 200 if client.get("/runs").status_code == 200 else 303
+        for site, mode, dest, status in (
+            ("cross-site", "no-cors", "image", 403),
+            ("cross-site", "navigate", "iframe", 403),
+            ("same-site", "cors", "empty", 403),
+            ("cross-site", "navigate", "document", expected),
+            ("same-origin", "no-cors", "style", expected),
+            ("none", "navigate", "document", expected),
+        ):
+            headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
+            assert client.get("/runs", headers=headers).status_code == status, (site, mode, dest)
+
+
 def test_a_form_of_very_many_fields(opened: OpenSite) -> None:
     client = opened(allow_actions=True)
     token = _form_of(client)
