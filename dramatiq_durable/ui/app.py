@@ -172,7 +172,7 @@ class Shown:
         return self._page(request, _sorry("There is no such page", request.scope["path"], 404))
 
     async def looking(self, request: Request, error: Exception) -> Response:
-        answer = self._page(request, _sorry("That is not done here", f"{request.method} {request.scope["path"]}", 405))
+        answer = self._page(request, _sorry("That is not done here", f"{request.method} {request.scope['path']}", 405))
         if isinstance(error, HTTPException):
             answer.headers.update(error.headers or {})
         return answer
