@@ -168,9 +168,10 @@ class Procedures:
             for id_, type_, at, seq, name, payload, facts in rows
         ]
 
-    def get_events(self, conn: Connection, run_id: bytes, ids: Sequence[int]) -> list[Event]:
-        """These of a run's events, oldest first."""
-        return [self.get_history(conn, run_id, i - 1, 1)[0] for i in dict.fromkeys(ids)]
+    def get_events(self, conn: Connection, run_id: bytes, ids: Sequence[int]) -> dict[int, Event]:
+        """These of a run's events, as far as they are there."""
+        found = [self.get_history(conn, run_id, i - 1, 1) for i in dict.fromkeys(ids)]
+        return {event.event_id: event for events in found for event in events if event.event_id in ids}
 
     def await_run(self, conn: Connection, run_id: bytes, channel: bytes) -> str | None:
         """Have a channel notified when the run closes; answers its status now."""
@@ -300,12 +301,12 @@ class Procedures:
         run_id: bytes | None,
         metadata: str | None,
         limit: int,
+        after: bytes | None,
     ) -> list[str]:
-        """Escalations as JSON, by priority and then age."""
-        run = None if run_id is None else Uuid(run_id)
-        return [
-            row[0] for row in self._call(conn, "list_escalations", role, status, subject, type, run, metadata, limit)
-        ]
+        """Escalations as JSON, by priority and then age; those that come behind one."""
+        run, behind = (None if id is None else Uuid(id) for id in (run_id, after))
+        rows = self._call(conn, "list_escalations", role, status, subject, type, run, metadata, limit, behind)
+        return [row[0] for row in rows]
 
     def count_escalations(self, conn: Connection, role: str | None) -> tuple[int, ...]:
         """How many are waiting, claimed, resolved, cancelled, timed out."""
@@ -362,6 +363,10 @@ class Procedures:
 
 
 def from_json(text: str | None) -> dict[str, Any] | None:
-    """The facts of an event; what is JSON but no object (no worker of ours writes that) counts as none."""
-    value = None if text is None else json.loads(text)
+    """The facts of an event, or the state of a run; what is JSON but no object, or too deep to be read (no worker of ours
+    writes that), counts as none."""
+    try:
+        value = None if text is None else json.loads(text)
+    except RecursionError:
+        return None
     return value if isinstance(value, dict) else None

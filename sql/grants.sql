@@ -12,7 +12,7 @@ GRANT EXECUTE ON FUNCTION
     {schema}.schema_version, {schema}.namespace_identity, {schema}.open_streams, {schema}.enqueue_messages, {schema}.enqueue_message, {schema}.batch_outcome,
     {schema}.enqueue_keyed, {schema}.claim, {schema}.leave, {schema}.fail_settling, {schema}.ack, {schema}.reschedule, {schema}.release, {schema}.bury, {schema}.mark_started,
     {schema}.register_worker, {schema}.consume_streams, {schema}.unregister_worker, {schema}.heartbeat, {schema}.resync, {schema}.reclaim,
-    {schema}.start_runs, {schema}.post, {schema}.terminate_run, {schema}.get_run, {schema}.get_history, {schema}.await_run,
+    {schema}.start_runs, {schema}.post, {schema}.terminate_run, {schema}.get_run, {schema}.get_closing, {schema}.get_history, {schema}.await_run,
     {schema}.run_of_lease, {schema}.history_of_lease, {schema}.complete_activities, {schema}.fail_task, {schema}.advance,
     {schema}.enqueue, {schema}.start_workflow,
     {schema}.store_result, {schema}.get_results, {schema}.sweep, {schema}.limiter_add, {schema}.limiter_change, {schema}.limiter_change_sum,

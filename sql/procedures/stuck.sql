@@ -8,12 +8,12 @@
 --   the stream's latest 100: those that died last.
 -- name: the actor, the workflow or the role; id: of the message or the escalation, or the workflow id; kind: of the message,
 -- or the reason of its death.
--- Bounded: along the indexes, with at most 100 priorities and dead letters of a stream, and p_most (at most 10,000) rows of
--- what is leased, alarms and escalations.
+-- Bounded: along the indexes, with at most 100 priorities and dead letters of a stream, 1,000 messages that a worker runs, and
+-- p_most (at most 10,000) rows of what is leased, alarms and escalations.
 CREATE FUNCTION {schema}.find_stuck(p_most int)
 RETURNS TABLE (
     what text, stream text, name text, id text, run_id uuid, kind text, worker_id bigint, since timestamptz, attempt int, failure text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -43,9 +43,9 @@ BEGIN
         ORDER BY f.due_at LIMIT 20;
     RETURN QUERY
         SELECT 'running', s.name, m.actor, m.message_id::text, m.run_id, m.kind::text, r.worker_id, r.since, m.attempt, m.last_failure
-        FROM (SELECT w.worker_id, u.message_id, u.since
-              FROM {schema}.worker w, unnest(w.running, w.running_since) u (message_id, since)
-              ORDER BY u.since LIMIT 100) r
+        FROM (SELECT w.worker_id, u.message_id, greatest(u.since, w.started_at) AS since
+              FROM {schema}.worker w, unnest(w.running[:1000], w.running_since[:1000]) u (message_id, since)) r
+        -- Before any limit: what a worker says that it runs, and does not hold, takes nobody's place.
         JOIN {schema}.message m ON m.message_id = r.message_id AND m.worker_id = r.worker_id
         JOIN {schema}.stream s ON s.stream_id = m.stream_id
         ORDER BY r.since LIMIT 20;

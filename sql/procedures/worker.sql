@@ -21,7 +21,7 @@ BEGIN
     END IF;
     RETURN QUERY
         INSERT INTO {schema}.worker AS w (login, principal_id, host, pid, threads, stream_ids, reclaim_delay, reclaim_count)
-        VALUES (session_user, v_caller.principal_id, left(p_host, 200), p_pid, p_threads, p_streams,
+        VALUES (session_user, v_caller.principal_id, left(p_host, 200), p_pid, least(greatest(p_threads, 0), 10000), p_streams,
                 least(greatest(p_reclaim_delay, 1000), 86400000) * interval '1 millisecond', greatest(p_reclaim_count, 1))
         RETURNING w.token, w.worker_id;
 END
