@@ -276,7 +276,7 @@ class Session:
 
     def by_hand(self, name: str, *due: int | None, revision: int = 1) -> list[bool]:
         """Fire a schedule for due times (milliseconds), None for now."""
-        return list(self.operate(FireByHand(name, revision, [Due(at, new_id(), b"payload") for at in due])))
+        return list(self.operate(FireByHand(name, revision, [Due(at, new_id(), b"payload") for at in due], 0)))
 
     def register(self, *streams: int, delay: int = 1000, count: int = 3) -> Worker:
         row = self.call("register_worker", "host", os.getpid(), 8, Ints(streams), delay, count)[0]
