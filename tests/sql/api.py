@@ -439,7 +439,7 @@ class Worker:
     def fire(self, tick: Claimed, *due: int, seen: int = 0, missed: int = 0, next: int = 4_000_000_000_000) -> bool:
         """Fire due times (milliseconds) and put the tick back; whether its lease was live."""
         made = [Due(at, new_id(), b"payload") for at in due]
-        return bool(self.operate(FireSchedule(tick.message_id, tick.lease, seen, missed, next, made)))
+        return bool(self.operate(FireSchedule(tick.message_id, tick.lease, seen, missed, next, tick.stream_id, made)))
 
     def operate(self, operation: Operation) -> Any:
         context = Context(self.session.sender, self.session.batches)
