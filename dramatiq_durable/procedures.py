@@ -46,7 +46,6 @@ class Procedures:
             return conn.execute(call, arguments, binary=True).fetchall()
         shown.look()
         begun = time.perf_counter()
-        self.metrics.count(catalogue.TRIPS, "call")
         try:
             return conn.execute(call, arguments, binary=True).fetchall()
         except psycopg.Error as e:
