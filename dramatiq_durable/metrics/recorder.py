@@ -242,9 +242,9 @@ class Recorder:
                     stored.append(operation.stream_id)  # type: ignore[attr-defined]
                 elif kind in counts:
                     counts[kind](operation)
-            if stored:
-                for stream_id, number in Counter(stored).items():
-                    self._sends(stream_id, "m", number)
+            # A Counter takes its time to make.
+            for stream_id, number in Counter(stored).items() if len(stored) > 1 else [(s, 1) for s in stored]:
+                self._sends(stream_id, "m", number)
 
     def _sends(self, stream_id: int, kind: str, number: int = 1) -> None:
         key = (stream_id, kind)
