@@ -44,7 +44,6 @@ class Procedures:
         call = f"SELECT * FROM {self.schema}.{name}({marks})".encode()
         shown.look()
         begun = time.perf_counter()
-        self.metrics.count(catalogue.TRIPS, "call")
         try:
             return conn.execute(call, arguments, binary=True).fetchall()
         except psycopg.Error as e:
