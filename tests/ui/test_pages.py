@@ -14,7 +14,10 @@ import pytest
 
 import dramatiq_durable as durable
 from dramatiq_durable import escalations
+from dramatiq_durable.cli.target import Target
+from dramatiq_durable.ui.app import create_app
 from dramatiq_durable.ui.html import Html, render, tag, visible
+from dramatiq_durable.ui.style import SHEET
 from tests.support import wait_until
 from tests.support.postgres import Cluster
 from tests.support.scratch import scratch
@@ -301,10 +304,27 @@ def test_what_a_login_may_not_see_is_said(cluster: Cluster, opened: OpenSite) ->
             assert "login" in look(client, path, 403).text
 
 
-def test_a_database_that_is_away() -> None:
-    from dramatiq_durable.cli.target import Target
-    from dramatiq_durable.ui.app import create_app
+def test_a_mistake_of_ours_is_a_page_too(opened: OpenSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise LookupError("<secret>")
 
+    client = opened()
+    monkeypatch.setattr(Target, "rows", breaks)
+    text = look(client, "/streams", 500).said
+    assert "LookupError" in text
+    assert "secret" not in text
+
+
+def test_only_what_there_is_can_be_done(opened: OpenSite) -> None:
+    client = opened(allow_actions=True)
+    for path, allowed in (("/runs", "GET, HEAD"), ("/streams", "GET, HEAD"), ("/runs/0", "GET, HEAD")):
+        for method in ("POST", "PUT", "DELETE"):
+            answer = client.ask(method, path, headers=ORIGIN)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+            assert Read(answer.text).said
+
+
+def test_a_database_that_is_away() -> None:
     target = Target("postgresql://127.0.0.1:1/none?connect_timeout=1", None)
     look(Client(create_app(target), "http://localhost"), "/runs", 503)
     target.close()
@@ -558,6 +578,27 @@ def test_without_a_token_only_this_machines_names_are_answered_to(opened: OpenSi
 
 
 # --- HTML -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_read_can_be_told_from_what_is_behind_it() -> None:
+    """The contrasts of WCAG 2, AA: 4.5 for text, 3 for what else has to be seen."""
+
+    def luminance(colour: str) -> float:
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    for look in re.findall(r":root \{(.*?)\}", SHEET, re.DOTALL):
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", look))
+        assert len(colours) == 12
+        for behind in ("page", "card", "code"):
+            for name, least in (
+                *((text, 4.5) for text in ("ink", "soft", "link", "open", "good", "bad")),
+                # Bars, the frames of fields (soft), and of what has the focus.
+                *((shape, 3) for shape in ("bar", "open", "bad", "soft", "focus")),
+            ):
+                light, dark = sorted((luminance(colours[name]), luminance(colours[behind])), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= least, (name, behind)
 
 
 def test_everything_is_escaped() -> None:
