@@ -69,6 +69,8 @@ button { width: auto; cursor: pointer; color: var(--link); border-color: var(--l
 .box.bad { border-left-color: var(--bad); color: inherit; }
 .act { display: grid; gap: .6rem; max-width: 40rem; margin: .6rem 0; justify-items: start; }
 .act > div { width: 100%; }
+input[type=checkbox] + label { display: inline; }
+input[type=checkbox] { vertical-align: text-bottom; }
 .more { display: flex; gap: 1.5rem; margin: 1rem 0; }
 @media (max-width: 40rem) {
   dl { grid-template-columns: 6.5rem 1fr; gap: .3rem .7rem; }
