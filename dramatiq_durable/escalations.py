@@ -112,7 +112,8 @@ def list(
       role, status, subject, type, run_id: as in `Escalation`.
       metadata(dict | None): what their metadata must have, with these values.
       limit(int): at most so many, 1 to 10,000.
-      after(str | None): the id of the last one of the page before: those that come behind it, whatever has become of it.
+      after(str | None): the id of the last one of the page before; whatever has become of it, what comes behind it is
+        listed.
 
     Raises:
       ValueError: there is no such status, or the limit makes no sense.

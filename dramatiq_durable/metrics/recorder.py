@@ -1,8 +1,8 @@
 """What this process has counted, in its own memory: plain numbers that cost a fraction of a microsecond each.
 
-A `Recorder` belongs to a group commit, and so to a namespace.  What every message counts is kept in lanes, which only
-the thread that commits writes; the rest is counted under a lock.  A forked child begins at nothing: what its parent has
-counted, its parent shows.
+A `Recorder` belongs to a group commit, and so to a namespace.  What every message counts is kept in lanes, under one
+lock for a whole batch; how long messages waited only the thread writes that claims them.  A forked child begins at
+nothing: what its parent has counted, its parent shows.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from ..errors import LeaseLost
@@ -23,10 +22,13 @@ from ..operations import (
     AnswerQuery,
     Bury,
     CompleteActivity,
+    Enqueue,
     EnqueueKeyed,
     FailSettling,
     FailTask,
     FinishEvent,
+    FireByHand,
+    FireSchedule,
     Leave,
     Operation,
     Park,
@@ -80,6 +82,23 @@ class Cell:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def add_all(self, values: list[float]) -> None:
+        """The same for many, of which most are in one bucket; changes their order."""
+        values.sort()
+        at = 0
+        while at < len(values):
+            bucket = bisect_left(self.bounds, values[at])
+            end = len(values) if bucket == len(self.bounds) else bisect_right(values, self.bounds[bucket], at)
+            self.counts[bucket] += end - at
+            at = end
+        self.sum += sum(values)
+
+    def tell(self, values: list[float]) -> None:
+        """Tell them to whoever listens.  With no lock held: he has his own."""
+        if self.also is not None:
+            for value in values:
+                self.also(value)
+
     def merge(self, other: Cell) -> None:
         self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         self.sum += other.sum
@@ -100,15 +119,10 @@ class Lane:
         #: How long threads had them, in seconds: gathered, and put into their buckets by and by.
         self.took: deque[float] = deque()
 
-    def digest(self) -> None:
-        cell = self.processing
+    def digest(self) -> list[float]:
         values = [self.took.popleft() for _ in range(len(self.took))]
-        for bucket, number in Counter(map(partial(bisect_left, cell.bounds), values)).items():
-            cell.counts[bucket] += number
-        cell.sum += sum(values)
-        if cell.also is not None:
-            for value in values:
-                cell.also(value)
+        self.processing.add_all(values)
+        return values
 
 
 class Names:
@@ -143,14 +157,18 @@ class Recorder:
     Attributes:
       stream_names: the streams' names, by their ids; the others are called `_OTHER`.
       lanes: those that are there (see `lane`).
-      counts: how an operation that is over is counted, by its class.
+      instrumented(bool): whether OpenTelemetry is to have them.
     """
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         self.stream_names: Mapping[int, str] = {}
-        self.counts: dict[type[Operation], Callable[[Any], None]] = {
+        self.instrumented = False
+        #: How an operation that is over is counted, by its class.
+        self._counts: dict[type[Operation], Callable[[Any], None]] = {
             EnqueueKeyed: self._enqueued,
+            FireSchedule: self._fired,
+            FireByHand: self._fired_by_hand,
             Leave: self._left,
             Together: self._together,
             Advance: self._advance,
@@ -169,6 +187,8 @@ class Recorder:
         #: By the streams and the kinds of messages: how long they waited that were handed out, how many were stored.
         self._waits: dict[tuple[int, str], Cell] = {}
         self._sent: dict[tuple[int, str], int] = {}
+        self._commit, self._batch = Cell(catalogue.COMMIT.bounds), Cell(catalogue.BATCH.bounds)
+        self._commit.also, self._batch.also = self._also(catalogue.COMMIT, ()), self._also(catalogue.BATCH, ())
         self._numbers: dict[tuple[Metric, Labels], float] = {}
         self._cells: dict[tuple[Metric, Labels], Cell] = {}
         self._series: dict[Metric, set[Labels]] = {}
@@ -195,9 +215,15 @@ class Recorder:
                     cell = self._cells[metric, labels] = Cell(metric.bounds)
                     cell.also = self._also(metric, labels)
             cell.add(value)
-        # Whoever is told has locks of his own.
-        if cell.also is not None:
-            cell.also(value)
+        cell.tell([value])
+
+    def committed(self, seconds: float, size: int) -> None:
+        """A transaction of a group commit was committed."""
+        # Only whoever leads comes here.
+        for cell, value in ((self._commit, seconds), (self._batch, size)):
+            cell.add(value)
+            if cell.also is not None:
+                cell.also(value)
 
     def failed(self, error: BaseException | None) -> None:
         """The database, or the way to it, gave an error."""
@@ -214,27 +240,38 @@ class Recorder:
         return self._lane((stream_id, kind, OTHER), True)
 
     def claimed(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Messages were handed out."""
-        stream, kind, cell = None, None, Cell(())
-        for row in rows:
-            if row[2] != stream or row[3] != kind:
-                stream, kind = row[2], row[3]
-                cell = self._waits.get((stream, kind)) or self._waits_of((stream, kind))
-            waited = row[10] or 0.0
-            cell.counts[bisect_left(cell.bounds, waited)] += 1
-            cell.sum += waited
-            if cell.also is not None:
-                cell.also(waited)
+        """Messages were handed out: rows of the claim."""
+        while rows:
+            # As a rule, all of them are of one kind, on one stream.
+            stream, kind = rows[0][2], rows[0][3]
+            waits = [row[10] for row in rows if row[2] == stream and row[3] == kind]
+            cell = self._waits_of((stream, kind))
+            cell.add_all(waits)
+            cell.tell(waits)
+            if len(waits) == len(rows):
+                return
+            rows = [row for row in rows if row[2] != stream or row[3] != kind]
 
     def handed(self, stream_id: int) -> None:
         """An activity was handed out in the moment in which it was stored."""
-        self.claimed([(None, None, stream_id, "a", *[None] * 7)])
+        cell = self._waits_of((stream_id, "a"))
+        cell.add(0.0)
+        cell.tell([0.0])
+
+    def ended(self) -> dict[int, int]:
+        """How many messages have ended here, by the ids of their streams: acked, or among the dead letters."""
+        ended: dict[int, int] = {}
+        with self._lock:
+            for (stream_id, _, _), lane in self.lanes.items():
+                ended[stream_id] = ended.get(stream_id, 0) + lane.acked + lane.dead_lettered
+        return ended
 
     def digest(self) -> None:
         """Put what was gathered into its buckets: it must not grow."""
         with self._lock:
-            for lane in self.lanes.values():
-                lane.digest()
+            digested = [(lane.processing, lane.digest()) for lane in self.lanes.values() if lane.took]
+        for cell, values in digested:
+            cell.tell(values)
 
     # --- operations that are over -----------------------------------------------------------------------
 
@@ -256,24 +293,48 @@ class Recorder:
         return catalogue.PROCESSING, (self._stream(stream_id), actor)
 
     def _waits_of(self, key: tuple[int, str]) -> Cell:
+        cell = self._waits.get(key)
+        if cell is None:
+            with self._lock:
+                cell = self._waits[key] = Cell(catalogue.WAIT.bounds)
+                cell.also = self._waits_also(key)
+        return cell
+
+    def settled(self, operations: Sequence[Operation]) -> None:
+        """Operations are committed, or have failed; on whatever thread, in whatever transaction."""
+        counts = self._counts
+        stored: list[int] = []
         with self._lock:
-            cell = self._waits[key] = Cell(catalogue.WAIT.bounds)
-            cell.also = self._waits_also(key)
-            return cell
+            for operation in operations:
+                kind = type(operation)
+                if kind is Ack and operation.answer is True and operation.lane is not None:
+                    # The commonest by far.
+                    operation.lane.acked += 1
+                elif kind is Enqueue and operation.answer == 1:
+                    stored.append(operation.stream_id)  # type: ignore[attr-defined]
+                elif kind in counts:
+                    counts[kind](operation)
+            for stream_id, number in Counter(stored).items():
+                self._sends(stream_id, "m", number)
 
-    def stored(self, streams: Sequence[int]) -> None:
-        """Plain messages were stored, one on each of these."""
-        for stream_id, number in Counter(streams).items():
-            key = (stream_id, "m")
-            self._sent[key] = self._sent.get(key, 0) + number
-
-    def _sends(self, stream_id: int, kind: str) -> None:
+    def _sends(self, stream_id: int, kind: str, number: int = 1) -> None:
         key = (stream_id, kind)
-        self._sent[key] = self._sent.get(key, 0) + 1
+        self._sent[key] = self._sent.get(key, 0) + number
 
     def _enqueued(self, operation: EnqueueKeyed) -> None:
-        if operation.error is None and operation.answer[0] == 1:
+        # Without an answer it is done later, in a transaction of the caller's.
+        if operation.error is None and operation.answer is not None and operation.answer[0] == 1:
             self._sends(operation.stream_id, "m")
+
+    def _fired(self, operation: FireSchedule) -> None:
+        if operation.fired:
+            self._sends(operation.stream_id, "m", operation.fired)
+
+    def _fired_by_hand(self, operation: FireByHand) -> None:
+        for due, fired in zip(operation.due, operation.answer or (), strict=False):
+            # Without a payload, it is a run.
+            if fired and due.payload is not None:
+                self._sends(operation.stream_id, "m")
 
     def _ended(self, operation: Operation) -> Lane | None:
         """Where to count what became of a delivery; None where nothing did."""
@@ -320,7 +381,7 @@ class Recorder:
             if part.error is None:
                 # Both are committed, or neither is.
                 part.error = operation.error
-            self.counts[type(part)](part)
+            self._counts[type(part)](part)
 
     def _advance(self, operation: Advance) -> None:
         if operation.answer == "stale" and not operation.retried and operation.lane is not None:
@@ -341,15 +402,18 @@ class Recorder:
         def add(metric: Metric, labels: Labels, value: Any) -> None:
             _merge(found, metric, (self.namespace, *labels), value)
 
+        self.digest()
         with self._lock:
             for (metric, labels), number in self._numbers.items():
                 add(metric, labels, number)
             for (metric, labels), cell in self._cells.items():
                 add(metric, labels, cell)
-            for lane in self.lanes.values():
-                lane.digest()
-            lanes, waits = list(self.lanes.items()), list(self._waits.items())
-        for (stream_id, kind), sent in list(self._sent.items()):
+            if commits := sum(self._batch.counts):
+                add(catalogue.COMMIT, (), self._commit)
+                add(catalogue.BATCH, (), self._batch)
+                add(catalogue.TRIPS, ("group_commit",), commits)
+            lanes, waits, sends = list(self.lanes.items()), list(self._waits.items()), list(self._sent.items())
+        for (stream_id, kind), sent in sends:
             add(catalogue.ENQUEUED, (self._stream(stream_id), KINDS[kind]), sent)
         for (stream_id, kind), cell in waits:
             if kind in _LATENESS:
@@ -374,6 +438,7 @@ class Recorder:
     def listened(self) -> None:
         """Have what listens to histograms told of those that are there already."""
         with self._lock:
+            self._commit.also, self._batch.also = self._also(catalogue.COMMIT, ()), self._also(catalogue.BATCH, ())
             for (metric, labels), cell in self._cells.items():
                 cell.also = self._also(metric, labels)
             for key, lane in self.lanes.items():
@@ -449,6 +514,11 @@ def digest() -> None:
     """Called once in a while: see `Recorder.digest`."""
     for recorder in list(_recorders):
         recorder.digest()
+
+
+def is_wanted() -> bool:
+    """Whether OpenTelemetry is to have what is counted here."""
+    return any(recorder.instrumented for recorder in list(_recorders))
 
 
 def listen(told: Callable[[Metric, Labels], Callable[[float], None]]) -> None:

@@ -6,8 +6,10 @@ of what it does for it, also if another one wrote that span, or died before it c
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -27,7 +29,7 @@ from opentelemetry.trace import (
 
 from ..workflow import events
 from . import TRACE
-from .context import derived_span_id, derived_trace_id
+from .context import derived_span_id, derived_trace_id, source_of
 from .texts import carried_text, carried_traceback
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ _CLOSINGS: Final = {
     events.WORKFLOW_CONTINUED_AS_NEW: ("COMPLETE", "continued_as_new"),
     events.WORKFLOW_FAILED: ("ERROR", "failed"),
 }
+
+#: How the database ended a run: what its last span says beside the reason.
+_ENDINGS: Final = {"terminated": "WorkflowTerminated", "timed_out": "WorkflowTimedOut"}
 
 #: What the code asks for, and what answers it, by our words for it.
 _DISPATCHES: Final = {
@@ -87,8 +92,13 @@ _RETURNS: Final = {
 #: What a run tells another one.
 _TELLING: Final = (events.SIGNAL_SENT, events.CANCEL_SENT)
 
-#: What a run is told from outside.
-_TOLD: Final = (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED)
+#: What a run is told from outside, by our words for it.
+_TOLD: Final = {
+    events.SIGNAL_RECEIVED: "signal",
+    events.CANCEL_REQUESTED: "cancel",
+    events.UPDATE_ACCEPTED: "update",
+    events.UPDATE_REJECTED: "update",
+}
 
 #: Of so many commands it is known here when they were asked for, and their names.
 _REMEMBERED = 20_000
@@ -118,7 +128,9 @@ class RunTrace:
     def __init__(self, spans: Spans, execution: Execution) -> None:
         self._spans = spans
         self._info = execution.info
-        self._parent, self._trace_id, self.context = place_of(spans, execution)
+        self._parent, self._trace_id, self.context = place_of(
+            spans, self._info.run_id, self._info.name, execution.facts
+        )
         self.carrier = spans.carrier_of(self.context)
         self._attributes = {
             "dramatiq_durable.workflow": self._info.name,
@@ -139,15 +151,16 @@ class RunTrace:
                 # What another run is told has its place in this one's trace.
                 event.attributes.setdefault(TRACE, {"traceparent": self.carrier["traceparent"]})
             elif event.type in _TOLD and event.attributes is not None and TRACE in event.attributes:
-                self._told(event, event.attributes[TRACE])
+                self._told(event, event.attributes[TRACE], _failure_of(event, step))
             if self._spans.debug:
                 self._detail(event)
-        if self._spans.debug and step.events:
-            first = step.events[0]
+        recorded = [event for event in step.events if event.event_id]
+        if self._spans.debug and recorded:
+            first = recorded[0]
             what = {
                 **self._attributes,
                 "dramatiq_durable.event": first.type,
-                "dramatiq_durable.events": len(step.events),
+                "dramatiq_durable.events": len(recorded),
                 "dramatiq_durable.commands": len(step.commands),
             }
             name = f"STEP/{self._info.name}/{first.event_id}"
@@ -170,8 +183,8 @@ class RunTrace:
             if isinstance(facts, dict):
                 facts.setdefault(TRACE, self.carrier)
 
-    def _told(self, event: Event, carrier: Any) -> None:
-        """It was signalled or cancelled: that belongs to the sender's trace, and is linked to the run's."""
+    def _told(self, event: Event, carrier: Any, failure: Mapping[str, Any] | None) -> None:
+        """It was signalled, updated or cancelled: that belongs to the sender's trace, and is linked to the run's."""
         sender = self._spans.context_in(carrier)
         if not trace.get_current_span(sender).get_span_context().is_valid:
             return
@@ -183,9 +196,11 @@ class RunTrace:
             "messaging.operation.name": "process",
         }
         if event.name is not None:
-            what["dramatiq_durable.signal"] = event.name
+            what[f"dramatiq_durable.{_TOLD[event.type]}"] = event.name
+        # A rejected update is no event of the history, and has no number.
+        key = event.event_id or (event.attributes or {}).get("update_id")
         at = _ns(event.at)
-        self._due.append(_Written(f"process {queue_name}", f"told:{event.event_id}", at, None, what, sender=sender))
+        self._due.append(_Written(f"process {queue_name}", f"told:{key}", at, None, what, failure, sender))
 
     def _detail(self, event: Event) -> None:
         run_id = self._info.run_id
@@ -234,28 +249,66 @@ def remember(run_id: str, history: list[Event]) -> None:
         _dispatched.popitem(last=False)
 
 
-def place_of(spans: Spans, execution: Execution) -> tuple[Context, int, Context]:
-    """A run's place: the context that it was started in, the trace's id, and the context of the span of its start."""
-    run_id = execution.run_id
-    parent = spans.context_in(execution.facts.get(TRACE))
+def _failure_of(told: Event, step: Step) -> Mapping[str, Any] | None:
+    """What an update failed with, as far as this step knows."""
+    if told.type == events.UPDATE_REJECTED:
+        return events.described_failure(told)
+    if told.type == events.UPDATE_ACCEPTED:
+        update_id = (told.attributes or {}).get("update_id")
+        for event in step.events:
+            if event.type == events.UPDATE_COMPLETED and (event.attributes or {}).get("update_id") == update_id:
+                return events.described_failure(event)
+    return None
+
+
+def write_end(spans: Spans, row: tuple[Any, ...]) -> None:
+    """Write the last span of a run that the database has ended: see ``get_closing`` in SQL."""
+    key, workflow_id, name, queue_name, status, started_at, closed_at, reason, facts = row
+    run_id = str(uuid.UUID(bytes=key))
+    _, trace_id, context = place_of(spans, run_id, name, json.loads(facts or "{}"))
+    attributes = {
+        "dramatiq_durable.workflow": name,
+        "dramatiq_durable.workflow_id": workflow_id,
+        "dramatiq_durable.run_id": run_id,
+        "messaging.destination.name": queue_name,
+        "dramatiq_durable.status": status,
+    }
+    ids = trace_id, derived_span_id(run_id, "close")
+    start = min(started_at, closed_at)
+    span = spans.begin(f"WORKFLOW/ERROR/{name}", context, ids, attributes, at=_ns(start))
+    describe(span, {"type": _ENDINGS[status], "message": reason or "no reason given"})
+    span.end(_ns(closed_at))
+
+
+def place_of(spans: Spans, run_id: str, name: str, facts: Mapping[str, Any]) -> tuple[Context, int, Context]:
+    """A run's place: the context that it was started in, the trace's id, and the context of the span of its start.
+
+    Parameters:
+      facts: what the run was started with.
+    """
+    parent = spans.context_in(facts.get(TRACE))
     sender = trace.get_current_span(parent).get_span_context()
     if sender.is_valid:
         trace_id, flags, state = sender.trace_id, sender.trace_flags, sender.trace_state
     else:
         # Begun in no trace: the sampler decides by the trace's id, here and wherever the run goes on.
-        trace_id, flags, state = derived_trace_id(run_id), TraceFlags(TraceFlags.SAMPLED), None
+        source = source_of(facts, run_id)
+        trace_id, flags, state = derived_trace_id(source), TraceFlags(TraceFlags.SAMPLED), None
         sampler = getattr(spans.tracer, "sampler", None)
-        name = f"WORKFLOW/START/{execution.info.name}"
-        if sampler is not None and not sampler.should_sample(parent, trace_id, name).decision.is_sampled():
+        start = f"WORKFLOW/START/{name}"
+        if sampler is not None and not sampler.should_sample(parent, trace_id, start).decision.is_sampled():
             flags = TraceFlags(TraceFlags.DEFAULT)
+        if source != run_id:
+            first = SpanContext(trace_id, derived_span_id(source, "start"), True, flags)
+            parent = trace.set_span_in_context(NonRecordingSpan(first), parent)
     own = SpanContext(trace_id, derived_span_id(run_id, "start"), True, flags, state)
     return parent, trace_id, trace.set_span_in_context(NonRecordingSpan(own), parent)
 
 
 def begin_local(spans: Spans, command: Compute, execution: Execution) -> tuple[trace.Span, Any]:
     """The span of an attempt of a local activity, which is the current one until it ends, and the token for that."""
-    _, trace_id, context = place_of(spans, execution)
     run_id = execution.run_id
+    _, trace_id, context = place_of(spans, run_id, execution.info.name, execution.facts)
     attributes = {
         "dramatiq_durable.actor": command.name or "",
         "dramatiq_durable.attempt": command.attempt,

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import os
 import time
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -140,7 +140,9 @@ class Guard:
         if request.scope["path"] in OPEN or self._secrets.knows(request.cookies.get(SESSION, "")):
             return None
         if request.method in ("GET", "HEAD"):
-            return RedirectResponse("/login", 303)
+            path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
+            wanted = {} if path == "/" else {"next": f"{path}?{query}" if query else path}
+            return RedirectResponse("/login" + ("?" + urlencode(wanted, errors="replace") if wanted else ""), 303)
         return PlainTextResponse("the token comes first: /login", 401)
 
 

@@ -110,8 +110,8 @@ def value_of(event: Event | None) -> Any:
 
 
 def readable(data: bytes) -> Any:
-    """A value for whoever looks; what is no JSON is named instead.  No client and no worker of ours stores that, but one
-    that does must not hide all else."""
+    """A value for whoever looks; what is no JSON is named instead: nobody of ours stores that, and it must not hide all
+    else."""
     try:
         return loads(data)
     except (ValueError, RecursionError):

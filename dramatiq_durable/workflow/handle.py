@@ -101,7 +101,12 @@ class WorkflowHandle(Asking, Generic[R]):
             if row is None:
                 return None
             ends = procedures.get_events(conn, row[0], [1, row[7]])
-            return row, ends.get(1), ends.get(row[7]), procedures.pending_of(conn, row[0]) if row[4] == "running" else []
+            return (
+                row,
+                ends.get(1),
+                ends.get(row[7]),
+                procedures.pending_of(conn, row[0]) if row[4] == "running" else [],
+            )
 
         found, stack = self._read(look), None
         if ask and found is not None and found[0][4] == "running":

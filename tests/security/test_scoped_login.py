@@ -435,6 +435,13 @@ def test_a_foreign_and_a_missing_run_look_the_same(scene: Scene, procedure: str,
     assert everything(scene.db) == before
 
 
+def test_how_a_foreign_run_ended_is_not_seen(scene: Scene) -> None:
+    assert scene.db.terminate(scene.run) == "ok"
+    assert scene.db.call("get_closing", Uuid(scene.run))[0][7] == "because"
+    assert scene.attacker.call("get_closing", Uuid(scene.run)) == []
+    assert scene.attacker.call("get_closing", Uuid(new_id())) == []
+
+
 def test_the_same_workflow_id_elsewhere_is_another_run(scene: Scene) -> None:
     status, run = scene.attacker.start(scene.out, "order-1", conflict="terminate_existing")
     assert status == "started"

@@ -171,7 +171,7 @@ def test_every_panel_has_data(run_process: Processes, database_url: str, tmp_pat
         worker.wait_for("_run_exposition_server' is ready")
         return worker
 
-    login = durable.provision_worker_role(database_url, name="watching", kind="monitor").url
+    login = durable.provision_worker_role(database_url, name="watching", kind="monitor", expires="90 days").url
     exporter = run_process(
         *(sys.executable, "-m", "dramatiq_durable.cli", "--url", login),
         *("exporter", "--listen", "127.0.0.1:0", "--interval", "0.5s"),

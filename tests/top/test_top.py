@@ -142,15 +142,18 @@ def test_one_frame_as_json(database_url: str, work: Work) -> None:
     assert {worker["state"]: worker["holds"] for worker in found["workers"]} == {"live": 1, "silent": 0}
     assert found["runs"]["running"] == 1
     assert found["escalations"][0]["role"] == "clerk"
-    assert set(found["rates"]) == {"stored", "ended", "runs_started", "dead"}
+    assert set(found["rates"]) == {"in", "out", "dead", "runs_started"}
     stuck = {(line["what"], line["name"]): line for line in found["stuck"]}
     assert set(stuck) == {
         ("no worker", "nobody"), ("silent worker", f"worker {found['workers'][1]['worker_id']}"),
-        ("task fails", "order-17"), ("waits for", "clerk"),
+        ("task fails", "order-17"), ("waits for", "clerk"), ("dead: rejected", "mails"),
     }  # fmt: skip
     assert stuck["task fails", "order-17"]["detail"] == "order: Nondeterminism: command 2 was charge"
     assert stuck["no worker", "nobody"]["detail"].startswith("lonely ")
-    assert [line["bad"] for line in found["stuck"]] == [True, True, True, False]
+    assert [line["bad"] for line in found["stuck"]] == [True, True, True, True, False]
+    died = stuck["dead: rejected", "mails"]
+    assert (died["count"], died["detail"].partition(" broken ")[0]) == (1, "the latest:")
+    assert died["detail"].endswith("attempt 1, ValueError: could not do 1")
 
 
 @pytest.mark.parametrize("width", [60, 200])
@@ -209,7 +212,7 @@ def test_keys(database_url: str, work: Work, start: Callable[..., Screen]) -> No
     wait_until(lambda: dead(work))
     trouble(database_url)
     screen = start()
-    screen.shows("> away", "payments", "nobody", "task fails", "/s   ")
+    screen.shows("> away", "payments", "nobody", "task fails")
     # Arrows, also as some terminals have them, and letters; not beyond the ends.
     for keys, chosen in (
         ("j", "mails"),
@@ -233,13 +236,13 @@ def test_keys(database_url: str, work: Work, start: Callable[..., Screen]) -> No
     # Sorted by what waits: the one that has something comes first.
     screen.press("s")
     screen.shows("by ready")
-    names = re.findall(r"^[> ] (away|mails|nobody|payments) ", screen.text, re.MULTILINE)
+    names = re.findall(r"^[! ][> ] (away|mails|nobody|payments) ", screen.text, re.MULTILINE)
     assert names[0] == "nobody"
     # A filter: typed, with a mistake, kept, and given up.
     screen.press("/paX\x7fy")
-    assert not re.search("^[> ] mails", screen.shows("filter: pay", "1 of 4"), re.MULTILINE)
+    assert not re.search("^[! ][> ] mails", screen.shows("filter: pay", "1 of 4"), re.MULTILINE)
     screen.press("\r")
-    screen.shows("filter: pay (escape: none)")
+    screen.shows("filter: pay (escape none)")
     screen.press("\x1b")
     screen.shows("mails")
     # The other tables; from what is stuck into a run.
@@ -285,9 +288,10 @@ def test_rates_and_dead_letters_that_grow(work: Work, start: Callable[..., Scree
     wait_until(lambda: dead(work))
     screen = start()
     screen.shows("mails")
-    assert "dead letters grow" not in screen.text
+    assert re.search(r"! +dead: rejected +mails +1 ", screen.text)
     work.broken.send(2)
-    screen.shows("dead letters grow", "now 2 rejected")
+    screen.shows("could not do 2")
+    assert re.search(r"! +dead: rejected +mails +2 ", screen.text)
     sent = threading.Event()
 
     def send() -> None:
@@ -403,7 +407,7 @@ def test_it_waits_for_a_database_that_is_not_there(start: Callable[..., Screen])
     screen = start("postgresql://x@127.0.0.1:1/x", width=150)
     screen.shows("durable in x on 127.0.0.1", "no answer for", "cannot connect to x@127.0.0.1:1/x")
     screen.press("j\rs\t/x\r")
-    screen.shows("filter: x", "q: quit")
+    screen.shows("filter: x", "q quit")
     screen.press("q")
     assert screen.wait() == 0
     assert screen.is_as_before()

@@ -22,7 +22,7 @@ from tests.ui.conftest import HOSTILE, Client, OpenSite, Site
 VOID = {"input", "link", "meta", "br", "rect"}
 NAMES = """
 html head meta title link body a header strong nav ul li span main h1 h2 p form div label input select option button
-table thead tbody tr th td section dl dt dd pre time code details summary svg rect textarea br
+table caption thead tbody tr th td section dl dt dd pre time code details summary svg rect textarea br
 """
 
 
@@ -37,6 +37,7 @@ class Read(HTMLParser):
         self.ids: list[str] = []
         self.labelled: set[str] = set()
         self.fields: set[str] = set()
+        self.hidden: dict[str, str] = {}
         self.feed(text)
         assert self.open == []
         assert len(self.ids) == len(set(self.ids)), self.ids
@@ -54,6 +55,8 @@ class Read(HTMLParser):
             self.labelled.add(given["for"] or "")
         if name in ("input", "select", "textarea") and given.get("type") != "hidden" and "aria-label" not in given:
             self.fields.add(given["id"] or "")
+        if given.get("type") == "hidden":
+            self.hidden[given["name"] or ""] = given["value"] or ""
         if name == "a":
             href = given["href"] or ""
             assert href.startswith(("/", "#")), href
@@ -136,7 +139,9 @@ def test_a_long_history_has_pages(site: Site, opened: OpenSite) -> None:
     client, path, found = opened(), f"/runs/{run}", []
     while path:
         answer = client.get(path)
-        found += [int(n) for n in re.findall(r'<tr><td class="number">(\d+)</td>', answer.text)]
+        found += [
+            int(n) for n in re.findall(r'<td role="cell" class="number" data-name="event">(\d+)</td>', answer.text)
+        ]
         more = re.search(r'<a href="([^"]*)">Next page', answer.text)
         path = html.unescape(more[1]) if more else ""
     assert found == list(range(1, 451))
@@ -376,8 +381,8 @@ def test_nothing_is_done_for_other_sites_and_nothing_read_only(
 def test_the_token(opened: OpenSite) -> None:
     token = "a-token-of-some-length"
     client = opened(host="0.0.0.0", base="http://pages.example:9193", token=token)
-    for path in ("/", "/runs", "/nowhere"):
-        assert client.get(path).headers["location"] == "/login"
+    assert client.get("/").headers["location"] == "/login"
+    assert client.get("/runs").headers["location"] == "/login?next=%2Fruns"
     assert client.post("/dead-letters/redrive").status_code == 401
     assert "namespace" not in client.get("/login").text
     origin = {"Origin": "http://pages.example:9193"}
@@ -398,6 +403,39 @@ def test_the_token(opened: OpenSite) -> None:
         other = opened(host="0.0.0.0", base="http://pages.example:9193", token=token)
         headers = {"Cookie": f"dramatiq_durable_session={forged}".encode("latin-1")}
         assert other.get("/runs", headers=headers).status_code == 303
+
+
+OURS = ["/streams", "/stream?name=a%20b", "/runs?status=failed&name=x", "/runs/0?after=5", "/workers/1"]
+OTHERS = [
+    *("", "/", "/login", "/nowhere", "runs", "/runsx", "//evil.example", "/\\evil.example", "///runs", " /runs"),
+    *("https://evil.example/runs", "javascript:alert(1)", "/runs/\\evil", "/runs\r\nSet-Cookie: a=b", "/runs/\u202e"),
+    *("\t//evil.example", "/runs?" + "x" * 3000, "/%2Fevil.example", "/stream@evil.example"),
+]
+
+
+@pytest.mark.parametrize(("wanted", "then"), [*((path, path) for path in OURS), *((path, "/runs") for path in OTHERS)])
+def test_the_token_leads_to_the_page_that_was_asked_for(opened: OpenSite, wanted: str, then: str) -> None:
+    token, base = "a-token-of-some-length", "http://pages.example"
+    client = opened(host="0.0.0.0", base=base, token=token)
+    form = form_token(client, "/login")
+    # From the address to the form, and from there on.
+    page = Read(client.get("/login", params={"next": wanted}).text)
+    assert page.hidden["next"] == then
+    for next in (wanted, page.hidden["next"]):
+        fields = {"token": token, "form_token": form, "next": next}
+        answer = client.post("/login", data=fields, headers={"Origin": base})
+        assert answer.headers["location"] == then
+        assert "a" not in answer.cookies
+
+
+def test_a_link_leads_through_the_token_to_its_page(opened: OpenSite) -> None:
+    client = opened(host="0.0.0.0", base="http://pages.example", token="a-token-of-some-length")
+    asked = client.get("/runs?where=name+%3D+'a+b'&status=failed").headers["location"]
+    page = Read(client.get(asked).text)
+    fields = {**page.hidden, "token": "a-token-of-some-length"}
+    done = client.post("/login", data=fields, headers={"Origin": "http://pages.example"})
+    assert done.headers["location"] == "/runs?where=name+%3D+'a+b'&status=failed"
+    assert client.get(done.headers["location"]).status_code == 200
 
 
 def test_without_a_token_only_this_machines_names_are_answered_to(opened: OpenSite) -> None:
