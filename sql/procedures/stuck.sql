@@ -8,8 +8,8 @@
 --   the stream's latest 100: those that died last.
 -- name: the actor, the workflow or the role; id: of the message or the escalation, or the workflow id; kind: of the message,
 -- or the reason of its death.
--- Bounded: along the indexes, with at most 100 priorities and dead letters of a stream, and p_most (at most 10,000) rows of
--- what is leased, alarms and escalations, and 1,000 messages that a worker runs.
+-- Bounded: along the indexes, with at most 100 priorities and dead letters of a stream, 1,000 messages that a worker runs, and
+-- p_most (at most 10,000) rows of what is leased, alarms and escalations.
 CREATE FUNCTION {schema}.find_stuck(p_most int)
 RETURNS TABLE (
     what text, stream text, name text, id text, run_id uuid, kind text, worker_id bigint, since timestamptz, attempt int, failure text)

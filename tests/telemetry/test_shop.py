@@ -266,4 +266,7 @@ def test_the_state_of_a_vendor_travels_with_it(worker: Worker, web: Web, exporte
     # But for what a run is told: with a signal travels where it is from, and no more.
     without = [span for span in spans if span.state != "vendor=1"]
     told_of = [json.loads(span.attributes) for span in without]
-    assert sorted(a.get("dramatiq_durable.signal") or a["dramatiq_durable.update"] for a in told_of) == ["add", "shipped"]
+    assert sorted(a.get("dramatiq_durable.signal") or a["dramatiq_durable.update"] for a in told_of) == [
+        "add",
+        "shipped",
+    ]
