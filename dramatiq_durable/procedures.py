@@ -363,13 +363,8 @@ class Procedures:
 
 
 def from_json(text: str | None) -> dict[str, Any] | None:
-<<<<<<< HEAD
-    """The facts of an event; what is JSON but no object, or too deep to be read, counts as none: no worker of ours
-    writes that."""
-=======
     """The facts of an event, or the state of a run; what is JSON but no object, or too deep to be read (no worker of ours
     writes that), counts as none."""
->>>>>>> main
     try:
         value = None if text is None else json.loads(text)
     except RecursionError:

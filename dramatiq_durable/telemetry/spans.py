@@ -211,11 +211,7 @@ class Spans:
                 {
                     **messaging("process", delivery.queue_name),
                     "messaging.message.id": carried_text(delivery.message_id, LONGEST),
-<<<<<<< HEAD
-                    "dramatiq_durable.actor": delivery.actor_name[:LONGEST],
-=======
                     "dramatiq_durable.actor": carried_text(delivery.actor_name, LONGEST),
->>>>>>> main
                     "dramatiq_durable.attempt": delivery.attempt,
                     **_run_of(delivery),
                 },

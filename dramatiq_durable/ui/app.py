@@ -34,12 +34,8 @@ from .page import BadRequest, Go, Handler, Missing, Page, View, box, document, f
 from .style import ICON, SHEET
 
 #: The most bytes of a form, and the most fields.
-<<<<<<< HEAD
-MOST, FIELDS = 2_000_000, 1_000
-=======
 MOST = 2_000_000
 MOST_FIELDS = 200
->>>>>>> main
 
 #: How many pages are made at once; each has one connection at the most.
 THREADS = 8
@@ -195,11 +191,7 @@ class Shown:
             if len(body) > MOST:
                 return None
         try:
-<<<<<<< HEAD
-            form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=FIELDS)
-=======
             form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
->>>>>>> main
         except ValueError:
             return None
         given = form.get("form_token", [""])[0]
