@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import dramatiq
@@ -27,14 +27,6 @@ Start = Callable[..., dramatiq.Worker]
 ODD = "\ud800\n2026-01-01 CRITICAL all is well\x1b[2J"
 
 
-@pytest.fixture
-def unlogged() -> Iterator[None]:
-    """Dramatiq logs what an actor raises, and no pipe between the processes of a run of tests takes half a surrogate."""
-    logging.disable(logging.CRITICAL)
-    yield
-    logging.disable(logging.NOTSET)
-
-
 def send(broker: durable.DurableBroker, message_id: str, *args: str) -> None:
     """As somebody who writes it by himself."""
     options = {"durable_workflow": ODD, "baggage": "a=" + "b" * 9000}
@@ -50,8 +42,12 @@ def texts(span: ReadableSpan) -> list[str]:
     return [span.name, span.status.description or "", *(v for v in values if isinstance(v, str))]
 
 
-@pytest.mark.usefixtures("unlogged")
-def test_a_span_can_be_exported(broker: durable.DurableBroker, start_worker: Start, exported: Exported) -> None:
+def test_a_span_can_be_exported(
+    broker: durable.DurableBroker, start_worker: Start, exported: Exported, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What Dramatiq logs of it is more than a report of xdist can carry.
+    caplog.set_level(logging.CRITICAL, logger="dramatiq")
+
     @dramatiq.actor(max_retries=0)
     def take(text: str) -> None:
         raise ValueError(text)
