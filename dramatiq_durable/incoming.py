@@ -27,7 +27,7 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
     without an actor, and for what cannot be decoded, which goes to the dead letters."""
     key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
     if kind == TICK:
-        take_tick(broker.commit, key, lease)
+        take_tick(broker.commit, key, lease, stream_id)
         return None
     if kind == ALARM:
         broker.commit.post(Expire(key, lease))

@@ -29,7 +29,7 @@ GRANT EXECUTE ON FUNCTION
     {schema}.get_state, {schema}.read_output, {schema}.list_workflows, {schema}.count_workflows,
     {schema}.subscribe, {schema}.unsubscribe, {schema}.list_subscriptions, {schema}.finish_events, {schema}.look_again,
     {schema}.expire_runs, {schema}.reset_run, {schema}.list_children,
-    {schema}.stream_counts, {schema}.stream_is_empty, {schema}.list_workers, {schema}.queue_counts, {schema}.read_gauges
+    {schema}.stream_counts, {schema}.stream_is_empty, {schema}.list_workers, {schema}.queue_counts, {schema}.read_gauges, {schema}.stream_rates
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).

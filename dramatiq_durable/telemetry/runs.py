@@ -30,6 +30,7 @@ from opentelemetry.trace import (
 from ..workflow import events
 from . import TRACE
 from .context import derived_span_id, derived_trace_id, source_of
+from .texts import carried_text, carried_traceback
 
 if TYPE_CHECKING:
     from ..workflow.commands import Compute
@@ -345,13 +346,14 @@ def describe(span: trace.Span, failure: Mapping[str, Any]) -> None:
     """Say of a span how what it tells of failed, if it did."""
     if not failure:
         return
-    type, message = str(failure.get("type")), str(failure.get("message"))
+    type, message = carried_text(str(failure.get("type")), 200), carried_text(str(failure.get("message")))
     told = {"exception.type": type, "exception.message": message}
     if failure.get("traceback"):
-        told["exception.stacktrace"] = str(failure["traceback"])
+        told["exception.stacktrace"] = carried_traceback(str(failure["traceback"]))
     span.add_event("exception", told)
     span.set_status(Status(StatusCode.ERROR, f"{type}: {message}"[:1000]))
 
 
 def _ns(ms: int) -> int:
-    return ms * 1_000_000
+    # Whoever records an event says when: no exporter takes a time that is out of its range.
+    return min(max(ms, 0), 2**63 // 1_000_000) * 1_000_000

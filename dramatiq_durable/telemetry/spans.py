@@ -23,6 +23,7 @@ from ..group_commit import riding
 from ..workflow import events
 from .context import CARRIED, LONGEST, carried, derived_span_id, derived_trace_id, workflow_id_in
 from .runs import RunTrace, begin_local, describe, remember, write_end
+from .texts import carried_text, traced_exception
 
 if TYPE_CHECKING:
     from ..delivery import Delivery
@@ -80,8 +81,8 @@ def end(span: Span, token: Any, failed: BaseException | None) -> None:
     try:
         otel.detach(token)
         if failed is not None:
-            span.record_exception(failed)
-            span.set_status(Status(StatusCode.ERROR, f"{type(failed).__name__}: {failed}"[:1000]))
+            span.record_exception(failed, traced_exception(failed))
+            span.set_status(Status(StatusCode.ERROR, carried_text(f"{type(failed).__name__}: {failed}", 1000)))
         span.end()
     except Exception:
         logger.warning("a span was not written", exc_info=True)
@@ -209,8 +210,8 @@ class Spans:
                 ),
                 {
                     **messaging("process", delivery.queue_name),
-                    "messaging.message.id": delivery.message_id[:LONGEST],
-                    "dramatiq_durable.actor": delivery.actor_name[:LONGEST],
+                    "messaging.message.id": carried_text(delivery.message_id, LONGEST),
+                    "dramatiq_durable.actor": carried_text(delivery.actor_name, LONGEST),
                     "dramatiq_durable.attempt": delivery.attempt,
                     **_run_of(delivery),
                 },
@@ -284,5 +285,5 @@ def _run_of(delivery: Delivery) -> dict[str, Any]:
     if delivery.run_id is None:
         return {}
     # Of an activity that names no other, the run's id is the workflow's.
-    workflow_id = workflow_id_in(delivery.options) or delivery.run_id
+    workflow_id = carried_text(workflow_id_in(delivery.options) or delivery.run_id)
     return {"dramatiq_durable.run_id": delivery.run_id, "dramatiq_durable.workflow_id": workflow_id}

@@ -81,7 +81,8 @@ BEGIN
         PERFORM {schema}.check_room('run', 1);
         PERFORM {schema}.check_room('message', 1);
     END IF;
-    FOR v_try IN 1 .. 3 LOOP
+    -- Each try is lost to another one's commit: as many in a row as there may be who fight over a workflow id.
+    FOR v_try IN 1 .. 30 LOOP
         INSERT INTO {schema}.run (
             run_id, workflow_id, stream_id, name, started_at, last_event, parent_run_id, parent_seq, parent_close, memo, principal_id)
         VALUES (p_run, p_workflow_id, p_stream, p_name, v_now, 1, p_parent, p_parent_seq, coalesce(p_parent_close, 'terminate'),

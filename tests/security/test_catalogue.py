@@ -36,7 +36,7 @@ WORKER = {
 # fmt: on
 
 #: What a monitor may call; any worker may as well, and is refused inside.
-MONITOR = {"stream_counts", "stream_is_empty", "list_workers", "queue_counts", "read_gauges"}
+MONITOR = {"stream_counts", "stream_is_empty", "list_workers", "queue_counts", "read_gauges", "stream_rates"}
 WORKER |= MONITOR
 
 FUNCTIONS = """
