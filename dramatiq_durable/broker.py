@@ -122,7 +122,7 @@ class DurableBroker(Sending, Processing):
         self.database = Database(self._conninfo, self.namespace, prepared=self.settings.prepared_statements)
         self.codecs = codecs if isinstance(codecs, Codecs) else Codecs(codecs)
         self.commit = GroupCommit(self.database)
-        self.procedures = Procedures(self.namespace, self.codecs, self.commit.metrics)
+        self.procedures = Procedures(self.namespace, self.codecs, metrics=self.commit.metrics)
         self.fail_fast_default = fail_fast_default
         self.failures = {}
         self.watched = []

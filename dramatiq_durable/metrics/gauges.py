@@ -188,7 +188,8 @@ def bounded(rows: Iterable[tuple[str, str | None, str | None, float]]) -> dict[M
     Of roles, tables and so on, the 200 with the greatest values keep their names, and of streams first those that
     somebody consumes: the others are added up (of ages the greatest is taken).
     """
-    rows = list(rows)
+    # A namespace may be newer than this package.
+    rows = [row for row in rows if row[0] in _BY_NAME]
     loads: dict[str, dict[str, tuple[bool, float]]] = {}
     for what, name, _, value in rows:
         if name is not None:

@@ -171,6 +171,14 @@ class Recorder:
         if cell.also is not None:
             cell.also(0.0)
 
+    def ended(self) -> dict[int, int]:
+        """How many messages have ended here, by the ids of their streams: acked, or among the dead letters."""
+        ended: dict[int, int] = {}
+        with self._lock:
+            for (stream_id, _, _), lane in self.lanes.items():
+                ended[stream_id] = ended.get(stream_id, 0) + lane.acked + lane.dead_lettered
+        return ended
+
     def digest(self) -> None:
         """Put what was gathered into its buckets: it must not grow."""
         with self._lock:

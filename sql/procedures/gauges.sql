@@ -9,7 +9,7 @@
 CREATE FUNCTION {schema}.read_gauges(p_most int)
 RETURNS TABLE (metric text, name text, kind text, value double precision)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
-SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -30,6 +30,9 @@ DECLARE
     v_full boolean;
     v_delayed bigint;
     v_oldest timestamptz;
+    v_timer timestamptz;
+    v_deadline timestamptz;
+    v_tick timestamptz;
     v_share real;
     v_sample json;
     v_status text;
@@ -42,16 +45,22 @@ BEGIN
     SELECT least(coalesce(sum(cardinality(w.held)), 0), v_budget) INTO v_held FROM {schema}.worker w;
     FOR v_stream IN SELECT s.stream_id, s.name, s.paused FROM {schema}.stream s ORDER BY s.name LOOP
         v_ready := 0; v_overdue := 0; v_delayed := 0; v_oldest := NULL; v_priorities := 0; v_full := false;
+        v_timer := NULL; v_deadline := NULL; v_tick := NULL;
         SELECT m.priority INTO v_priority FROM {schema}.message m
         WHERE m.stream_id = v_stream.stream_id ORDER BY m.priority LIMIT 1;
         WHILE v_priority IS NOT NULL AND v_priorities < 100 LOOP
             v_priorities := v_priorities + 1;
-            -- The oldest comes first, past what is leased: it is known also where there are too many to count.  Alarms have a
-            -- priority of their own, as a rule: where there are thousands of them and nothing else, nothing else is looked for.
+            -- The oldest comes first, past what is leased: it is known also where there are too many to count.  Ticks of
+            -- schedules and limits of runs and activities (alarms) have priorities of their own, as a rule: where there are
+            -- thousands of them and nothing else, nothing else is looked for.
             v_left := greatest(least(v_most - v_ready, v_budget), 1) + v_held;
             SELECT count(*), count(*) FILTER (WHERE c.shown), count(*) FILTER (WHERE c.shown AND c.kind = 'w'),
-                   min(c.due_at) FILTER (WHERE c.shown) INTO v_read, v_rows, v_timers, v_due
-            FROM (SELECT m.kind, m.due_at, m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e') AS shown
+                   min(c.due_at) FILTER (WHERE c.shown), least(v_timer, min(c.due_at) FILTER (WHERE c.shown AND c.kind = 'w')),
+                   least(v_tick, min(c.due_at) FILTER (WHERE c.free AND c.kind = 'c')),
+                   least(v_deadline, min(c.due_at) FILTER (WHERE c.free AND c.kind IN ('d', 'e')))
+            INTO v_read, v_rows, v_timers, v_due, v_timer, v_tick, v_deadline
+            FROM (SELECT m.kind, m.due_at, m.lease_token IS NULL AS free,
+                         m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e') AS shown
                   FROM {schema}.message m
                   WHERE m.stream_id = v_stream.stream_id AND m.priority = v_priority AND m.due_at <= v_now
                   ORDER BY m.due_at LIMIT v_left) c;
@@ -81,18 +90,21 @@ BEGIN
             v_delayed := greatest(v_delayed, (v_sample ->> (v_stream.stream_id || 'd'))::double precision);
         END IF;
         RETURN QUERY
+            SELECT 'overdue_seconds', v_stream.name, g.kind, coalesce(date_part('epoch', v_now - g.since), 0)
+            FROM (VALUES ('timer', v_timer), ('deadline', v_deadline), ('schedule', v_tick)) g (kind, since)
+            UNION ALL
             SELECT g.metric, v_stream.name, NULL::text, g.value::double precision
             FROM (VALUES ('stream_ready_messages', v_ready), ('stream_delayed_messages', v_delayed),
                          ('timers_overdue', v_overdue), ('stream_paused', v_stream.paused::int),
                          ('stream_oldest_ready_seconds', coalesce(date_part('epoch', v_now - v_oldest), 0)),
                          ('stream_workers', {schema}.live_workers(v_stream.stream_id))) g (metric, value);
     END LOOP;
-    -- What workers hold is found by what they say that they hold.
+    -- What workers hold is found by what they say that they hold: of each, the 10,000 that it was handed last.
     RETURN QUERY
         SELECT 'stream_leased_messages', s.name, NULL::text, coalesce(h.rows, 0)::double precision
         FROM {schema}.stream s LEFT JOIN (
-            SELECT m.stream_id, count(*) AS rows
-            FROM {schema}.worker w, unnest(w.held) h (message_id)
+            SELECT m.stream_id, count(DISTINCT h.message_id) AS rows
+            FROM {schema}.worker w, unnest(w.held[greatest(cardinality(w.held) - 10000, 0) + 1:]) h (message_id)
             JOIN LATERAL (SELECT m.stream_id, m.worker_id FROM {schema}.message m WHERE m.message_id = h.message_id) m ON true
             WHERE m.worker_id = w.worker_id GROUP BY m.stream_id) h ON h.stream_id = s.stream_id;
     -- Dead letters: the latest by reason, and in proportion where there are more.
@@ -144,6 +156,13 @@ BEGIN
         SELECT 'escalation_oldest_waiting_seconds', o.role, NULL, date_part('epoch', v_now - min(o.opened_at))
         FROM open o WHERE o.state = 'waiting' GROUP BY o.role;
 
+    RETURN QUERY
+        WITH known AS MATERIALIZED (
+            SELECT CASE WHEN NOT s.paused THEN 'active' WHEN s.failure IS NULL THEN 'paused' ELSE 'stopped' END AS state
+            FROM {schema}.schedule s LIMIT v_most)
+        SELECT 'schedules', s.state, NULL::text, (SELECT count(*) FROM known k WHERE k.state = s.state)::double precision
+        FROM (VALUES ('active'), ('paused'), ('stopped')) s (state);
+
     -- Workers.
     RETURN QUERY
         WITH seen AS (
@@ -155,6 +174,12 @@ BEGIN
         SELECT 'worker_threads', NULL, NULL, coalesce(sum(w.threads), 0)::double precision FROM seen w WHERE w.state = 'live'
         UNION ALL
         SELECT 'watchdog_last_look_seconds', NULL, NULL, date_part('epoch', v_now - d.looked_at) FROM {schema}.watchdog d;
+    -- A worker's logins come and go: it can work for as long as the last of them lives.
+    RETURN QUERY
+        SELECT 'login_expires_seconds', NULL::text, NULL::text, date_part('epoch', min(w.over) - v_now)
+        FROM (SELECT max(coalesce(l.expires_at, 'infinity')) AS over FROM {schema}.login l
+              WHERE l.provisioned GROUP BY l.principal_id) w
+        WHERE w.over > v_now - interval '1 day' AND w.over < 'infinity' HAVING count(*) > 0;
 
     -- Postgres.
     RETURN QUERY
@@ -168,7 +193,9 @@ BEGIN
         WITH sessions AS MATERIALIZED (
             SELECT a.xact_start, greatest(age(a.backend_xmin), age(a.backend_xid)) AS age, a.query = '<insufficient privilege>' AS unseen
             FROM pg_stat_activity a
-            WHERE coalesce(a.datname = current_database(), true) AND a.pid <> pg_backend_pid())
+            WHERE coalesce(a.datname = current_database(), true) AND a.pid <> pg_backend_pid()
+              -- A VACUUM holds no other one up, and takes hours where a table is large.
+              AND NOT EXISTS (SELECT 1 FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid))
         SELECT 'oldest_xmin_age_transactions', NULL::text, NULL::text, greatest(
                    0, (SELECT max(s.age) FROM sessions s),
                    (SELECT max(greatest(age(r.xmin), age(r.catalog_xmin))) FROM pg_replication_slots r),
