@@ -30,7 +30,7 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
         raise click.BadParameter(str(e)) from e
 
 
-@click.command("exporter")
+@click.command("exporter", short_help="Show the namespace to Prometheus.")
 @click.option(
     "--listen", metavar="HOST:PORT", callback=address, default="127.0.0.1:9192", show_default=True,
     help="Where to answer; port 0 takes a free one. There is no password: let only Prometheus reach it.",

@@ -140,7 +140,7 @@ class Guard:
         if request.scope["path"] in OPEN or self._secrets.knows(request.cookies.get(SESSION, "")):
             return None
         if request.method in ("GET", "HEAD"):
-            path, query = request.url.path, request.url.query
+            path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
             wanted = {} if path == "/" else {"next": f"{path}?{query}" if query else path}
             return RedirectResponse("/login" + ("?" + urlencode(wanted, errors="replace") if wanted else ""), 303)
         return PlainTextResponse("the token comes first: /login", 401)

@@ -99,12 +99,12 @@ BEGIN
                          ('stream_oldest_ready_seconds', coalesce(date_part('epoch', v_now - v_oldest), 0)),
                          ('stream_workers', {schema}.live_workers(v_stream.stream_id))) g (metric, value);
     END LOOP;
-    -- What workers hold is found by what they say that they hold: of each, what it was handed last.
+    -- What workers hold is found by what they say that they hold: of each, the 10,000 that it was handed last.
     RETURN QUERY
         SELECT 'stream_leased_messages', s.name, NULL::text, coalesce(h.rows, 0)::double precision
         FROM {schema}.stream s LEFT JOIN (
             SELECT m.stream_id, count(DISTINCT h.message_id) AS rows
-            FROM {schema}.worker w, unnest(w.held[greatest(cardinality(w.held) - v_most, 0) + 1:]) h (message_id)
+            FROM {schema}.worker w, unnest(w.held[greatest(cardinality(w.held) - 10000, 0) + 1:]) h (message_id)
             JOIN LATERAL (SELECT m.stream_id, m.worker_id FROM {schema}.message m WHERE m.message_id = h.message_id) m ON true
             WHERE m.worker_id = w.worker_id GROUP BY m.stream_id) h ON h.stream_id = s.stream_id;
     -- Dead letters: the latest by reason, and in proportion where there are more.

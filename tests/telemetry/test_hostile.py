@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import dramatiq
+import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
@@ -41,7 +42,12 @@ def texts(span: ReadableSpan) -> list[str]:
     return [span.name, span.status.description or "", *(v for v in values if isinstance(v, str))]
 
 
-def test_a_span_can_be_exported(broker: durable.DurableBroker, start_worker: Start, exported: Exported) -> None:
+def test_a_span_can_be_exported(
+    broker: durable.DurableBroker, start_worker: Start, exported: Exported, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What Dramatiq logs of it is more than a report of xdist can carry.
+    caplog.set_level(logging.CRITICAL, logger="dramatiq")
+
     @dramatiq.actor(max_retries=0)
     def take(text: str) -> None:
         raise ValueError(text)
