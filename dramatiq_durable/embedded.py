@@ -357,9 +357,12 @@ def main() -> None:
     # Run as __main__ this module is a second copy; the package's own is the one whose registry counts.
     from dramatiq_durable import embedded
 
-    with embedded.acquire(arguments.directory) as server, contextlib.suppress(KeyboardInterrupt):
+    with embedded.acquire(arguments.directory) as server:
+        # Blocked, one that comes at whatever moment from here on is waited for, and none is missed.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         print(server.url, flush=True)
-        signal.pause()
+        signal.sigwait({signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 if __name__ == "__main__":

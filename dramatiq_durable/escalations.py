@@ -30,8 +30,9 @@ from .procedures import Procedures
 from .twins import twin
 from .using import is_awaited
 from .workflow.client import durable_broker
-from .workflow.converter import encode, loads
+from .workflow.converter import encode
 from .workflow.definition import global_broker
+from .workflow.descriptions import readable
 from .workflow.escalating import check_subject, plain_metadata
 from .workflow.handle import outside_of_workflows
 from .workflow.options import check_name
@@ -312,7 +313,7 @@ def _shown(text: str, codecs: Codecs) -> Escalation:
     facts = json.loads(text)
     for name in ("payload", "result"):
         if facts[name] is not None:
-            facts[name] = loads(codecs.decode(bytes.fromhex(facts[name]), f"the {name} of an escalation"))
+            facts[name] = readable(codecs.decode(bytes.fromhex(facts[name]), f"the {name} of an escalation"))
     for name in ("opened_at", "times_out_at", "claimed_until", "closed_at"):
         facts[name] = None if facts[name] is None else datetime.fromtimestamp(facts[name] / 1000, UTC)
     facts["metadata"] = facts["metadata"] or {}

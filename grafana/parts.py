@@ -180,6 +180,16 @@ def gauge(metric: str, by: Sequence[str], where: str) -> str:
     return f"max by ({', '.join(by)}) (dramatiq_durable_{metric}{{{where}}})"
 
 
+def share(part: str, whole: str) -> str:
+    """One query by another, on the same labels; nothing where there is nothing to divide by."""
+    return f"{part} / ({whole} > 0)"
+
+
+def or_none(query: str, known: str) -> str:
+    """0 where a query finds nothing, as long as something is known at all: missing figures are no good news."""
+    return f"{query} or 0 * count({known})"
+
+
 def _variable(name: str, query: str) -> Any:
     return (
         builders.QueryVariable(name)

@@ -125,13 +125,17 @@ def dashboard() -> Any:
         "How long it took to read these figures.",
         (gauge("exporter_collection_seconds", SPACE, WHERE), "{{namespace}}"),
         unit="s",
-        width=12,
     )
     page.lines(
         "The watchdog's last look",
         "How long ago the watchdog looked; nothing where none ever did. It looks every second.",
         (gauge("watchdog_last_look_seconds", SPACE, WHERE), "{{namespace}}"),
         unit="s",
-        width=12,
+    )
+    page.lines(
+        "The next end of a login",
+        "In how long the first of the provisioned workers has no login any more; nothing where none ends.",
+        (f"min by (namespace) (dramatiq_durable_login_expires_seconds{{{WHERE}}})", "{{namespace}}"),
+        unit="s",
     )
     return page.build()

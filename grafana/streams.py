@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .parts import Page, gauge, quantile, rate
+from .parts import Page, gauge, or_none, quantile, rate
 
 WHERE = 'namespace=~"$namespace", stream=~"$stream"'
 STREAM = ("namespace", "stream")
@@ -33,8 +33,11 @@ def dashboard() -> Any:
     page.number(
         "Streams without a worker",
         "Streams where messages are ready that no live worker consumes.",
-        f"count({gauge('stream_ready_messages', STREAM, WHERE)} > 0"
-        f" and {gauge('stream_workers', STREAM, WHERE)} == 0) or vector(0)",
+        or_none(
+            f"count({gauge('stream_ready_messages', STREAM, WHERE)} > 0"
+            f" and {gauge('stream_workers', STREAM, WHERE)} == 0)",
+            gauge("stream_workers", STREAM, WHERE),
+        ),
         bad=1,
     )
     page.number(
@@ -46,7 +49,10 @@ def dashboard() -> Any:
     page.number(
         "Dead letters",
         "All that are kept, of whatever reason and age.",
-        f"sum({gauge('stream_dead_letters', (*STREAM, 'reason'), WHERE)}) or vector(0)",
+        or_none(
+            f"sum({gauge('stream_dead_letters', (*STREAM, 'reason'), WHERE)})",
+            gauge("stream_ready_messages", STREAM, WHERE),
+        ),
         warn=1,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .parts import Page, gauge, quantile, rate
+from .parts import Page, gauge, or_none, quantile, rate, share
 
 SPACE = 'namespace=~"$namespace"'
 WHERE = f'{SPACE}, stream=~"$stream"'
@@ -18,8 +18,13 @@ def dashboard() -> Any:
     """The dashboard."""
     page = Page("workers", "Workers", "Who works, how busy they are, and what they ask of the database.", "stream")
 
-    # Of all streams: the threads are.
-    busy = rate("message_processing_seconds", SPACES, SPACE, "_sum")
+    # Of all streams: the threads are.  Both take threads, and the labels of one are not those of the other.
+    busy = (
+        f"sum by (namespace) (rate(dramatiq_durable_message_processing_seconds_sum{{{SPACE}}}[$__rate_interval])"
+        f" or rate(dramatiq_durable_workflow_task_seconds_sum{{{SPACE}}}[$__rate_interval]))"
+    )
+    threads = gauge("worker_threads", SPACES, SPACE)
+    trips = rate("database_round_trips_total", SPACES, SPACE)
 
     page.row("Now")
     page.number(
@@ -35,11 +40,11 @@ def dashboard() -> Any:
         f"sum({gauge('workers', SPACES, SILENT)})",
         warn=1,
     )
-    page.number("Threads", "Threads of live workers.", f"sum({gauge('worker_threads', SPACES, SPACE)})")
+    page.number("Threads", "Threads of live workers.", f"sum({threads})")
     page.number(
         "Busy threads",
-        "The share of the threads' time that goes into messages. Near 100 %: more workers would help.",
-        f"sum({busy}) / sum({gauge('worker_threads', SPACES, SPACE)})",
+        "The share of the threads' time that goes into messages and workflow tasks. Near 100 %: more workers help.",
+        share(f"sum({busy})", f"sum({threads})"),
         unit="percentunit",
         warn=0.8,
         bad=0.95,
@@ -49,14 +54,13 @@ def dashboard() -> Any:
         "Round trips a message",
         "Round trips to the database for each message that is done; below 1 where there is much to do, because a group "
         "commit takes many.",
-        f"sum({rate('database_round_trips_total', SPACES, SPACE)})"
-        f" / sum({rate('messages_acked_total', SPACES, SPACE)})",
+        share(f"sum({trips})", f"sum({rate('messages_acked_total', SPACES, SPACE)})"),
         instant=False,
     )
     page.number(
         "Errors of the database",
         "In the time shown, of all classes.",
-        f"sum(increase(dramatiq_durable_database_errors_total{{{SPACE}}}[$__range])) or vector(0)",
+        or_none(f"sum(increase(dramatiq_durable_database_errors_total{{{SPACE}}}[$__range]))", trips),
         warn=1,
     )
 
@@ -68,8 +72,8 @@ def dashboard() -> Any:
     )
     page.lines(
         "Threads, and how many of them are busy",
-        "Busy ones are counted by the time that messages took.",
-        (gauge("worker_threads", SPACES, SPACE), "{{namespace}} threads"),
+        "Busy ones are counted by the time that messages and workflow tasks took.",
+        (threads, "{{namespace}} threads"),
         (busy, "{{namespace}} busy"),
     )
     page.lines(
@@ -80,7 +84,7 @@ def dashboard() -> Any:
         unit="cps",
     )
 
-    page.row("What they do")
+    page.row("What they do, on the chosen streams")
     page.lines(
         "Messages processed, by actor",
         "Messages and activities a second, failed ones included; the twenty busiest.",
@@ -131,8 +135,10 @@ def dashboard() -> Any:
         "Operations in a group commit",
         "The mean. More at once cost less each.",
         (
-            f"{rate('group_commit_operations', SPACES, SPACE, '_sum')}"
-            f" / {rate('group_commit_operations', SPACES, SPACE, '_count')}",
+            share(
+                rate("group_commit_operations", SPACES, SPACE, "_sum"),
+                rate("group_commit_operations", SPACES, SPACE, "_count"),
+            ),
             "{{namespace}}",
         ),
     )

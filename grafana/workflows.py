@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .parts import Page, gauge, quantile, rate
+from .parts import Page, gauge, or_none, quantile, rate, share
 
 SPACE = 'namespace=~"$namespace"'
 STREAMS = f'{SPACE}, stream=~"$stream"'
@@ -24,10 +24,12 @@ def dashboard() -> Any:
 
     page.row("Now")
     open_runs = f'{SPACE}, status="running"'
+    steps = rate("workflow_steps_total", ("namespace",), SPACE)
+    known = gauge("workflow_runs", ("namespace",), open_runs)
     page.number(
         "Open runs",
         "Runs that have not closed. Estimated where there are more than 2,000.",
-        f"sum({gauge('workflow_runs', ('namespace',), open_runs)})",
+        f"sum({known})",
     )
     page.number(
         "Overdue timers",
@@ -39,25 +41,25 @@ def dashboard() -> Any:
     page.number(
         "Nondeterminism",
         "Workflow tasks in the time shown that failed because the code does something else than the history says.",
-        f"sum(increase(dramatiq_durable_workflow_nondeterminism_total{{{WHERE}}}[$__range])) or vector(0)",
+        or_none(f"sum(increase(dramatiq_durable_workflow_nondeterminism_total{{{WHERE}}}[$__range]))", steps),
         bad=1,
     )
     page.number(
         "Failed tasks",
         "Workflow tasks in the time shown that failed and come again, for whatever reason.",
-        f"sum(increase(dramatiq_durable_workflow_task_failures_total{{{WHERE}}}[$__range])) or vector(0)",
+        or_none(f"sum(increase(dramatiq_durable_workflow_task_failures_total{{{WHERE}}}[$__range]))", steps),
         warn=1,
     )
     waiting = f'{SPACE}, status="waiting"'
     page.number(
         "Waiting for people",
         "Open escalations that nobody has claimed.",
-        f"sum({gauge('escalations', ('namespace', 'role'), waiting)}) or vector(0)",
+        or_none(f"sum({gauge('escalations', ('namespace', 'role'), waiting)})", known),
     )
     page.number(
         "Longest wait for people",
         "For how long the oldest escalation that waits has been open.",
-        f"max({gauge('escalation_oldest_waiting_seconds', ('namespace', 'role'), SPACE)}) or vector(0)",
+        or_none(f"max({gauge('escalation_oldest_waiting_seconds', ('namespace', 'role'), SPACE)})", known),
         unit="s",
     )
 
@@ -65,7 +67,7 @@ def dashboard() -> Any:
     page.lines(
         "Open runs",
         "Runs that have not closed, of all workflows of the namespace.",
-        (gauge("workflow_runs", ("namespace",), open_runs), "{{namespace}}"),
+        (known, "{{namespace}}"),
     )
     page.lines(
         "Started",
@@ -128,7 +130,7 @@ def dashboard() -> Any:
         "Runs found in memory",
         "The share of tasks whose run was in the worker's memory; for the others its history is read and replayed.",
         (
-            f"{rate('workflow_cache_lookups_total', FLOW, HIT)} / {rate('workflow_cache_lookups_total', FLOW, WHERE)}",
+            share(rate("workflow_cache_lookups_total", FLOW, HIT), rate("workflow_cache_lookups_total", FLOW, WHERE)),
             NAME,
         ),
         unit="percentunit",
@@ -171,10 +173,24 @@ def dashboard() -> Any:
         (gauge("timers_overdue", STREAM, STREAMS), "{{namespace}}/{{stream}}"),
     )
     page.lines(
+        "Longest overdue",
+        "For how long the oldest timer, deadline (of a run or an activity) or schedule has been due that nobody has "
+        "taken. A line that rises by a second a second: nobody claims there.",
+        (gauge("overdue_seconds", (*STREAM, "kind"), STREAMS), "{{namespace}}/{{stream}} {{kind}}"),
+        unit="s",
+    )
+    page.lines(
         "Lateness of schedules",
         "From when a schedule was due until its tick was handed out.",
         (quantile(0.95, "schedule_lateness_seconds", STREAM, STREAMS), "p95 {{namespace}}/{{stream}}"),
         unit="s",
+        width=12,
+    )
+    page.lines(
+        "Schedules",
+        "active, paused by somebody, or stopped by the database because whoever made them may no longer send there.",
+        (gauge("schedules", ("namespace", "state"), SPACE), "{{namespace}} {{state}}"),
+        width=12,
     )
     page.lines(
         "Open escalations",

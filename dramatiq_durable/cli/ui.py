@@ -16,7 +16,7 @@ from .target import Target
 TOKEN = "DRAMATIQ_DURABLE_UI_TOKEN"
 
 
-@click.command("ui")
+@click.command("ui", short_help="Show the namespace in a browser.")
 @click.option(
     "--listen", metavar="HOST:PORT", callback=address, default="127.0.0.1:9193", show_default=True,
     help="Where to answer; port 0 takes a free one.",
@@ -33,7 +33,9 @@ def command(target: Target, listen: tuple[str, int], allow_actions: bool) -> Non
     It changes nothing unless it may (--allow-actions).  On another address than this machine's own it asks for a
     token, 16 characters or more from DRAMATIQ_DURABLE_UI_TOKEN; without that, it makes one and says it.  Where the
     variable is set, it always asks.  It speaks plain HTTP: put TLS in front of it where others listen.
-    It takes the extra: pip install 'dramatiq-durable[ui]'.
+
+    \b
+    It takes an extra: pip install 'dramatiq-durable[ui]'
     """
     try:
         import uvicorn

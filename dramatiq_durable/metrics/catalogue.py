@@ -152,6 +152,15 @@ GAUGES = (
         "timers_overdue", "{timer}", "stream",
         "Timers of runs that are due and were not handed out, up to 2,000.",
     ),
+    _gauge(
+        "overdue_seconds", "s", "stream kind",
+        "For how long the oldest timer of a run, deadline (of a run or an activity) or schedule has been due that was "
+        "not handed out; 0 where there is none.",
+    ),
+    _gauge(
+        "schedules", "{schedule}", "state",
+        "Schedules: active, paused by somebody, or stopped, because whoever made it may no longer send to its stream.",
+    ),
     _gauge("workflow_runs", "{run}", "status", "Runs by status; `running` are the open ones. Estimated from 2,000."),
     _gauge(
         "escalations", "{escalation}", "role status",
@@ -161,6 +170,10 @@ GAUGES = (
     _gauge("workers", "{worker}", "state", "Workers: live, or silent for longer than their reclaim_delay."),
     _gauge("worker_threads", "{thread}", "", "Threads of live workers."),
     _gauge("watchdog_last_look_seconds", "s", "", "How long ago the watchdog looked; absent where none ever did."),
+    _gauge(
+        "login_expires_seconds", "s", "",
+        "In how long the first provisioned worker has no login any more; negative for a day; absent where none ends.",
+    ),
     _gauge("table_bytes", "By", "table", "A table's size with its indexes and values stored apart."),
     _gauge("table_live_rows", "{row}", "table", "Rows of a table, as Postgres has counted them."),
     _gauge("table_dead_rows", "{row}", "table", "Rows of a table that a VACUUM has not removed yet."),

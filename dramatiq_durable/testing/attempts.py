@@ -167,6 +167,8 @@ class Stage:
     """What a delivery of an environment has for a broker: enough to decide on retries, and to take heartbeats."""
 
     claimer = None
+    #: It remembers no runs, whose fields the logs would say.
+    runner = None
     #: What an attempt says goes to nobody.
     codecs = Codecs()
 

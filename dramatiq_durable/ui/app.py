@@ -34,7 +34,8 @@ from .page import BadRequest, Go, Handler, Missing, Page, View, box, document, f
 from .style import ICON, SHEET
 
 #: The most bytes of a form, and the most fields.
-MOST, FIELDS = 2_000_000, 1_000
+MOST = 2_000_000
+MOST_FIELDS = 200
 
 #: How many pages are made at once; each has one connection at the most.
 THREADS = 8
@@ -175,10 +176,10 @@ class Shown:
         return self._page(request, Page("Token", body, "", status=403 if wrong else 200))
 
     async def missing(self, request: Request, error: Exception) -> Response:
-        return self._page(request, _sorry("There is no such page", request.url.path, 404))
+        return self._page(request, _sorry("There is no such page", request.scope["path"], 404))
 
     async def looking(self, request: Request, error: Exception) -> Response:
-        answer = self._page(request, _sorry("That is not done here", f"{request.method} {request.url.path}", 405))
+        answer = self._page(request, _sorry("That is not done here", f"{request.method} {request.scope['path']}", 405))
         if isinstance(error, HTTPException):
             answer.headers.update(error.headers or {})
         return answer
@@ -197,7 +198,7 @@ class Shown:
             if len(body) > MOST:
                 return None
         try:
-            form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=FIELDS)
+            form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
         except ValueError:
             return None
         given = form.get("form_token", [""])[0]

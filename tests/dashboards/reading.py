@@ -27,6 +27,10 @@ for metric in CATALOGUE:
         LABELS[metric.name + "_bucket"] = {*labels, "le"}
     else:
         LABELS[metric.name] = labels
+#: What Prometheus itself says: whether it reaches a target, and which alerts there are.
+LABELS["up"] = {"job", "instance"}
+LABELS["ALERTS"] = {"alertname", "alertstate", "severity", *(label for metric in CATALOGUE for label in metric.labels)}
+LABELS["ALERTS"] |= {"namespace", "job", "instance"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Query:
     title: str
     text: str
     instant: bool
+
+    def chosen(self) -> str:
+        """As it is parsed, with the variables of what is chosen in it."""
+        return self.text.replace("$__rate_interval", "5m").replace("$__range", "1h")
 
     def filled(self, *, rate: str = "5m", range: str = "1h") -> str:
         """As Grafana asks it when everything is chosen."""
@@ -76,30 +84,30 @@ def rules() -> list[dict[str, Any]]:
     return list(group["rules"])
 
 
-def selected(expression: promql_parser.Expr) -> Iterator[promql_parser.VectorSelector]:
-    """What an expression selects."""
-    found: list[promql_parser.VectorSelector] = []
+def parts(expression: promql_parser.Expr) -> list[Any]:
+    """All that an expression is made of, each once."""
+    found: list[Any] = []
 
     def visit(e: Any) -> None:
         if isinstance(e, promql_parser.MatrixSelector):
             e = e.vector_selector
-        if isinstance(e, promql_parser.VectorSelector) and e not in found:
+        if e not in found:
             found.append(e)
 
     promql_parser.walk(expression, visit)
-    yield from found
+    return found
+
+
+def selected(expression: promql_parser.Expr) -> Iterator[promql_parser.VectorSelector]:
+    """What an expression selects."""
+    yield from (part for part in parts(expression) if isinstance(part, promql_parser.VectorSelector))
 
 
 def aggregated(expression: promql_parser.Expr) -> Iterator[promql_parser.AggregateExpr]:
     """The aggregations in an expression that name labels."""
-    found: list[promql_parser.AggregateExpr] = []
-
-    def visit(e: Any) -> None:
-        if isinstance(e, promql_parser.AggregateExpr) and e.modifier is not None:
-            found.append(e)
-
-    promql_parser.walk(expression, visit)
-    yield from found
+    for part in parts(expression):
+        if isinstance(part, promql_parser.AggregateExpr) and part.modifier is not None:
+            yield part
 
 
 def check(where: str, text: str) -> set[str]:

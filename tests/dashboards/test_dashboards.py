@@ -7,14 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 import grafana
-from dramatiq_durable.metrics.catalogue import CATALOGUE
-from tests.dashboards.reading import DASHBOARDS, FOLDER, check, panels, queries
+from dramatiq_durable.metrics.catalogue import CATALOGUE, EXPORTER, GAUGES
+from tests.dashboards.reading import DASHBOARDS, FOLDER, LABELS, check, panels, parts, queries, selected
 
 #: Grafana's names of units.
 UNITS = {"short", "s", "bytes", "cps", "percentunit", "bool_on_off", "bool_yes_no"}
@@ -35,8 +36,12 @@ def test_what_is_committed_is_what_the_code_builds() -> None:
 
 @each
 def test_the_schema_has_all_that_is_there(path: Path) -> None:
-    # Grafana's schema drops what it does not know, and refuses what has another type.
+    # Grafana's schema drops what it does not know, and refuses what has another type.  What its classes add by
+    # themselves is taken out again.
     again = json.loads(json.dumps(Dashboard.from_json(read(path)), cls=JSONEncoder))
+    assert [link.pop("placement") for link in again["links"]] == ["inControlsMenu"]
+    for variable in again["templating"]["list"]:
+        assert [variable.pop(name) for name in ("auto", "auto_count", "auto_min")] == [False, 30, "10s"]
     assert again == read(path)
 
 
@@ -125,6 +130,44 @@ def test_every_query_parses_and_asks_for_what_is_in_the_catalogue() -> None:
             assert "[$__rate_interval]" in query.text or "[$__range]" in query.text, query.where
     # What is counted is to be seen somewhere.
     assert {metric.name for metric in CATALOGUE} - shown == set()
+
+
+def test_figures_are_put_together_rightly() -> None:
+    gauges = {metric.name for metric in (*EXPORTER, *GAUGES)}
+    histograms = {metric.name + "_bucket" for metric in CATALOGUE if metric.type == "histogram"}
+    for query in queries():
+        expression = promql_parser.parse(query.filled())
+        for inner in parts(expression):
+            if isinstance(inner, promql_parser.AggregateExpr) and isinstance(inner.expr, promql_parser.VectorSelector):
+                # Two exporters of a namespace say the same: it is not added up.
+                assert inner.expr.name in gauges, query.where
+                assert str(inner.op) in ("max", "min"), query.where
+            if isinstance(inner, promql_parser.Call):
+                names = {selector.name for selector in selected(inner)}
+                # What grows is asked for by its rate, and what does not grow has none.
+                assert names.isdisjoint(gauges), query.where
+                assert inner.func.name in ("rate", "increase", "histogram_quantile", "time"), query.where
+                if inner.func.name == "histogram_quantile":
+                    assert names <= histograms, query.where
+                    assert "le" in inner.args[1].modifier.labels, query.where
+            if isinstance(inner, promql_parser.BinaryExpr) and str(inner.op) == "/":
+                # Where there is nothing to divide by, there is nothing to show.
+                assert str(inner.rhs).strip("()").endswith("> 0"), query.where
+
+
+def test_what_is_chosen_is_asked_for_everywhere() -> None:
+    for query in queries():
+        page = query.where.partition(":")[0]
+        for selector in selected(promql_parser.parse(query.chosen())):
+            chosen = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
+            assert chosen["namespace"] == "$namespace", query.where
+            labels = LABELS[str(selector.name)]
+            if page == "streams":
+                assert chosen["stream"] == "$stream", query.where
+            if page == "workflows" and "workflow" in labels and query.title != "Workflow tasks":
+                assert "workflow" in chosen or "0 * count" in query.text, query.where
+            if page == "workflows" and "stream" in labels:
+                assert chosen["stream"] == "$stream", query.where
 
 
 def test_provisioning() -> None:

@@ -201,7 +201,7 @@ def test_the_exporter_shows_all_gauges_and_nothing_else(
     with_watchdog = Watchdog(broker.database)
     with_watchdog.look()
     with_watchdog.close()
-    made = durable.provision_worker_role(database_url, name="watching", kind="monitor")
+    made = durable.provision_worker_role(database_url, name="watching", kind="monitor", expires="1 day")
     command = ["-m", "dramatiq_durable.cli", "--url", made.url, "exporter", "--listen", "127.0.0.1:0"]
     exporter = run_process(sys.executable, *command, "--interval", "0.2s")
     port = int(exporter.wait_for("listening on").rpartition(":")[2].partition("/")[0])

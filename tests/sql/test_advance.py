@@ -168,7 +168,7 @@ def test_an_eager_activity_is_leased_at_once(db: Session, begun: Begun) -> None:
     assert message in db.held(begun.worker)
     (other,) = db.register(begun.stream).claim()
     assert other.seq == 2
-    eager = Claimed(message, advance.eager[1], begun.stream, "a", begun.run, 1, 1, False, "act", b"payload")
+    eager = Claimed(message, advance.eager[1], begun.stream, "a", begun.run, 1, 1, False, "act", b"payload", 0.0)
     assert begun.worker.advance(step(eager, 3, ("ActivityCompleted", 1, "act"))) == ["ok"]
     assert db.run(begun.run) == ("running", 4)
 

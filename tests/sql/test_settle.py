@@ -132,7 +132,7 @@ def test_a_forged_worker_is_refused(db: Session, call: str) -> None:
 
 
 def _claimed() -> Claimed:
-    return Claimed(new_id(), new_id(), 1, "m", None, None, 1, False, "a", b"")
+    return Claimed(new_id(), new_id(), 1, "m", None, None, 1, False, "a", b"", 0.0)
 
 
 def test_what_can_never_be_settled_ends_in_the_dead_letters(db: Session) -> None:

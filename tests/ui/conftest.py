@@ -117,7 +117,7 @@ class Client:
     """
 
     def __init__(self, app: Any, base: str) -> None:
-        self._app = app
+        self.app = app
         self._base = base
         self.cookies = httpx.Cookies()
 
@@ -129,7 +129,7 @@ class Client:
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url=self._base, cookies=self.cookies) as client:
                 answer = await client.request(method, path, **options)
                 self.cookies = client.cookies
