@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dramatiq import Actor, Consumer, Middleware
@@ -122,7 +122,7 @@ class DurableBroker(Sending, Processing):
         self.database = Database(self._conninfo, self.namespace, prepared=self.settings.prepared_statements)
         self.codecs = codecs if isinstance(codecs, Codecs) else Codecs(codecs)
         self.commit = GroupCommit(self.database)
-        self.procedures = Procedures(self.namespace, self.codecs, self.commit.metrics)
+        self.procedures = Procedures(self.namespace, self.codecs, metrics=self.commit.metrics)
         self.fail_fast_default = fail_fast_default
         self.failures = {}
         self.watched = []
@@ -138,6 +138,7 @@ class DurableBroker(Sending, Processing):
         self._streams: dict[str, int] = {}
         self.stream_names: dict[int, str] = {}
         self.commit.metrics.stream_names = self.stream_names
+        self.commit.metrics.instrumented = self.settings.telemetry != "off"
         self._claimer: Claimer | None = None
         self._listener: Listener | None = None
         #: Where this process's clients wait for runs to close.
@@ -333,7 +334,7 @@ class DurableBroker(Sending, Processing):
             delivery = args[0]
             if isinstance(delivery, Delivery):
                 current_delivery.set(delivery)
-                delivery.taken = time.perf_counter()
+                delivery.taken = perf_counter()
                 if delivery.kind not in TASK_KINDS:
                     if (spans := self.telemetry.spans()) is not None:
                         spans.begin_attempt(delivery)

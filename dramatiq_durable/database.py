@@ -62,6 +62,8 @@ class Database:
         self._pool_pid = 0
         self._lock = threading.Lock()
         self._checked = False
+        #: The longest that a statement on a pooled connection may take, in milliseconds; None: what the server says.
+        self.longest: int | None = None
         self._identity: bytes | None = None
         _databases.add(self)
 
@@ -149,7 +151,13 @@ class Database:
             conn = self._take(pool)
             try:
                 with conn:
-                    yield conn
+                    if self.longest is None:
+                        yield conn
+                    else:
+                        # For one transaction: behind a pooler, others have the connection next.
+                        with conn.transaction():
+                            conn.execute(f"SET LOCAL statement_timeout = {self.longest}".encode())
+                            yield conn
             finally:
                 pool.putconn(conn)
         except psycopg_pool.PoolTimeout as e:
@@ -179,6 +187,9 @@ class Database:
                     min_size=0,
                     max_size=64,
                     timeout=CONNECT_TIMEOUT,
+                    # It tries less and less often.  Whoever asks after that time has it begin anew: a server that was
+                    # away for long is not waited for longer than it is away.
+                    reconnect_timeout=CONNECT_TIMEOUT,
                     max_idle=60,
                     kwargs={"autocommit": True},
                     configure=self.configure,

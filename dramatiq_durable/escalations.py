@@ -24,14 +24,15 @@ from .broker import DurableBroker
 from .codecs import Codecs
 from .database import Connection
 from .durations import Duration, parse_duration
-from .errors import DurableError, EscalationNotFound
+from .errors import DurableError, EscalationNotFound, NotPermitted
 from .operations import ChangeEscalation, ClaimEscalation
 from .procedures import Procedures
 from .twins import twin
 from .using import is_awaited
 from .workflow.client import durable_broker
-from .workflow.converter import encode, loads
+from .workflow.converter import encode
 from .workflow.definition import global_broker
+from .workflow.descriptions import readable
 from .workflow.escalating import check_subject, plain_metadata
 from .workflow.handle import outside_of_workflows
 from .workflow.options import check_name
@@ -102,6 +103,7 @@ def list(
     run_id: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     limit: int = 100,
+    after: str | None = None,
     broker: dramatiq.Broker | None = None,
 ) -> builtins.list[Escalation]:
     """Escalations that match all that is given, by priority (lower first) and then age.
@@ -110,9 +112,12 @@ def list(
       role, status, subject, type, run_id: as in `Escalation`.
       metadata(dict | None): what their metadata must have, with these values.
       limit(int): at most so many, 1 to 10,000.
+      after(str | None): the id of the last one of the page before; whatever has become of it, what comes behind it is
+        listed.
 
     Raises:
       ValueError: there is no such status, or the limit makes no sense.
+      EscalationNotFound: the one to go on behind is not there, or this login may not see it.
       DatabaseUnavailable: the database cannot be reached.
     """
     if status is not None and status not in STATUSES:
@@ -126,7 +131,17 @@ def list(
     check_subject(subject)
     run = None if run_id is None else uuid.UUID(run_id).bytes
     wanted = _metadata(metadata)
-    found = _read(broker, lambda p, conn: p.list_escalations(conn, role, status, subject, type, run, wanted, limit))
+    behind = None if after is None else _key(after)
+
+    def look(procedures: Procedures, conn: Connection) -> builtins.list[str]:
+        return procedures.list_escalations(conn, role, status, subject, type, run, wanted, limit, behind)
+
+    try:
+        found = _read(broker, look)
+    except NotPermitted as e:
+        if after is None:
+            raise
+        raise EscalationNotFound(f"there is no escalation {after} to go on behind: begin with the first page") from e
     codecs = _broker(broker).codecs
     return [_shown(text, codecs) for text in found]
 
@@ -298,7 +313,7 @@ def _shown(text: str, codecs: Codecs) -> Escalation:
     facts = json.loads(text)
     for name in ("payload", "result"):
         if facts[name] is not None:
-            facts[name] = loads(codecs.decode(bytes.fromhex(facts[name]), f"the {name} of an escalation"))
+            facts[name] = readable(codecs.decode(bytes.fromhex(facts[name]), f"the {name} of an escalation"))
     for name in ("opened_at", "times_out_at", "claimed_until", "closed_at"):
         facts[name] = None if facts[name] is None else datetime.fromtimestamp(facts[name] / 1000, UTC)
     facts["metadata"] = facts["metadata"] or {}

@@ -32,13 +32,13 @@ MOST_MISSED = 10_000
 RETRY = 60_000
 
 
-def take_tick(commit: GroupCommit, key: bytes, lease: bytes) -> None:
+def take_tick(commit: GroupCommit, key: bytes, lease: bytes, stream_id: int) -> None:
     """Deal with a tick: look its schedule up, and fire what is due."""
 
     def go_on(looked_up: LookUpSchedule) -> None:
         warn(looked_up)
         if looked_up.error is None and looked_up.answer is not None:
-            operation = _fire(key, lease, *looked_up.answer)
+            operation = _fire(key, lease, stream_id, *looked_up.answer)
             operation.then = warn
             commit.post(operation)
 
@@ -55,6 +55,7 @@ def take_tick(commit: GroupCommit, key: bytes, lease: bytes) -> None:
 def _fire(
     key: bytes,
     lease: bytes,
+    stream_id: int,
     schedule_id: bytes,
     name: str,
     kind: str,
@@ -75,7 +76,7 @@ def _fire(
             logger.warning("the schedule %r has missed %d due times", name, missed)
         made = Maker(uuid.UUID(bytes=schedule_id), name, kind, template, now)
         fired = [made.for_due(at) for at in due]
-        return FireSchedule(key, lease, to_ms(seen), missed, to_ms(next_due), fired)
+        return FireSchedule(key, lease, to_ms(seen), missed, to_ms(next_due), stream_id, fired)
     except Exception as e:
         # An encoder that cannot read the template, a time zone that is not known here: another worker may do better.
         logger.exception("the schedule %r cannot be fired, trying again in %d s", name, RETRY // 1000)

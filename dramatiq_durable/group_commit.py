@@ -32,13 +32,11 @@ import psycopg
 from .database import Connection, Database, is_connection_lost, translate
 from .doubt import Doubt, outcome_unknown
 from .errors import DatabaseUnavailable, DurableError, OutcomeUnknown
-from .metrics import catalogue, shown
+from .metrics import shown
 from .metrics.recorder import Recorder, retire
 from .operations import (
-    Ack,
     Claim,
     Context,
-    Enqueue,
     LeaseOperation,
     Operation,
     Together,
@@ -401,18 +399,13 @@ class GroupCommit:
                     # An argument that cannot be sent: the sync at the pipeline's end would commit what went before it.
                     conn.execute("SELECT 1/0")
                     raise
-        self._measured(begun, len(batch))
+        self.metrics.committed(time.perf_counter() - begun, len(batch))
         for kind, items, cursor in calls:
             kind.settle(items, cursor.fetchall())
         for operation in batch:
             if isinstance(operation, Together):
                 operation.settle_parts()
         self._refuse_unreplicated(batch)
-
-    def _measured(self, begun: float, size: int) -> None:
-        self.metrics.observe(catalogue.COMMIT, time.perf_counter() - begun)
-        self.metrics.observe(catalogue.BATCH, size)
-        self.metrics.count(catalogue.TRIPS, "group_commit")
 
     def _refuse_unreplicated(self, batch: Sequence[Operation]) -> None:
         if self._unreplicated is not None:
@@ -436,18 +429,9 @@ class GroupCommit:
 
     def finish(self, batch: Sequence[Any]) -> None:
         """Tell those who wait for these operations that they have their answers or errors."""
-        counts = self.metrics.counts
-        stored: list[int] = []
+        self.metrics.settled(batch)
         for operation in batch:
             operation.finished = True
-            kind = type(operation)
-            if kind is Ack and operation.answer is True and operation.lane is not None:
-                # The commonest by far.
-                operation.lane.acked += 1
-            elif kind is Enqueue and operation.answer == 1:
-                stored.append(operation.stream_id)
-            elif kind in counts:
-                counts[kind](operation)
             if operation.then is not None:
                 try:
                     operation.then(operation)
@@ -456,8 +440,6 @@ class GroupCommit:
             gate, operation.gate = operation.gate, None
             if gate is not None:
                 gate.release()
-        if stored:
-            self.metrics.stored(stored)
 
     def drop_connection(self) -> None:
         """Close the leader's connection: it is not to be trusted any more."""

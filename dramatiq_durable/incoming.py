@@ -14,7 +14,7 @@ from .codecs import is_encoded
 from .delivery import ALARM, DEADLINE, NOTE, TASK_KINDS, TICK, Delivery
 from .errors import CodecFailed
 from .firing import take_tick
-from .operations import Expire, ExpireRun, LookAgain, Operation
+from .operations import Expire, ExpireRun, LookAgain, LookAtEnd, Operation
 
 if TYPE_CHECKING:
     from .broker import DurableBroker
@@ -27,7 +27,7 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
     without an actor, and for what cannot be decoded, which goes to the dead letters."""
     key, lease, stream_id, kind, run_id, seq, attempt, reclaimed, actor, payload = row[:10]
     if kind == TICK:
-        take_tick(broker.commit, key, lease)
+        take_tick(broker.commit, key, lease, stream_id)
         return None
     if kind == ALARM:
         broker.commit.post(Expire(key, lease))
@@ -39,7 +39,10 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
         broker.commit.post(LookAgain(key, lease))
         return None
     if kind == DEADLINE:
-        broker.commit.post(ExpireRun(key, lease))
+        expire = ExpireRun(key, lease)
+        if broker.telemetry.spans() is not None:
+            expire.then = lambda e: _look_at_end(broker, run_id, e)
+        broker.commit.post(expire)
         return None
     queue_name = broker.stream_names[stream_id]
     message: Message[Any]
@@ -83,6 +86,21 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
         reclaimed=reclaimed,
         sealed=sealed,
     )
+
+
+def _look_at_end(broker: DurableBroker, run_id: bytes, expired: ExpireRun) -> None:
+    """The database has ended a run, now or before: its last span is written here."""
+
+    def write(looked: LookAtEnd) -> None:
+        spans = broker.telemetry.spans()
+        if looked.answer is not None and spans is not None:
+            *row, reason, facts = looked.answer
+            spans.ended((*row, broker.codecs.decode_text(reason), facts))
+
+    if expired.error is None and expired.answer:
+        look = LookAtEnd(run_id)
+        look.then = write
+        broker.commit.post(look)
 
 
 def _back(broker: DurableBroker, operation: Operation, stream_id: int, kind: str) -> None:

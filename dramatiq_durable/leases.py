@@ -54,6 +54,8 @@ class Membership:
         self.worker_id = 0
         self._peers: dict[int, _Sight] = {}
         self._next_beat = 0.0
+        #: What had ended here at the last heartbeat, and when that was.
+        self._ended: tuple[dict[int, int], float] = {}, 0.0
         # Many workers that start together do not sweep together.
         self._next_sweep = time.monotonic() + random.uniform(0.1, 1) * SWEEP
 
@@ -70,6 +72,7 @@ class Membership:
         )
         logger.info("registered as worker %d", self.worker_id)
         self._peers.clear()
+        self._ended = self.procedures.metrics.ended(), time.monotonic()
         self._next_beat = time.monotonic() + self.interval
         return self.token
 
@@ -87,7 +90,12 @@ class Membership:
         now = time.monotonic()
         self._next_beat = now + self.interval
         seen: dict[int, _Sight] = {}
-        for peer, beat, delay in self.procedures.heartbeat(conn, self.token, holding):
+        ended = self.procedures.metrics.ended()
+        before, at = self._ended
+        lately = {s: (n - before.get(s, 0)) / max(now - at, 0.001) for s, n in ended.items() if n > before.get(s, 0)}
+        peers = self.procedures.heartbeat(conn, self.token, holding, lately)
+        self._ended = ended, now
+        for peer, beat, delay in peers:
             sight = self._peers.get(peer)
             if sight is None or sight.beat != beat:
                 sight = _Sight(beat, now)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -34,7 +34,7 @@ class Procedures:
     CodecFailed for what cannot be decoded.
     """
 
-    def __init__(self, namespace: str, codecs: Codecs = _NO_CODECS, metrics: Recorder | None = None) -> None:
+    def __init__(self, namespace: str, codecs: Codecs = _NO_CODECS, *, metrics: Recorder) -> None:
         self.schema = f'"{namespace}"'
         self.codecs = codecs
         self.metrics = metrics
@@ -42,11 +42,8 @@ class Procedures:
     def _call(self, conn: Connection, name: str, *arguments: Any) -> Rows:
         marks = ", ".join(["%s"] * len(arguments))
         call = f"SELECT * FROM {self.schema}.{name}({marks})".encode()
-        if self.metrics is None:
-            return conn.execute(call, arguments, binary=True).fetchall()
         shown.look()
         begun = time.perf_counter()
-        self.metrics.count(catalogue.TRIPS, "call")
         try:
             return conn.execute(call, arguments, binary=True).fetchall()
         except psycopg.Error as e:
@@ -80,9 +77,12 @@ class Procedures:
         """Give back what the worker still holds, and forget it."""
         self._call(conn, "unregister_worker", Uuid(worker))
 
-    def heartbeat(self, conn: Connection, worker: bytes, holding: Sequence[bytes]) -> Rows:
-        """Name what the worker holds; answers rows of (peer, beat, reclaim delay in milliseconds)."""
-        return self._call(conn, "heartbeat", Uuid(worker), Uuids(holding))
+    def heartbeat(self, conn: Connection, worker: bytes, holding: Sequence[bytes], rates: Mapping[int, float]) -> Rows:
+        """Name what the worker holds, and how many messages a second it has ended lately, by the ids of the streams.
+
+        Answers rows of (peer, beat, reclaim delay in milliseconds).
+        """
+        return self._call(conn, "heartbeat", Uuid(worker), Uuids(holding), Ints(rates), list(rates.values()))
 
     def resync(self, conn: Connection, worker: bytes, holding: Sequence[bytes]) -> bytes:
         """Give back every message that is leased to the worker and not named; answers the worker's new token."""
@@ -91,9 +91,8 @@ class Procedures:
     def reclaim(self, conn: Connection, worker: bytes, peer: int, beat: int) -> tuple[int, int]:
         """Take back what a dead peer held; answers (handed back, dead-lettered)."""
         returned, poisoned = self._call(conn, "reclaim", Uuid(worker), peer, beat)[0][:2]
-        if self.metrics is not None:
-            self.metrics.count(catalogue.RECLAIMED, "returned", by=returned)
-            self.metrics.count(catalogue.RECLAIMED, "poisoned", by=poisoned)
+        self.metrics.count(catalogue.RECLAIMED, "returned", by=returned)
+        self.metrics.count(catalogue.RECLAIMED, "poisoned", by=poisoned)
         return returned, poisoned
 
     def report_running(
@@ -168,9 +167,10 @@ class Procedures:
             for id_, type_, at, seq, name, payload, facts in rows
         ]
 
-    def get_events(self, conn: Connection, run_id: bytes, ids: Sequence[int]) -> list[Event]:
-        """These of a run's events, oldest first."""
-        return [self.get_history(conn, run_id, i - 1, 1)[0] for i in dict.fromkeys(ids)]
+    def get_events(self, conn: Connection, run_id: bytes, ids: Sequence[int]) -> dict[int, Event]:
+        """These of a run's events, as far as they are there."""
+        found = [self.get_history(conn, run_id, i - 1, 1) for i in dict.fromkeys(ids)]
+        return {event.event_id: event for events in found for event in events if event.event_id in ids}
 
     def await_run(self, conn: Connection, run_id: bytes, channel: bytes) -> str | None:
         """Have a channel notified when the run closes; answers its status now."""
@@ -300,12 +300,12 @@ class Procedures:
         run_id: bytes | None,
         metadata: str | None,
         limit: int,
+        after: bytes | None,
     ) -> list[str]:
-        """Escalations as JSON, by priority and then age."""
-        run = None if run_id is None else Uuid(run_id)
-        return [
-            row[0] for row in self._call(conn, "list_escalations", role, status, subject, type, run, metadata, limit)
-        ]
+        """Escalations as JSON, by priority and then age; those that come behind one."""
+        run, behind = (None if id is None else Uuid(id) for id in (run_id, after))
+        rows = self._call(conn, "list_escalations", role, status, subject, type, run, metadata, limit, behind)
+        return [row[0] for row in rows]
 
     def count_escalations(self, conn: Connection, role: str | None) -> tuple[int, ...]:
         """How many are waiting, claimed, resolved, cancelled, timed out."""
@@ -362,6 +362,10 @@ class Procedures:
 
 
 def from_json(text: str | None) -> dict[str, Any] | None:
-    """The facts of an event; what is JSON but no object (no worker of ours writes that) counts as none."""
-    value = None if text is None else json.loads(text)
+    """The facts of an event, or the state of a run; what is JSON but no object, or too deep to be read, counts as none:
+    no worker of ours writes that."""
+    try:
+        value = None if text is None else json.loads(text)
+    except RecursionError:
+        return None
     return value if isinstance(value, dict) else None

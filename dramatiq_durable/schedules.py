@@ -200,7 +200,7 @@ def trigger(name: str, *, broker: dramatiq.Broker | None = None) -> str:
     chosen = _broker(broker)
     row = _one(chosen, name)
     due = _maker(row).for_now()
-    chosen.commit.submit(FireByHand(name, row.revision, [due]))
+    chosen.commit.submit(FireByHand(name, row.revision, [due], chosen.stream_id(row.queue_name)))
     return str(uuid.UUID(bytes=due.id))
 
 
@@ -244,11 +244,12 @@ def backfill(
         )
     maker = _maker(row)
     size = max(1, min(CHUNK, MOST_BYTES // (len(row.template) + 1000)))
+    stream_id = chosen.stream_id(row.queue_name)
     fired: builtins.list[datetime] = []
     for first in range(0, len(due), size):
         chunk = due[first : first + size]
         made: builtins.list[Due] = [maker.for_due(at) for at in chunk]
-        answers = chosen.commit.submit(FireByHand(name, row.revision, made))
+        answers = chosen.commit.submit(FireByHand(name, row.revision, made, stream_id))
         fired += [at for at, new in zip(chunk, answers, strict=True) if new]
     return fired
 

@@ -137,8 +137,8 @@ class Settings:
       prepared_statements(bool): whether the server may prepare statements; off behind PgBouncer.
       deadlock_timeout(float | None): seconds that a workflow's code may run without awaiting; then its task fails,
         and is tried again. ``off``: None, as long as it likes.
-      telemetry(str): which spans are written where the application has set up OpenTelemetry: none ("off"), those that
-        tell what happened ("info"), or those of the engine, too ("debug").
+      telemetry(str): what is told where the application has set up OpenTelemetry: nothing ("off"), metrics and the
+        spans that tell what happened ("info"), or the engine's, too ("debug"). Prometheus's metrics it leaves alone.
     """
 
     url: str | None = None

@@ -6,10 +6,10 @@ Outcomes are queued for the group commit; only that of a ``transaction()`` is co
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -212,7 +212,7 @@ class Settler:
         metrics = self.broker.commit.metrics
         lane = metrics.lanes.get((delivery.stream_id, delivery.kind, delivery.actor_name)) or metrics.lane(delivery)
         if delivery.taken:
-            lane.took.append(time.perf_counter() - delivery.taken)
+            lane.took.append(perf_counter() - delivery.taken)
         coming = [delivery.stream_id] if isinstance(outcome, (FailSettling, Reschedule)) else []
         if delivery.left is not None:
             coming += [send.stream_id for send in (*delivery.left.sends, *delivery.left.callbacks)]
@@ -296,9 +296,11 @@ class Settler:
                 again = self._encoded(delivery, Reschedule(delivery.key, delivery.lease, 1000, None, text_of(e)))
             self.commit_outcome(delivery, again)
             return
-        outcome.lane, outcome.answer = self.broker.commit.metrics.lane(delivery), recorded
-        self.broker.commit.metrics.counts[type(outcome)](outcome)
-        outcome.lane.took.append(time.perf_counter() - delivery.taken)
+        metrics = self.broker.commit.metrics
+        outcome.lane, outcome.answer = metrics.lane(delivery), recorded
+        # What was to be left behind was rolled back where the lease was lost.
+        metrics.settled([delivery.left, outcome] if delivery.left is not None and recorded else [outcome])
+        outcome.lane.took.append(perf_counter() - delivery.taken)
         if not recorded:
             logger.warning("the lease on %s was given to another worker: its transaction is rolled back", delivery)
         if claimer is not None:

@@ -244,6 +244,8 @@ def _questions(commit: GroupCommit, operations: Sequence[Operation], driver: Any
         # The outcome of a caller's own transaction he finds out by himself: no sender.
         rows = json.loads((yield _call(commit.database.namespace, kind, items)))
         kind.settle(items, [_row(row) for row in rows])
+        # Whether the caller commits it, nobody here finds out.
+        commit.metrics.settled(items)
         for item in items:
             if item.then is not None:
                 item.then(item)

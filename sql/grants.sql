@@ -12,7 +12,7 @@ GRANT EXECUTE ON FUNCTION
     {schema}.schema_version, {schema}.namespace_identity, {schema}.open_streams, {schema}.enqueue_messages, {schema}.enqueue_message, {schema}.batch_outcome,
     {schema}.enqueue_keyed, {schema}.claim, {schema}.leave, {schema}.fail_settling, {schema}.ack, {schema}.reschedule, {schema}.release, {schema}.bury, {schema}.mark_started,
     {schema}.register_worker, {schema}.consume_streams, {schema}.unregister_worker, {schema}.heartbeat, {schema}.resync, {schema}.reclaim,
-    {schema}.start_runs, {schema}.post, {schema}.terminate_run, {schema}.get_run, {schema}.get_history, {schema}.await_run,
+    {schema}.start_runs, {schema}.post, {schema}.terminate_run, {schema}.get_run, {schema}.get_closing, {schema}.get_history, {schema}.await_run,
     {schema}.run_of_lease, {schema}.history_of_lease, {schema}.complete_activities, {schema}.fail_task, {schema}.advance,
     {schema}.enqueue, {schema}.start_workflow,
     {schema}.store_result, {schema}.get_results, {schema}.sweep, {schema}.limiter_add, {schema}.limiter_change, {schema}.limiter_change_sum,
@@ -29,7 +29,7 @@ GRANT EXECUTE ON FUNCTION
     {schema}.get_state, {schema}.read_output, {schema}.list_workflows, {schema}.count_workflows,
     {schema}.subscribe, {schema}.unsubscribe, {schema}.list_subscriptions, {schema}.finish_events, {schema}.look_again,
     {schema}.expire_runs, {schema}.reset_run, {schema}.list_children,
-    {schema}.stream_counts, {schema}.stream_is_empty, {schema}.list_workers, {schema}.queue_counts, {schema}.read_gauges
+    {schema}.stream_counts, {schema}.stream_is_empty, {schema}.list_workers, {schema}.queue_counts, {schema}.read_gauges, {schema}.stream_rates
 TO {worker};
 
 -- {admin} cannot log in either, and is a member of {worker} (roles.sql).

@@ -60,6 +60,7 @@ def test_from_the_question_to_the_answer(made: Scratch, ask: durable.Workflow[An
     assert "claimed by" not in table
     assert listed(made, "escalation", "list", "--subject", "other") == []
     assert listed(made, "escalation", "list", "--type", "other") == []
+    assert listed(made, "escalation", "list", "--after", id) == []
     assert '{"cents": 5}' in run(made, "escalation", "show", id).output
     assert "claimed" in run(made, "escalation", "claim", id, "--by", "ann", "--for", "1 hour").output
     assert "claimed by 'ann'" in refused(made, "escalation", "resolve", id, "1", "--by", "bob")

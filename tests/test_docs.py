@@ -13,6 +13,7 @@ program: the blocks of a page are run one after another, with a broker on a fres
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 
 import dramatiq_durable as durable
 import dramatiq_durable.testing
+from dramatiq_durable.settings import Settings
 from tests.support import ROOT
 from tests.support.processes import Processes
 
@@ -128,10 +130,26 @@ def test_the_tests_of_the_page_pass(page: Path, run_process: Processes, tmp_path
     assert " passed" in process.output
 
 
+def anchors(page: Path) -> set[str]:
+    """What a forge makes of a page's titles."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for page in [*PAGES, ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^):]*))?\)", page.read_text()):
+            leads = page.parent / target if target else page
+            assert leads.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(leads), f"{page.name} links to {target}#{anchor}"
+
+
+def test_every_setting_is_in_the_readme() -> None:
+    code = [*(ROOT / "dramatiq_durable").rglob("*.py"), ROOT / "pytest_dramatiq_durable.py"]
+    named = {name for path in code for name in re.findall(r"DRAMATIQ_DURABLE_[A-Z_]*[A-Z]", path.read_text())}
+    told = set(re.findall(r"^\| `(DRAMATIQ_DURABLE_\w+)`", (ROOT / "README.md").read_text(), re.M))
+    assert named <= told
+    assert told >= {f"DRAMATIQ_DURABLE_{field.name.strip('_').upper()}" for field in dataclasses.fields(Settings)}
 
 
 def test_the_index_has_every_page() -> None:

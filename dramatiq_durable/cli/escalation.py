@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import getpass
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..durations import parse_duration
 from ..errors import EscalationConflict
 from ..escalations import STATUSES, Escalation
 from .confirm import confirm, option_dry_run, option_yes
-from .output import print_facts, print_json, print_rows
+from .output import facts_of, print_facts, print_json, print_rows
 from .target import Target, option_json, option_limit
 from .values import parse
 
@@ -54,6 +53,7 @@ def option_for(command: Any) -> Any:
 @click.option("--subject", help="Only those with this subject.")
 @click.option("--type", "type_", help="Only those of this type.")
 @click.option("--metadata", metavar="JSON", help="Only those whose metadata have this, an object.")
+@click.option("--after", metavar="ID", help="Go on behind the last one of a listing.")
 @option_limit(100)
 @option_json
 @click.pass_obj
@@ -64,6 +64,7 @@ def list_(
     subject: str | None,
     type_: str | None,
     metadata: str | None,
+    after: str | None,
     limit: int,
     as_json: bool,
 ) -> None:
@@ -75,9 +76,10 @@ def list_(
         type=type_,
         metadata=_metadata(metadata),
         limit=limit,
+        after=after,
         broker=target.broker,
     )
-    rows = [dataclasses.asdict(e) for e in found]
+    rows = [facts_of(e) for e in found]
     columns = [c for c in COLUMNS if c not in OPTIONAL or any(row[c] is not None for row in rows)]
     print_rows(rows, columns, as_json=as_json, empty="there are no escalations", limit=limit)
 
@@ -209,7 +211,7 @@ def reassign(target: Target, id: str, role: str, as_json: bool) -> None:
 @click.pass_obj
 def stats(target: Target, role: str | None, as_json: bool) -> None:
     """How many escalations there are of each kind."""
-    print_facts(dataclasses.asdict(escalations.stats(role, broker=target.broker)), as_json=as_json)
+    print_facts(facts_of(escalations.stats(role, broker=target.broker)), as_json=as_json)
 
 
 def _metadata(metadata: str | None) -> dict[str, Any] | None:
@@ -220,13 +222,13 @@ def _metadata(metadata: str | None) -> dict[str, Any] | None:
 
 
 def _print(escalation: Escalation, as_json: bool) -> None:
-    facts = dataclasses.asdict(escalation)
+    facts = facts_of(escalation)
     print_facts(facts if as_json else {k: v for k, v in facts.items() if v not in (None, {})}, as_json=as_json)
 
 
 def _done(what: str, escalation: Escalation, as_json: bool) -> None:
     if as_json:
-        print_json(dataclasses.asdict(escalation))
+        print_json(facts_of(escalation))
     else:
         click.echo(f"{what}: {escalation.id}" + (f" ({escalation.subject})" if escalation.subject else ""))
 

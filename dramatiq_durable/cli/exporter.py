@@ -17,7 +17,7 @@ from .target import Target
 def address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, int]:
     """``host:port``, or ``[host]:port`` where the host is an IPv6 address."""
     host, _, port = value.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise click.BadParameter(f"{value!r} is no address: write it like 127.0.0.1:9192, or 0.0.0.0:9192 for all")
     return host.strip("[]"), int(port)
 
@@ -30,7 +30,7 @@ def seconds(ctx: click.Context, param: click.Parameter, value: str) -> float:
         raise click.BadParameter(str(e)) from e
 
 
-@click.command("exporter")
+@click.command("exporter", short_help="Show the namespace to Prometheus.")
 @click.option(
     "--listen", metavar="HOST:PORT", callback=address, default="127.0.0.1:9192", show_default=True,
     help="Where to answer; port 0 takes a free one. There is no password: let only Prometheus reach it.",
@@ -57,6 +57,7 @@ def command(target: Target, listen: tuple[str, int], interval: float) -> None:
     try:
         server = Server(listen, gauges)
     except OSError as e:
+        gauges.close()
         raise click.ClickException(f"cannot listen on {listen[0]}:{listen[1]}: {e.strerror}") from e
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -71,4 +72,3 @@ def command(target: Target, listen: tuple[str, int], interval: float) -> None:
         server.serve_forever()
     finally:
         server.server_close()
-        gauges.close()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..importing.source import Source
 
 
-@click.group("import")
+@click.group("import", short_help="Import: move what waits in another broker here.")
 def group() -> None:
     """Import: move the messages that wait in another broker of Dramatiq into the streams.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import uuid
@@ -14,9 +15,12 @@ import click
 #: Width of a table where nobody looks at a screen: wide enough for lines not to be cut.
 UNBOUNDED = 240
 
+#: How deep values are shown: whoever may send something may nest it deeper than can be written.
+DEEPEST = 100
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it: times in ISO 8601 (UTC), bytes as text."""
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A value as JSON has it: times in ISO 8601 (UTC), bytes as text.  What is nested deeper than 100 is left out."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat()
     if isinstance(value, bytes):
@@ -24,10 +28,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, uuid.UUID):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): plain(v, depth + 1) for k, v in value.items()} if depth < DEEPEST else "{...}"
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [plain(v, depth + 1) for v in value] if depth < DEEPEST else "[...]"
     return value
+
+
+def facts_of(thing: Any) -> Any:
+    """A dataclass's fields by their names, and those of what it is made of; values stay as they are, however deep."""
+    if dataclasses.is_dataclass(thing):
+        return {field.name: facts_of(getattr(thing, field.name)) for field in dataclasses.fields(thing)}
+    if isinstance(thing, list):
+        return [facts_of(part) if dataclasses.is_dataclass(part) else part for part in thing]
+    return thing
 
 
 def print_json(value: Any) -> None:

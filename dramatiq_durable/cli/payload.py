@@ -30,9 +30,12 @@ def decode(payload: bytes, kind: str, codecs: Codecs) -> dict[str, Any]:
             message = topics.message_of("", "", b"\0" * 16, payload, codecs)
         else:
             message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
-        return {"args": list(message.args), "kwargs": message.kwargs, "options": message.options}
+        # Whoever may send to the stream has written it: it may be of any shape.
+        if isinstance(message.kwargs, dict) and isinstance(message.options, dict):
+            return {"args": list(message.args), "kwargs": message.kwargs, "options": message.options}
     except Exception:  # whatever an encoder raises
-        return {"bytes": payload.decode("utf-8", "backslashreplace")}
+        pass
+    return {"bytes": payload.decode("utf-8", "backslashreplace")}
 
 
 def call(decoded: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ COLUMNS = ("name", "cron", "timezone", "target", "queue_name", "next_due", "last
 LATE = 3
 
 
-@click.group("schedule")
+@click.group("schedule", short_help="Schedules: what is fired at cron expressions' times.")
 def group() -> None:
     """Schedules: actors and workflows that run at the times of a cron expression."""
 

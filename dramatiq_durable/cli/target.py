@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, LiteralString
 
 import click
 import dramatiq
@@ -80,14 +80,18 @@ class Target:
             )
         return broker.codecs.given
 
-    def rows(self, procedure: str, *arguments: Any) -> list[dict[str, Any]]:
+    def rows(self, procedure: str, *arguments: Any, columns: LiteralString = "*") -> list[dict[str, Any]]:
         """What a procedure of the namespace answers, each row by the names of its columns.
+
+        Parameters:
+          columns(str): which of them, in SQL.
 
         Raises:
           NotPermitted: the login is no administrator.
           SchemaOutOfDate, NotConfigured, DatabaseUnavailable: as for every use of a namespace.
         """
-        call = sql.SQL("SELECT * FROM {}.{}({})").format(
+        call = sql.SQL("SELECT {} FROM {}.{}({})").format(
+            sql.SQL(columns),
             sql.Identifier(self.namespace),
             sql.Identifier(procedure),
             sql.SQL(", ").join([sql.Placeholder()] * len(arguments)),

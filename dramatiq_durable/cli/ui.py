@@ -16,12 +16,16 @@ from .target import Target
 TOKEN = "DRAMATIQ_DURABLE_UI_TOKEN"
 
 
-@click.command("ui")
+@click.command("ui", short_help="Show the namespace in a browser.")
 @click.option(
     "--listen", metavar="HOST:PORT", callback=address, default="127.0.0.1:9193", show_default=True,
     help="Where to answer; port 0 takes a free one.",
 )  # fmt: skip
-@click.option("--allow-actions", is_flag=True, help="Offer to redrive dead letters, to claim and resolve escalations.")
+@click.option(
+    "--allow-actions",
+    is_flag=True,
+    help="Offer to pause streams, redrive or drop dead letters, claim and resolve escalations.",
+)
 @click.pass_obj
 def command(target: Target, listen: tuple[str, int], allow_actions: bool) -> None:
     """Show runs, streams, dead letters, workers, schedules and escalations in a browser.
@@ -29,7 +33,9 @@ def command(target: Target, listen: tuple[str, int], allow_actions: bool) -> Non
     It changes nothing unless it may (--allow-actions).  On another address than this machine's own it asks for a
     token, 16 characters or more from DRAMATIQ_DURABLE_UI_TOKEN; without that, it makes one and says it.  Where the
     variable is set, it always asks.  It speaks plain HTTP: put TLS in front of it where others listen.
-    It takes the extra: pip install 'dramatiq-durable[ui]'.
+
+    \b
+    It takes an extra: pip install 'dramatiq-durable[ui]'
     """
     try:
         import uvicorn

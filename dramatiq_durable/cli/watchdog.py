@@ -19,7 +19,7 @@ class _Stop(BaseException):
     """The process is to end."""
 
 
-@click.command("watchdog")
+@click.command("watchdog", short_help="End what provisioned logins do for too long.")
 @click.option("--once", is_flag=True, help="Look once, and end.")
 @option_json
 @click.pass_obj

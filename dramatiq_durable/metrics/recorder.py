@@ -1,8 +1,8 @@
 """What this process has counted, in its own memory: plain numbers that cost a fraction of a microsecond each.
 
-A `Recorder` belongs to a group commit, and so to a namespace.  What every message counts is kept in lanes, which only
-the thread that commits writes; the rest is counted under a lock.  A forked child begins at nothing: what its parent has
-counted, its parent shows.
+A `Recorder` belongs to a group commit, and so to a namespace.  What every message counts is kept in lanes, under one
+lock for a whole batch; how long messages waited only the thread writes that claims them.  A forked child begins at
+nothing: what its parent has counted, its parent shows.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from ..errors import LeaseLost
@@ -23,10 +21,13 @@ from ..operations import (
     AnswerQuery,
     Bury,
     CompleteActivity,
+    Enqueue,
     EnqueueKeyed,
     FailSettling,
     FailTask,
     FinishEvent,
+    FireByHand,
+    FireSchedule,
     Leave,
     Operation,
     Park,
@@ -36,13 +37,7 @@ from ..operations import (
 )
 from . import catalogue
 from .catalogue import Metric
-
-#: What stands for names that are not known here, and for all those that came when there were too many.
-OTHER = "_OTHER"
-
-#: The most values of a label, and the most combinations of a metric's labels, of a process.
-MOST_NAMES = 200
-MOST_SERIES = 1000
+from .cells import MOST_SERIES, OTHER, Cell, Counted, Course, Labels, Lane, Names
 
 #: How the kinds of messages are called.
 KINDS = {
@@ -57,74 +52,6 @@ KINDS = {
 }
 #: Of which kinds it is told, besides, how late they were.
 _LATENESS = {"w": catalogue.TIMERS, "c": catalogue.SCHEDULES}
-
-Labels = tuple[str, ...]
-
-
-class Cell:
-    """A histogram: how many values are in each bucket, and their sum.
-
-    Attributes:
-      also: is told every value, too, where OpenTelemetry wants to know.
-    """
-
-    __slots__ = ("also", "bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-        self.also: Callable[[float], None] | None = None
-
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def merge(self, other: Cell) -> None:
-        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        self.sum += other.sum
-
-
-#: What was counted: of each metric, by its labels (the namespace first), a number or a cell.
-Counted = dict[Metric, dict[Labels, Any]]
-
-
-class Lane:
-    """What became here of the messages of one kind and one actor, on one stream."""
-
-    __slots__ = ("acked", "dead_lettered", "processing", "released", "retried", "stale", "took")
-
-    def __init__(self, processing: Cell) -> None:
-        self.acked = self.retried = self.released = self.dead_lettered = self.stale = 0
-        self.processing = processing
-        #: How long threads had them, in seconds: gathered, and put into their buckets by and by.
-        self.took: deque[float] = deque()
-
-    def digest(self) -> None:
-        cell = self.processing
-        values = [self.took.popleft() for _ in range(len(self.took))]
-        for bucket, number in Counter(map(partial(bisect_left, cell.bounds), values)).items():
-            cell.counts[bucket] += number
-        cell.sum += sum(values)
-        if cell.also is not None:
-            for value in values:
-                cell.also(value)
-
-
-class Names:
-    """Bounds how many values each label has in this process: first come, first served."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, set[str]] = {}
-
-    def fold(self, label: str, name: str) -> str:
-        known = self._known.setdefault(label, set())
-        if name not in known:
-            if len(known) >= MOST_NAMES:
-                return OTHER
-            known.add(name)
-        return name
-
 
 #: Those that are alive, what those counted that are not, and what OpenTelemetry is told of every histogram.
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
@@ -143,14 +70,18 @@ class Recorder:
     Attributes:
       stream_names: the streams' names, by their ids; the others are called `_OTHER`.
       lanes: those that are there (see `lane`).
-      counts: how an operation that is over is counted, by its class.
+      instrumented(bool): whether OpenTelemetry is to have them.
     """
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
         self.stream_names: Mapping[int, str] = {}
-        self.counts: dict[type[Operation], Callable[[Any], None]] = {
+        self.instrumented = False
+        #: How an operation that is over is counted, by its class.
+        self._counts: dict[type[Operation], Callable[[Any], None]] = {
             EnqueueKeyed: self._enqueued,
+            FireSchedule: self._fired,
+            FireByHand: self._fired_by_hand,
             Leave: self._left,
             Together: self._together,
             Advance: self._advance,
@@ -169,6 +100,11 @@ class Recorder:
         #: By the streams and the kinds of messages: how long they waited that were handed out, how many were stored.
         self._waits: dict[tuple[int, str], Cell] = {}
         self._sent: dict[tuple[int, str], int] = {}
+        self._courses: dict[str, Course] = {}
+        self._commit, self._batch = Cell(catalogue.COMMIT.bounds), Cell(catalogue.BATCH.bounds)
+        self._commit.also, self._batch.also = self._also(catalogue.COMMIT, ()), self._also(catalogue.BATCH, ())
+        #: What was counted on whatever thread, without a lock that the others would wait for: see `digest`.
+        self._gathered: deque[tuple[Metric, Labels, float]] = deque()
         self._numbers: dict[tuple[Metric, Labels], float] = {}
         self._cells: dict[tuple[Metric, Labels], Cell] = {}
         self._series: dict[Metric, set[Labels]] = {}
@@ -178,26 +114,27 @@ class Recorder:
 
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add to a counter."""
-        with self._lock:
-            key = (metric, labels)
-            if key not in self._numbers:
-                key = (metric, self._fold(metric, labels))
-            self._numbers[key] = self._numbers.get(key, 0) + by
+        self._gathered.append((metric, labels, by))
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add a value to a histogram."""
-        with self._lock:
-            cell = self._cells.get((metric, labels))
-            if cell is None:
-                labels = self._fold(metric, labels)
-                cell = self._cells.get((metric, labels))
-                if cell is None:
-                    cell = self._cells[metric, labels] = Cell(metric.bounds)
-                    cell.also = self._also(metric, labels)
+        self._gathered.append((metric, labels, value))
+
+    def committed(self, seconds: float, size: int) -> None:
+        """A transaction of a group commit was committed."""
+        # Only whoever leads comes here.
+        for cell, value in ((self._commit, seconds), (self._batch, size)):
             cell.add(value)
-        # Whoever is told has locks of his own.
-        if cell.also is not None:
-            cell.also(value)
+            if cell.also is not None:
+                cell.also(value)
+
+    def course(self, workflow: str) -> Course:
+        """Where to count how a workflow's runs go on.  Only for whoever leads."""
+        course = self._courses.get(workflow)
+        if course is None:
+            with self._lock:
+                course = self._courses[workflow] = Course()
+        return course
 
     def failed(self, error: BaseException | None) -> None:
         """The database, or the way to it, gave an error."""
@@ -214,27 +151,63 @@ class Recorder:
         return self._lane((stream_id, kind, OTHER), True)
 
     def claimed(self, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Messages were handed out."""
-        stream, kind, cell = None, None, Cell(())
-        for row in rows:
-            if row[2] != stream or row[3] != kind:
-                stream, kind = row[2], row[3]
-                cell = self._waits.get((stream, kind)) or self._waits_of((stream, kind))
-            waited = row[10] or 0.0
-            cell.counts[bisect_left(cell.bounds, waited)] += 1
-            cell.sum += waited
-            if cell.also is not None:
-                cell.also(waited)
+        """Messages were handed out: rows of the claim."""
+        while rows:
+            # As a rule, all of them are of one kind, on one stream.
+            stream, kind = rows[0][2], rows[0][3]
+            waits = [row[10] for row in rows if row[2] == stream and row[3] == kind]
+            cell = self._waits_of((stream, kind))
+            cell.add_all(waits)
+            cell.tell(waits)
+            if len(waits) == len(rows):
+                return
+            rows = [row for row in rows if row[2] != stream or row[3] != kind]
 
     def handed(self, stream_id: int) -> None:
         """An activity was handed out in the moment in which it was stored."""
-        self.claimed([(None, None, stream_id, "a", *[None] * 7)])
+        cell = self._waits.get((stream_id, "a")) or self._waits_of((stream_id, "a"))
+        # It did not wait.
+        cell.counts[0] += 1
+        if cell.also is not None:
+            cell.also(0.0)
+
+    def ended(self) -> dict[int, int]:
+        """How many messages have ended here, by the ids of their streams: acked, or among the dead letters."""
+        ended: dict[int, int] = {}
+        with self._lock:
+            for (stream_id, _, _), lane in self.lanes.items():
+                ended[stream_id] = ended.get(stream_id, 0) + lane.acked + lane.dead_lettered
+        return ended
 
     def digest(self) -> None:
         """Put what was gathered into its buckets: it must not grow."""
         with self._lock:
-            for lane in self.lanes.values():
-                lane.digest()
+            digested = [(lane.processing, lane.digest()) for lane in self.lanes.values() if lane.took]
+            gathered = Counter(self._gathered.popleft() for _ in range(len(self._gathered)))
+            for (metric, labels, value), times in gathered.items():
+                if not metric.bounds:
+                    self._add(metric, labels, value * times)
+                    continue
+                cell = self._cells.get((metric, labels)) or self._cell(metric, labels)
+                cell.add_all(values := [value] * times)
+                digested.append((cell, values))
+        # Whoever is told has locks of his own.
+        for cell, values in digested:
+            cell.tell(values)
+
+    def _add(self, metric: Metric, labels: Labels, value: float) -> None:
+        key = (metric, labels)
+        if key not in self._numbers:
+            key = (metric, self._fold(metric, labels))
+        self._numbers[key] = self._numbers.get(key, 0) + value
+
+    def _cell(self, metric: Metric, labels: Labels) -> Cell:
+        labels = self._fold(metric, labels)
+        cell = self._cells.get((metric, labels))
+        if cell is None:
+            cell = self._cells[metric, labels] = Cell(metric.bounds)
+            cell.also = self._also(metric, labels)
+        return cell
 
     # --- operations that are over -----------------------------------------------------------------------
 
@@ -256,24 +229,49 @@ class Recorder:
         return catalogue.PROCESSING, (self._stream(stream_id), actor)
 
     def _waits_of(self, key: tuple[int, str]) -> Cell:
+        cell = self._waits.get(key)
+        if cell is None:
+            with self._lock:
+                cell = self._waits[key] = Cell(catalogue.WAIT.bounds)
+                cell.also = self._waits_also(key)
+        return cell
+
+    def settled(self, operations: Sequence[Operation]) -> None:
+        """Operations are committed, or have failed; on whatever thread, in whatever transaction."""
+        counts = self._counts
+        stored: list[int] = []
         with self._lock:
-            cell = self._waits[key] = Cell(catalogue.WAIT.bounds)
-            cell.also = self._waits_also(key)
-            return cell
+            for operation in operations:
+                kind = type(operation)
+                if kind is Ack and operation.answer is True and operation.lane is not None:
+                    # The commonest by far.
+                    operation.lane.acked += 1
+                elif kind is Enqueue and operation.answer == 1:
+                    stored.append(operation.stream_id)  # type: ignore[attr-defined]
+                elif kind in counts:
+                    counts[kind](operation)
+            # A Counter takes its time to make.
+            for stream_id, number in Counter(stored).items() if len(stored) > 1 else [(s, 1) for s in stored]:
+                self._sends(stream_id, "m", number)
 
-    def stored(self, streams: Sequence[int]) -> None:
-        """Plain messages were stored, one on each of these."""
-        for stream_id, number in Counter(streams).items():
-            key = (stream_id, "m")
-            self._sent[key] = self._sent.get(key, 0) + number
-
-    def _sends(self, stream_id: int, kind: str) -> None:
+    def _sends(self, stream_id: int, kind: str, number: int = 1) -> None:
         key = (stream_id, kind)
-        self._sent[key] = self._sent.get(key, 0) + 1
+        self._sent[key] = self._sent.get(key, 0) + number
 
     def _enqueued(self, operation: EnqueueKeyed) -> None:
-        if operation.error is None and operation.answer[0] == 1:
+        # Without an answer it is done later, in a transaction of the caller's.
+        if operation.error is None and operation.answer is not None and operation.answer[0] == 1:
             self._sends(operation.stream_id, "m")
+
+    def _fired(self, operation: FireSchedule) -> None:
+        if operation.fired:
+            self._sends(operation.stream_id, "m", operation.fired)
+
+    def _fired_by_hand(self, operation: FireByHand) -> None:
+        for due, fired in zip(operation.due, operation.answer or (), strict=False):
+            # Without a payload, it is a run.
+            if fired and due.payload is not None:
+                self._sends(operation.stream_id, "m")
 
     def _ended(self, operation: Operation) -> Lane | None:
         """Where to count what became of a delivery; None where nothing did."""
@@ -320,14 +318,16 @@ class Recorder:
             if part.error is None:
                 # Both are committed, or neither is.
                 part.error = operation.error
-            self.counts[type(part)](part)
+            self._counts[type(part)](part)
 
     def _advance(self, operation: Advance) -> None:
-        if operation.answer == "stale" and not operation.retried and operation.lane is not None:
+        if operation.error is not None:
+            self._ended(operation)
+        elif operation.answer == "stale" and not operation.retried and operation.lane is not None:
             operation.lane.stale += 1
-        elif operation.answer == "ok" or operation.error is not None:
-            self._acked(operation)
-        if operation.answer == "ok" and operation.error is None:
+        elif operation.answer == "ok":
+            if operation.lane is not None:
+                operation.lane.acked += 1
             for send in operation.sends:
                 if send.kind != "w":
                     self._sends(send.stream_id, "a")
@@ -341,15 +341,21 @@ class Recorder:
         def add(metric: Metric, labels: Labels, value: Any) -> None:
             _merge(found, metric, (self.namespace, *labels), value)
 
+        self.digest()
         with self._lock:
             for (metric, labels), number in self._numbers.items():
                 add(metric, labels, number)
             for (metric, labels), cell in self._cells.items():
                 add(metric, labels, cell)
-            for lane in self.lanes.values():
-                lane.digest()
-            lanes, waits = list(self.lanes.items()), list(self._waits.items())
-        for (stream_id, kind), sent in list(self._sent.items()):
+                if metric is catalogue.CALL:
+                    add(catalogue.TRIPS, ("call",), sum(cell.counts))
+            if commits := sum(self._batch.counts):
+                add(catalogue.COMMIT, (), self._commit)
+                add(catalogue.BATCH, (), self._batch)
+                add(catalogue.TRIPS, ("group_commit",), commits)
+            lanes, waits, sends = list(self.lanes.items()), list(self._waits.items()), list(self._sent.items())
+            courses = list(self._courses.items())
+        for (stream_id, kind), sent in sends:
             add(catalogue.ENQUEUED, (self._stream(stream_id), KINDS[kind]), sent)
         for (stream_id, kind), cell in waits:
             if kind in _LATENESS:
@@ -357,6 +363,16 @@ class Recorder:
             if kind in KINDS:
                 add(catalogue.WAIT, (self._stream(stream_id), KINDS[kind]), cell)
                 add(catalogue.CLAIMED, (self._stream(stream_id), KINDS[kind]), sum(cell.counts))
+        for workflow, course in courses:
+            for metric, label, number in (
+                (catalogue.STEPS, "recorded", course.recorded),
+                *((catalogue.EVENTS, type, number) for type, number in list(course.events.items())),
+                *((catalogue.CLOSED, status, number) for status, number in list(course.closed.items())),
+            ):
+                if number:
+                    add(metric, (_names.fold("workflow", workflow), label), number)
+            if course.started:
+                add(catalogue.STARTED, (_names.fold("workflow", workflow),), course.started)
         for key, lane in lanes:
             if any(lane.processing.counts):
                 add(*self._processing(key), lane.processing)
@@ -374,6 +390,7 @@ class Recorder:
     def listened(self) -> None:
         """Have what listens to histograms told of those that are there already."""
         with self._lock:
+            self._commit.also, self._batch.also = self._also(catalogue.COMMIT, ()), self._also(catalogue.BATCH, ())
             for (metric, labels), cell in self._cells.items():
                 cell.also = self._also(metric, labels)
             for key, lane in self.lanes.items():
@@ -449,6 +466,11 @@ def digest() -> None:
     """Called once in a while: see `Recorder.digest`."""
     for recorder in list(_recorders):
         recorder.digest()
+
+
+def is_wanted() -> bool:
+    """Whether OpenTelemetry is to have what is counted here."""
+    return any(recorder.instrumented for recorder in list(_recorders))
 
 
 def listen(told: Callable[[Metric, Labels], Callable[[float], None]]) -> None:

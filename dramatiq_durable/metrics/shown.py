@@ -1,7 +1,8 @@
 """Where what was counted is shown, as far as that goes by itself.
 
 Neither prometheus_client nor OpenTelemetry is imported before there is a reason: prometheus_client's multiprocess
-directory is set (as Dramatiq's Prometheus middleware does), or an OpenTelemetry SDK for metrics was loaded.
+directory is set (as Dramatiq's Prometheus middleware does), or an OpenTelemetry SDK for metrics was loaded and a broker
+wants its metrics there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from .recorder import digest
+from .recorder import digest, is_wanted
 
 if TYPE_CHECKING:
     from .multiprocess import Files
@@ -41,7 +42,7 @@ def _look() -> None:
     _next_look = time.monotonic() + PERIOD
     digest()
     with _lock:
-        if not _instrumented and "opentelemetry.sdk.metrics" in sys.modules:
+        if not _instrumented and "opentelemetry.sdk.metrics" in sys.modules and is_wanted():
             from . import otel
 
             _instrumented = True

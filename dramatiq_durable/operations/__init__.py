@@ -9,7 +9,7 @@ from .asking import AnswerQuery, RequestUpdate, StartRunWith
 from .base import Context, LeaseOperation, Operation, Rows, statement
 from .calls import by_kind, calls_of, parts_of, size_of
 from .escalating import ChangeEscalation, ClaimEscalation
-from .living import ExpireRun, ResetRun
+from .living import ExpireRun, LookAtEnd, ResetRun
 from .scheduling import ControlSchedule, Due, FireByHand, FireSchedule, LookUpSchedule, SaveSchedule
 from .sending import Enqueue, EnqueueKeyed, EnqueueOne, Post, StartRun, Terminate
 from .settling import (
@@ -58,6 +58,7 @@ __all__ = [
     "LeaseOperation",
     "Leave",
     "LookAgain",
+    "LookAtEnd",
     "LookUpSchedule",
     "MarkStarted",
     "Operation",

@@ -17,7 +17,7 @@ class RequestUpdate(Operation):
     """Ask a run for an update, once for each id.  Answers (ok or duplicate, the run that has it)."""
 
     procedure = "request_updates"
-    parameters = 7
+    parameters = 8
     rank = 24
     numbered = True
 
@@ -26,6 +26,8 @@ class RequestUpdate(Operation):
     update_id: str
     name: str
     payload: bytes
+    #: The span that it comes from, as W3C's traceparent.
+    trace: str | None = None
 
     @classmethod
     def arguments(cls, items: Sequence[RequestUpdate], context: Context) -> list[Any]:
@@ -37,6 +39,7 @@ class RequestUpdate(Operation):
             Texts([i.update_id for i in items]),
             Texts([i.name for i in items]),
             Blobs([i.payload for i in items]),
+            Texts([i.trace for i in items]),
         ]
 
     @classmethod
@@ -51,13 +54,15 @@ class StartRunWith(StartRun):
     """Start a run, or find the one that has the id, and give it a signal or an update in the same transaction."""
 
     procedure = "start_runs_with"
-    parameters = 15
+    parameters = 16
 
     with_type: str = field(kw_only=True)
     with_name: str = field(kw_only=True)
     with_payload: bytes | None = field(kw_only=True)
     #: Under which it is taken once: an update's id, a signal's.
     with_key: str = field(kw_only=True)
+    #: The span that it comes from, as W3C's traceparent.
+    with_trace: str | None = field(default=None, kw_only=True)
 
     @classmethod
     def arguments(cls, items: Sequence[Any], context: Context) -> list[Any]:
@@ -67,6 +72,7 @@ class StartRunWith(StartRun):
             Texts([i.with_name for i in items]),
             Blobs([i.with_payload for i in items]),
             Texts([i.with_key for i in items]),
+            Texts([i.with_trace for i in items]),
         ]
 
     @classmethod

@@ -22,6 +22,27 @@ class ExpireRun(LeaseOperation):
 
 
 @dataclass(slots=True, eq=False)
+class LookAtEnd(Operation):
+    """How the database has ended a run.  Answers its row, or None if it has not."""
+
+    procedure = "get_closing"
+    parameters = 1
+    rank = 20
+    single = True
+
+    run_id: bytes
+
+    @classmethod
+    def arguments(cls, items: Sequence[LookAtEnd], context: Context) -> list[Any]:
+        (item,) = items
+        return [Uuid(item.run_id)]
+
+    @classmethod
+    def settle(cls, items: Sequence[LookAtEnd], rows: Rows) -> None:
+        items[0].answer = rows[0] if rows else None
+
+
+@dataclass(slots=True, eq=False)
 class ResetRun(Operation):
     """Take a run up again at an event, as a new run.  Answers its run id."""
 

@@ -78,6 +78,7 @@ class FireByHand(SingleOperation):
     name: str
     revision: int
     due: list[Due]
+    stream_id: int
 
     @classmethod
     def arguments(cls, items: Sequence[FireByHand], context: Context) -> list[Any]:
@@ -122,7 +123,10 @@ class FireSchedule(LeaseOperation):
     seen: int
     missed: int
     next: int
+    stream_id: int
     due: list[Due] = field(default_factory=list)
+    #: How many messages were fired.
+    fired: int = field(default=0, init=False)
 
     @classmethod
     def arguments(cls, items: Sequence[FireSchedule], context: Context) -> list[Any]:
@@ -134,6 +138,12 @@ class FireSchedule(LeaseOperation):
             Ints([len(i.due) for i in items]),
             *_columns([due for i in items for due in i.due]),
         ]
+
+    @classmethod
+    def settle(cls, items: Sequence[FireSchedule], rows: Rows) -> None:
+        LeaseOperation.settle(items, rows)
+        for item, fired in zip(items, rows[0][1], strict=True):
+            item.fired = fired
 
 
 def _columns(due: Sequence[Due]) -> list[Any]:

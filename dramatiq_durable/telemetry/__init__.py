@@ -21,6 +21,9 @@ LEVELS: Final = ("off", "info", "debug")
 TRACE: Final = "trace"
 WORKFLOW: Final = "durable_workflow"
 
+#: Where a run's first event has the first run of those that it goes on for, if that was begun in no trace.
+FIRST: Final = "first"
+
 
 def with_trace(facts: str | None, carrier: dict[str, str]) -> str | None:
     """What a run is started with, as JSON, and the context in which it is."""

@@ -9,8 +9,9 @@ from typing import Any, Final
 from ..delivery import Delivery, current_delivery
 from ..workflow.computing import current_local
 from ..workflow.replay import current
-from . import TRACE, WORKFLOW
-from .context import derived_trace_id, trace_id_of
+from . import TRACE
+from .context import derived_trace_id, source_of, trace_id_of, workflow_id_in
+from .texts import one_line
 
 #: The fields; None where there is nothing to say.
 FIELDS: Final = ("workflow_id", "run_id", "message_id", "trace_id", "span_id")
@@ -48,8 +49,8 @@ def fields(delivery: Delivery | None = None) -> dict[str, Any]:
         known = {"workflow_id": execution.workflow_id, "run_id": execution.run_id}
         known["trace_id"] = trace_id_of(execution.facts.get(TRACE))
         if known["trace_id"] is None and execution.traced is not None:
-            known["trace_id"] = f"{derived_trace_id(execution.run_id):032x}"
-        return known
+            known["trace_id"] = f"{derived_trace_id(source_of(execution.facts, execution.run_id)):032x}"
+        return _lines(known)
     local = current_local.get()
     if local is not None and delivery is None:
         known = {"workflow_id": local["workflow_id"], "run_id": local["run_id"]}
@@ -59,6 +60,14 @@ def fields(delivery: Delivery | None = None) -> dict[str, Any]:
             known = _of_delivery(subject)
     if delivery is None:
         known.update(_of_span())
+    return _lines(known)
+
+
+def _lines(known: dict[str, Any]) -> dict[str, Any]:
+    """Whoever starts a run, or sends a message, has chosen its id."""
+    for name in ("workflow_id", "message_id"):
+        if isinstance(known.get(name), str):
+            known[name] = one_line(known[name])
     return known
 
 
@@ -66,8 +75,7 @@ def _of_delivery(delivery: Delivery) -> dict[str, Any]:
     known: dict[str, Any] = {"message_id": delivery.message_id, "run_id": delivery.run_id}
     known["trace_id"] = trace_id_of(delivery.options)
     if delivery.run_id is not None:
-        named = delivery.options.get(WORKFLOW, delivery.run_id if delivery.kind == "a" else None)
-        known["workflow_id"] = named if isinstance(named, str) else None
+        known["workflow_id"] = workflow_id_in(delivery.options) or (delivery.run_id if delivery.kind == "a" else None)
         # In a test's Environment nobody runs it.
         runner = delivery.broker.runner
         run = None if runner is None else runner.cache.peek(delivery.run_id)

@@ -6,8 +6,10 @@ of what it does for it, also if another one wrote that span, or died before it c
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -27,7 +29,8 @@ from opentelemetry.trace import (
 
 from ..workflow import events
 from . import TRACE
-from .context import derived_span_id, derived_trace_id
+from .context import derived_span_id, derived_trace_id, source_of
+from .texts import carried_text, carried_traceback
 
 if TYPE_CHECKING:
     from ..workflow.commands import Compute
@@ -44,6 +47,9 @@ _CLOSINGS: Final = {
     events.WORKFLOW_CONTINUED_AS_NEW: ("COMPLETE", "continued_as_new"),
     events.WORKFLOW_FAILED: ("ERROR", "failed"),
 }
+
+#: How the database ended a run: what its last span says beside the reason.
+_ENDINGS: Final = {"terminated": "WorkflowTerminated", "timed_out": "WorkflowTimedOut"}
 
 #: What the code asks for, and what answers it, by our words for it.
 _DISPATCHES: Final = {
@@ -86,8 +92,13 @@ _RETURNS: Final = {
 #: What a run tells another one.
 _TELLING: Final = (events.SIGNAL_SENT, events.CANCEL_SENT)
 
-#: What a run is told from outside.
-_TOLD: Final = (events.SIGNAL_RECEIVED, events.CANCEL_REQUESTED)
+#: What a run is told from outside, by our words for it.
+_TOLD: Final = {
+    events.SIGNAL_RECEIVED: "signal",
+    events.CANCEL_REQUESTED: "cancel",
+    events.UPDATE_ACCEPTED: "update",
+    events.UPDATE_REJECTED: "update",
+}
 
 #: Of so many commands it is known here when they were asked for, and their names.
 _REMEMBERED = 20_000
@@ -107,8 +118,66 @@ class _Written(NamedTuple):
     sender: Context | None = None
 
 
+class Place:
+    """Where a run is in its trace.
+
+    Parameters:
+      facts: what the run was started with.
+
+    Attributes:
+      parent(Context): the context that it was started in.
+      trace_id(int): of the trace.
+      context(Context): that of the span of its start, under which all that it does is.
+      carrier(dict): the same for what it sends.
+      attributes(dict): what each of its spans says.
+    """
+
+    __slots__ = ("attributes", "carrier", "context", "parent", "run_id", "spans", "trace_id")
+
+    def __init__(
+        self, spans: Spans, run_id: str, workflow_id: str, name: str, queue_name: str, facts: Mapping[str, Any]
+    ) -> None:
+        self.spans = spans
+        self.run_id = run_id
+        parent = spans.context_in(facts.get(TRACE))
+        sender = trace.get_current_span(parent).get_span_context()
+        if sender.is_valid:
+            trace_id, flags, state = sender.trace_id, sender.trace_flags, sender.trace_state
+        else:
+            # Begun in no trace: the sampler decides by the trace's id, here and wherever the run goes on.
+            source = source_of(facts, run_id)
+            trace_id, flags, state = derived_trace_id(source), TraceFlags(TraceFlags.SAMPLED), None
+            sampler = getattr(spans.tracer, "sampler", None)
+            start = f"WORKFLOW/START/{name}"
+            if sampler is not None and not sampler.should_sample(parent, trace_id, start).decision.is_sampled():
+                flags = TraceFlags(TraceFlags.DEFAULT)
+            if source != run_id:
+                first = SpanContext(trace_id, derived_span_id(source, "start"), True, flags)
+                parent = trace.set_span_in_context(NonRecordingSpan(first), parent)
+        own = SpanContext(trace_id, derived_span_id(run_id, "start"), True, flags, state)
+        self.parent, self.trace_id = parent, trace_id
+        self.context = trace.set_span_in_context(NonRecordingSpan(own), parent)
+        self.carrier = spans.carrier_of(self.context)
+        self.attributes = {
+            "dramatiq_durable.workflow": name,
+            "dramatiq_durable.workflow_id": workflow_id,
+            "dramatiq_durable.run_id": run_id,
+            "messaging.destination.name": queue_name,
+        }
+
+
+def place_of(spans: Spans, execution: Execution) -> Place:
+    """The place of a run that is in memory, which it keeps; another SDK may sample otherwise."""
+    place: Place | None = execution.place
+    if place is None or place.spans is not spans:
+        info = execution.info
+        place = Place(spans, info.run_id, info.workflow_id, info.name, info.queue_name, execution.facts)
+        execution.place = place
+    return place
+
+
 class RunTrace:
-    """A run's place in its trace, and the spans of one step.
+    """The spans of one step of a run.
 
     Attributes:
       carrier(dict): the context of the run, for what it sends.
@@ -117,14 +186,9 @@ class RunTrace:
     def __init__(self, spans: Spans, execution: Execution) -> None:
         self._spans = spans
         self._info = execution.info
-        self._parent, self._trace_id, self.context = place_of(spans, execution)
-        self.carrier = spans.carrier_of(self.context)
-        self._attributes = {
-            "dramatiq_durable.workflow": self._info.name,
-            "dramatiq_durable.workflow_id": self._info.workflow_id,
-            "dramatiq_durable.run_id": self._info.run_id,
-            "messaging.destination.name": self._info.queue_name,
-        }
+        self._place = place = place_of(spans, execution)
+        self._attributes = place.attributes
+        self.carrier = place.carrier
         self._due: list[_Written] = []
 
     def note(self, execution: Execution, step: Step) -> None:
@@ -138,15 +202,16 @@ class RunTrace:
                 # What another run is told has its place in this one's trace.
                 event.attributes.setdefault(TRACE, {"traceparent": self.carrier["traceparent"]})
             elif event.type in _TOLD and event.attributes is not None and TRACE in event.attributes:
-                self._told(event, event.attributes[TRACE])
+                self._told(event, event.attributes[TRACE], _failure_of(event, step))
             if self._spans.debug:
                 self._detail(event)
-        if self._spans.debug and step.events:
-            first = step.events[0]
+        recorded = [event for event in step.events if event.event_id]
+        if self._spans.debug and recorded:
+            first = recorded[0]
             what = {
                 **self._attributes,
                 "dramatiq_durable.event": first.type,
-                "dramatiq_durable.events": len(step.events),
+                "dramatiq_durable.events": len(recorded),
                 "dramatiq_durable.commands": len(step.commands),
             }
             name = f"STEP/{self._info.name}/{first.event_id}"
@@ -169,8 +234,8 @@ class RunTrace:
             if isinstance(facts, dict):
                 facts.setdefault(TRACE, self.carrier)
 
-    def _told(self, event: Event, carrier: Any) -> None:
-        """It was signalled or cancelled: that belongs to the sender's trace, and is linked to the run's."""
+    def _told(self, event: Event, carrier: Any, failure: Mapping[str, Any] | None) -> None:
+        """It was signalled, updated or cancelled: that belongs to the sender's trace, and is linked to the run's."""
         sender = self._spans.context_in(carrier)
         if not trace.get_current_span(sender).get_span_context().is_valid:
             return
@@ -182,9 +247,11 @@ class RunTrace:
             "messaging.operation.name": "process",
         }
         if event.name is not None:
-            what["dramatiq_durable.signal"] = event.name
+            what[f"dramatiq_durable.{_TOLD[event.type]}"] = event.name
+        # A rejected update is no event of the history, and has no number.
+        key = event.event_id or (event.attributes or {}).get("update_id")
         at = _ns(event.at)
-        self._due.append(_Written(f"process {queue_name}", f"told:{event.event_id}", at, None, what, sender=sender))
+        self._due.append(_Written(f"process {queue_name}", f"told:{key}", at, None, what, failure, sender))
 
     def _detail(self, event: Event) -> None:
         run_id = self._info.run_id
@@ -211,11 +278,11 @@ class RunTrace:
 
     def _write(self, due: list[_Written]) -> None:
         for name, what, start, end, attributes, failure, sender in due:
-            outside = self._parent if what == "start" else sender
-            parent = self.context if outside is None else outside
-            ids = self._trace_id, derived_span_id(self._info.run_id, what)
+            outside = self._place.parent if what == "start" else sender
+            parent = self._place.context if outside is None else outside
+            ids = self._place.trace_id, derived_span_id(self._place.run_id, what)
             kind = SpanKind.INTERNAL if outside is None else SpanKind.CONSUMER
-            links = [] if sender is None else [Link(trace.get_current_span(self.context).get_span_context())]
+            links = [] if sender is None else [Link(trace.get_current_span(self._place.context).get_span_context())]
             span = self._spans.begin(name, parent, ids, attributes, kind, start, links)
             describe(span, failure or {})
             span.end(end)
@@ -233,28 +300,34 @@ def remember(run_id: str, history: list[Event]) -> None:
         _dispatched.popitem(last=False)
 
 
-def place_of(spans: Spans, execution: Execution) -> tuple[Context, int, Context]:
-    """A run's place: the context that it was started in, the trace's id, and the context of the span of its start."""
-    run_id = execution.run_id
-    parent = spans.context_in(execution.facts.get(TRACE))
-    sender = trace.get_current_span(parent).get_span_context()
-    if sender.is_valid:
-        trace_id, flags, state = sender.trace_id, sender.trace_flags, sender.trace_state
-    else:
-        # Begun in no trace: the sampler decides by the trace's id, here and wherever the run goes on.
-        trace_id, flags, state = derived_trace_id(run_id), TraceFlags(TraceFlags.SAMPLED), None
-        sampler = getattr(spans.tracer, "sampler", None)
-        name = f"WORKFLOW/START/{execution.info.name}"
-        if sampler is not None and not sampler.should_sample(parent, trace_id, name).decision.is_sampled():
-            flags = TraceFlags(TraceFlags.DEFAULT)
-    own = SpanContext(trace_id, derived_span_id(run_id, "start"), True, flags, state)
-    return parent, trace_id, trace.set_span_in_context(NonRecordingSpan(own), parent)
+def _failure_of(told: Event, step: Step) -> Mapping[str, Any] | None:
+    """What an update failed with, as far as this step knows."""
+    if told.type == events.UPDATE_REJECTED:
+        return events.described_failure(told)
+    if told.type == events.UPDATE_ACCEPTED:
+        update_id = (told.attributes or {}).get("update_id")
+        for event in step.events:
+            if event.type == events.UPDATE_COMPLETED and (event.attributes or {}).get("update_id") == update_id:
+                return events.described_failure(event)
+    return None
+
+
+def write_end(spans: Spans, row: tuple[Any, ...]) -> None:
+    """Write the last span of a run that the database has ended: see ``get_closing`` in SQL."""
+    key, workflow_id, name, queue_name, status, started_at, closed_at, reason, facts = row
+    run_id = str(uuid.UUID(bytes=key))
+    place = Place(spans, run_id, workflow_id, name, queue_name, json.loads(facts or "{}"))
+    what = {**place.attributes, "dramatiq_durable.status": status}
+    ids, start = (place.trace_id, derived_span_id(run_id, "close")), min(started_at, closed_at)
+    span = spans.begin(f"WORKFLOW/ERROR/{name}", place.context, ids, what, at=_ns(start))
+    describe(span, {"type": _ENDINGS[status], "message": reason or "no reason given"})
+    span.end(_ns(closed_at))
 
 
 def begin_local(spans: Spans, command: Compute, execution: Execution) -> tuple[trace.Span, Any]:
     """The span of an attempt of a local activity, which is the current one until it ends, and the token for that."""
-    _, trace_id, context = place_of(spans, execution)
     run_id = execution.run_id
+    place = place_of(spans, execution)
     attributes = {
         "dramatiq_durable.actor": command.name or "",
         "dramatiq_durable.attempt": command.attempt,
@@ -262,22 +335,23 @@ def begin_local(spans: Spans, command: Compute, execution: Execution) -> tuple[t
         "dramatiq_durable.run_id": run_id,
         "dramatiq_durable.workflow_id": execution.workflow_id,
     }
-    ids = trace_id, derived_span_id(run_id, f"local:{command.seq}")
-    span = spans.begin(f"ACTIVITY/{command.name}", context, ids, attributes)
-    return span, otel.attach(trace.set_span_in_context(span, context))
+    ids = place.trace_id, derived_span_id(run_id, f"local:{command.seq}")
+    span = spans.begin(f"ACTIVITY/{command.name}", place.context, ids, attributes)
+    return span, otel.attach(trace.set_span_in_context(span, place.context))
 
 
 def describe(span: trace.Span, failure: Mapping[str, Any]) -> None:
     """Say of a span how what it tells of failed, if it did."""
     if not failure:
         return
-    type, message = str(failure.get("type")), str(failure.get("message"))
+    type, message = carried_text(str(failure.get("type")), 200), carried_text(str(failure.get("message")))
     told = {"exception.type": type, "exception.message": message}
     if failure.get("traceback"):
-        told["exception.stacktrace"] = str(failure["traceback"])
+        told["exception.stacktrace"] = carried_traceback(str(failure["traceback"]))
     span.add_event("exception", told)
     span.set_status(Status(StatusCode.ERROR, f"{type}: {message}"[:1000]))
 
 
 def _ns(ms: int) -> int:
-    return ms * 1_000_000
+    # Whoever records an event says when: no exporter takes a time that is out of its range.
+    return min(max(ms, 0), 2**63 // 1_000_000) * 1_000_000

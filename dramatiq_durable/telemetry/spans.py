@@ -19,10 +19,11 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from ..group_commit import riding
 from ..workflow import events
-from . import WORKFLOW
-from .context import carried, derived_span_id, derived_trace_id
-from .runs import RunTrace, begin_local, describe, remember
+from .context import CARRIED, LONGEST, carried, derived_span_id, derived_trace_id, workflow_id_in
+from .runs import RunTrace, begin_local, describe, remember, write_end
+from .texts import carried_text, traced_exception
 
 if TYPE_CHECKING:
     from ..delivery import Delivery
@@ -80,8 +81,8 @@ def end(span: Span, token: Any, failed: BaseException | None) -> None:
     try:
         otel.detach(token)
         if failed is not None:
-            span.record_exception(failed)
-            span.set_status(Status(StatusCode.ERROR, f"{type(failed).__name__}: {failed}"[:1000]))
+            span.record_exception(failed, traced_exception(failed))
+            span.set_status(Status(StatusCode.ERROR, carried_text(f"{type(failed).__name__}: {failed}", 1000)))
         span.end()
     except Exception:
         logger.warning("a span was not written", exc_info=True)
@@ -144,13 +145,16 @@ class Spans:
 
     # --- sending ------------------------------------------------------------------------------------------
     @contextmanager
-    def sending(self, stream: str, attributes: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-        """Around something that is sent to a stream: a producer's span.  Gives the context that travels with it."""
+    def sending(self, stream: str | None, attributes: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+        """Around something that is sent to a stream (None: to several): a producer's span.  Gives the context that
+        travels with it."""
         try:
+            what = {**messaging("send", stream), **attributes}
+            if riding.get() is not None:
+                # Whether it comes to anything, the caller's transaction decides.
+                what["dramatiq_durable.using"] = True
             span: Span = self.tracer.start_span(
-                f"send {stream}",
-                kind=SpanKind.PRODUCER,
-                attributes={**messaging("send", stream), **attributes},
+                "send" if stream is None else f"send {stream}", kind=SpanKind.PRODUCER, attributes=what
             )
         except Exception:
             logger.warning("a span was not written", exc_info=True)
@@ -178,14 +182,15 @@ class Spans:
         """As `sending`; gives the message with the context in its options."""
         attributes = {"messaging.message.id": message.message_id, "dramatiq_durable.actor": message.actor_name}
         with self.sending(message.queue_name, attributes) as carrier:
-            yield message.copy(options=carrier)
+            yield _with(message, carrier)
 
     @contextmanager
     def sending_messages(self, messages: Sequence[Message[Any]]) -> Iterator[list[Message[Any]]]:
-        """Around many messages that are sent together: one span of the first one's stream."""
+        """Around many messages that are sent together: one span."""
         attributes = {"messaging.batch.message_count": len(messages)}
-        with self.sending(messages[0].queue_name, attributes) as carrier:
-            yield [message.copy(options=carrier) for message in messages]
+        streams = {message.queue_name for message in messages}
+        with self.sending(streams.pop() if len(streams) == 1 else None, attributes) as carrier:
+            yield [_with(message, carrier) for message in messages]
 
     # --- processing ---------------------------------------------------------------------------------------
     def begin_attempt(self, delivery: Delivery) -> None:
@@ -194,17 +199,19 @@ class Spans:
             activity = delivery.kind == "a"
             key = delivery.key.hex()
             parent = self.context_in(delivery.options)
+            # What is sent again under its own id is another message.
+            sent = trace.get_current_span(parent).get_span_context().span_id
             span = self.begin(
-                f"ACTIVITY/{delivery.actor_name}" if activity else f"process {delivery.queue_name}",
+                f"ACTIVITY/{delivery.actor_name[:LONGEST]}" if activity else f"process {delivery.queue_name}",
                 parent,
                 (
-                    derived_trace_id(delivery.run_id if delivery.run_id is not None else key),
-                    derived_span_id(key, delivery.attempt),
+                    0 if sent else derived_trace_id(delivery.run_id if delivery.run_id is not None else key),
+                    derived_span_id(key, f"{delivery.attempt}:{sent}"),
                 ),
                 {
                     **messaging("process", delivery.queue_name),
-                    "messaging.message.id": delivery.message_id,
-                    "dramatiq_durable.actor": delivery.actor_name,
+                    "messaging.message.id": carried_text(delivery.message_id, LONGEST),
+                    "dramatiq_durable.actor": carried_text(delivery.actor_name, LONGEST),
                     "dramatiq_durable.attempt": delivery.attempt,
                     **_run_of(delivery),
                 },
@@ -224,6 +231,13 @@ class Spans:
             advance.trace.note(execution, step)
         except Exception:
             logger.warning("the spans of a step are not written", exc_info=True)
+
+    def ended(self, row: tuple[Any, ...]) -> None:
+        """The database has ended a run: write its last span."""
+        try:
+            write_end(self, row)
+        except Exception:
+            logger.warning("a span was not written", exc_info=True)
 
     def recall(self, run_id: str, history: list[Event]) -> None:
         """A run is loaded: its answers' spans begin when they were asked for."""
@@ -246,21 +260,31 @@ class Spans:
             end(span, token, None)
 
 
-def messaging(operation: str, stream: str) -> dict[str, Any]:
+def messaging(operation: str, stream: str | None) -> dict[str, Any]:
     """What OpenTelemetry's conventions for messaging say of a span."""
-    return {
+    said = {
         "messaging.system": SYSTEM,
         "messaging.operation.type": operation,
         "messaging.operation.name": operation,
-        "messaging.destination.name": stream,
     }
+    if stream is not None:
+        said["messaging.destination.name"] = stream
+    return said
+
+
+def _with(message: Message[Any], carrier: dict[str, str]) -> Message[Any]:
+    """A message with this context, and nothing of the one that it was sent in before."""
+    message = message.copy(options=carrier)
+    for key in CARRIED:
+        if key not in carrier:
+            message.options.pop(key, None)
+    return message
 
 
 def _run_of(delivery: Delivery) -> dict[str, Any]:
     if delivery.run_id is None:
         return {}
-    found = {"dramatiq_durable.run_id": delivery.run_id}
-    workflow_id = delivery.options.get(WORKFLOW, delivery.run_id)
-    if isinstance(workflow_id, str):
-        found["dramatiq_durable.workflow_id"] = workflow_id
-    return found
+    return {
+        "dramatiq_durable.run_id": delivery.run_id,
+        "dramatiq_durable.workflow_id": carried_text(workflow_id_in(delivery.options) or delivery.run_id),
+    }

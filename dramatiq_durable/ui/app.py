@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import re
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qs
 
 import psycopg
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from ..cli.target import Target
@@ -19,6 +22,7 @@ from ..errors import (
     DatabaseUnavailable,
     DurableError,
     EscalationNotFound,
+    NotConfigured,
     NotPermitted,
     SchemaOutOfDate,
     WorkflowNotFound,
@@ -29,8 +33,15 @@ from .html import tag
 from .page import BadRequest, Go, Handler, Missing, Page, View, box, document, field_
 from .style import ICON, SHEET
 
-#: The most bytes of a form.
+#: The most bytes of a form, and the most fields.
 MOST = 2_000_000
+MOST_FIELDS = 200
+
+#: How many pages are made at once; each has one connection at the most.
+THREADS = 8
+
+#: The longest that the database may take over a statement, in seconds.
+PATIENCE = 10
 
 PAGES: dict[str, Handler] = {
     "/runs": runs.runs,
@@ -46,11 +57,18 @@ PAGES: dict[str, Handler] = {
     "/escalations/{id}": people.escalation,
 }
 ACTIONS: dict[str, Handler] = {
+    "/stream/pause": queues.pause,
+    "/stream/resume": queues.resume,
     "/dead-letters/redrive": queues.redrive,
+    "/dead-letters/drop": queues.drop,
     "/escalations/{id}/claim": people.claim,
     "/escalations/{id}/release": people.release,
     "/escalations/{id}/resolve": people.resolve,
 }
+
+
+#: Addresses that lead to a page of ours, and nowhere else whatever follows.
+_INSIDE = re.compile(r"/(runs|streams?|dead-letters|workers|schedules|escalations)([/?][\x21-\x5b\x5d-\x7e]{0,2000})?")
 
 
 def is_loopback(host: str) -> bool:
@@ -73,7 +91,7 @@ def create_app(
       host(str): where it listens.
       token(str | None): what whoever looks has to know; at least 16 characters.  None is for this machine alone, and
         then only its own names are answered to.
-      allow_actions(bool): offer what changes something: redriving, claiming, resolving.
+      allow_actions(bool): offer what changes something: pausing, redriving, dropping, claiming, resolving.
 
     Raises:
       ValueError: the token is too short, or missing where others can reach the host.
@@ -91,7 +109,8 @@ def create_app(
     routes += [Route(path, shown.showing(handler)) for path, handler in PAGES.items()]
     routes += [Route("/login", shown.login, methods=["GET", "POST"])]
     # Around all of it: what fails is answered with its headers, too.
-    app = Starlette(routes=routes, exception_handlers={404: shown.missing, 500: shown.broken})
+    failing = {404: shown.missing, 405: shown.looking, 500: shown.broken}
+    app = Starlette(routes=routes, exception_handlers=failing)
     return Guard(app, secrets, hosts)
 
 
@@ -102,6 +121,8 @@ class Shown:
         self._target = target
         self._secrets = secrets
         self._allow_actions = allow_actions
+        target.broker.database.longest = PATIENCE * 1000
+        self._threads = ThreadPoolExecutor(THREADS, "ui")
 
     def showing(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """An address that shows something."""
@@ -126,32 +147,42 @@ class Shown:
 
     async def login(self, request: Request) -> Response:
         """Where the token is given."""
+        wanted = request.query_params.get("next", "")
         if self._secrets.token is None:
-            return RedirectResponse("/runs", 303)
+            return RedirectResponse(_inside(wanted), 303)
         wrong: str | None = None
         if request.method == "POST":
             form = await self._form(request)
+            wanted = "" if form is None else form.get("next", [""])[0]
             if form is not None and self._secrets.is_token(form.get("token", [""])[0].strip()):
-                answer = RedirectResponse("/runs", 303)
+                answer = RedirectResponse(_inside(wanted), 303)
                 secure = request.headers.get("origin", "").startswith("https:")
                 # Lax: links to a run, from an alert or a chat, lead there.
                 answer.set_cookie(SESSION, self._secrets.session(), KNOWN, httponly=True, samesite="lax", secure=secure)
                 return answer
             wrong = "That is not the token." if form is not None else "Try again."
         hidden = tag("input", type="hidden", name="form_token", value=self._secrets.form(self._browser(request)))
+        then = tag("input", type="hidden", name="next", value=_inside(wanted))
         field = field_("Token", "token", None, type="password", required=True, autocomplete="current-password")
         body = [
             None if wrong is None else box(wrong, bad=True),
-            tag("form", hidden, field, tag("button", "Go on"), method="post", action="/login", class_="act"),
+            tag("form", hidden, then, field, tag("button", "Go on"), method="post", action="/login", class_="act"),
             tag("p", "It was said where this was started.", class_="soft"),
         ]
         return self._page(request, Page("Who are you?", body, "", status=403 if wrong else 200))
 
     async def missing(self, request: Request, error: Exception) -> Response:
-        return self._page(request, _sorry("There is no such page", request.url.path, 404))
+        return self._page(request, _sorry("There is no such page", request.scope["path"], 404))
+
+    async def looking(self, request: Request, error: Exception) -> Response:
+        answer = self._page(request, _sorry("That is not done here", f"{request.method} {request.scope['path']}", 405))
+        if isinstance(error, HTTPException):
+            answer.headers.update(error.headers or {})
+        return answer
 
     async def broken(self, request: Request, error: Exception) -> Response:
-        return PlainTextResponse("something is wrong here: what runs this page has more in its log", 500)
+        why = f"{type(error).__name__}: whoever runs this page has more in its log"
+        return self._page(request, _sorry("Something is wrong here", why, 500))
 
     async def _form(self, request: Request) -> dict[str, list[str]] | None:
         """A form's fields; None where it is none of ours."""
@@ -162,12 +193,16 @@ class Shown:
             body += part
             if len(body) > MOST:
                 return None
-        form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
+        try:
+            form = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        except ValueError:
+            return None
         given = form.get("form_token", [""])[0]
         return form if self._secrets.is_form(request.cookies.get(FORMS, ""), given) else None
 
     async def _answer(self, request: Request, handler: Handler, form: dict[str, list[str]]) -> Response:
-        done = await run_in_threadpool(self._done, self._view(request, form), handler)
+        loop = asyncio.get_running_loop()
+        done = await loop.run_in_executor(self._threads, self._done, self._view(request, form), handler)
         return RedirectResponse(done.address, 303) if isinstance(done, Go) else self._page(request, done)
 
     def _done(self, view: View, handler: Handler) -> Page | Go:
@@ -186,8 +221,12 @@ class Shown:
             return _sorry("That makes no sense", str(error), 400)
         if isinstance(error, NotPermitted):
             return _sorry("That is not there, or not for this login", str(error), 403)
-        if isinstance(error, (DatabaseUnavailable, SchemaOutOfDate)):
-            return _sorry("The database cannot be used", str(error), 503)
+        if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+            why = f"The database was not done after {PATIENCE} seconds: name a status, a workflow, an actor, a time."
+            return _sorry("That takes too long", why, 503)
+        if isinstance(error, (DatabaseUnavailable, SchemaOutOfDate, NotConfigured)):
+            why = str(error).rstrip(".")
+            return _sorry("The database cannot be used", f"{why}. Once that is mended, load this page again.", 503)
         return _sorry("That did not work", str(error), 500)
 
     def _page(self, request: Request, page: Page) -> Response:
@@ -207,6 +246,11 @@ class Shown:
         if not hasattr(request.state, "browser"):
             request.state.browser = request.cookies.get(FORMS) or self._secrets.browser()
         return str(request.state.browser)
+
+
+def _inside(address: str) -> str:
+    """Where somebody wanted to go, if that is a page of ours."""
+    return address if _INSIDE.fullmatch(address) else "/runs"
 
 
 def _sorry(title: str, why: str, status: int) -> Page:

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import os
 import time
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -88,7 +88,19 @@ class Secrets:
 
 def is_same_origin(request: Request) -> bool:
     """Whether a form came from one of our own pages; browsers always say."""
-    return urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host", "") != ""
+    try:
+        return urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host", "") != ""
+    except ValueError:
+        return False
+
+
+def is_loaded_elsewhere(request: Request) -> bool:
+    """Whether another site loads a page of ours as a part of its own, as an image or in a frame: it would see nothing,
+    but have the database work.  Its links may lead here."""
+    if request.headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+        return False
+    asked = request.headers.get("sec-fetch-mode"), request.headers.get("sec-fetch-dest")
+    return asked != ("navigate", "document")
 
 
 class Guard:
@@ -122,10 +134,15 @@ class Guard:
     def _refused(self, request: Request) -> Response | None:
         if self._hosts is not None and _host_of(request) not in self._hosts:
             return PlainTextResponse("ask for localhost, or start this with a token", 421)
-        if request.url.path in OPEN or self._secrets.knows(request.cookies.get(SESSION, "")):
+        if is_loaded_elsewhere(request):
+            return PlainTextResponse("this page is no part of another site's", 403)
+        # As the routes have it: a URL is made of what the client says is its host, too.
+        if request.scope["path"] in OPEN or self._secrets.knows(request.cookies.get(SESSION, "")):
             return None
         if request.method in ("GET", "HEAD"):
-            return RedirectResponse("/login", 303)
+            path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
+            wanted = {} if path == "/" else {"next": f"{path}?{query}" if query else path}
+            return RedirectResponse("/login" + ("?" + urlencode(wanted, errors="replace") if wanted else ""), 303)
         return PlainTextResponse("the token comes first: /login", 401)
 
 

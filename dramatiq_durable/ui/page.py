@@ -6,12 +6,15 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from ..broker import DurableBroker
 from ..cli.output import duration, plain
 from ..cli.target import Target
 from .html import Child, Html, link, tag
+
+T = TypeVar("T")
 
 PAGES = {
     "/runs": "Runs",
@@ -22,8 +25,14 @@ PAGES = {
     "/escalations": "Escalations",
 }
 
-#: Of a value, so many characters are shown.
-MOST = 20_000
+#: Of a value, so many characters are shown; of one among many, so many.
+MOST, LESS = 20_000, 4_000
+
+#: Of a text in a table, so many.
+SHORT = 300
+
+#: Of what is not read in pages, so many are on one.
+SLICE = 200
 
 GOOD = frozenset({"completed", "live", "resolved", "active"})
 BAD = frozenset({"failed", "timed_out", "terminated", "silent", "poison", "rejected", "unsettled"})
@@ -121,15 +130,32 @@ def document(page: Page, view: View) -> str:
 
 
 def table(label: str, columns: Sequence[str], rows: Iterable[Sequence[Child]], empty: str) -> Html:
-    """A table that scrolls by itself where it is too wide; a column's name that begins with # is one of numbers."""
+    """A table that scrolls by itself where it is too wide; a column's name that begins with # is one of numbers.
+
+    On a narrow screen each row is a card, whose cells have their column's name beside them.  The roles say what a table
+    is otherwise: browsers forget it where it is not laid out as one.
+    """
+    names = [column.lstrip("#") for column in columns]
     body = [
-        tag("tr", [tag("td", cell, class_=_class(column)) for column, cell in zip(columns, row, strict=True)])
+        tag("tr", [
+            tag("td", cell, role="cell", class_=_class(column), data_name=name)
+            for column, name, cell in zip(columns, names, row, strict=True)
+        ], role="row")
         for row in rows
-    ]
+    ]  # fmt: skip
     if not body:
         return tag("p", empty)
-    head = tag("tr", [tag("th", column.lstrip("#"), scope="col", class_=_class(column)) for column in columns])
-    whole = tag("table", tag("thead", head), tag("tbody", body))
+    head = tag("tr", [
+        tag("th", name, scope="col", role="columnheader", class_=_class(column))
+        for column, name in zip(columns, names, strict=True)
+    ], role="row")  # fmt: skip
+    whole = tag(
+        "table",
+        tag("caption", label, class_="unseen"),
+        tag("thead", head, role="rowgroup"),
+        tag("tbody", body, role="rowgroup"),
+        role="table",
+    )
     return tag("div", whole, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 
@@ -172,19 +198,34 @@ def state(name: str) -> Html:
     return tag("span", name.replace("_", " "), class_=f"state {kind}")
 
 
-def value(given: Any) -> Html:
-    """A value as JSON, in lines."""
-    return block(json.dumps(plain(given), indent=2, ensure_ascii=False, default=str))
+def value(given: Any, most: int = MOST) -> Html:
+    """A value as JSON, in lines; of a large one no more is written than is shown."""
+    parts: list[str] = []
+    length = 0
+    try:
+        for part in _JSON.iterencode(given):
+            parts.append(part)
+            length += len(part)
+            if length > most:
+                break
+    except (TypeError, ValueError, RecursionError):
+        # Keys that are no text, or a thing in a thing in a thing: only another encoder than ours makes that.
+        return block(f"{''.join(parts)[:most]}\n… what follows cannot be shown as JSON: the command line shows it")
+    return block("".join(parts), most)
 
 
-def block(text: str) -> Html:
+_JSON = json.JSONEncoder(indent=2, ensure_ascii=False, default=lambda other: str(plain(other)))
+
+
+def block(text: str, most: int = MOST) -> Html:
     """Text with lines of its own."""
-    cut = (
-        f"{text[:MOST]}\n… {len(text) - MOST:,} characters more: the command line shows all"
-        if len(text) > MOST
-        else text
-    )
+    cut = text if len(text) <= most else f"{text[:most]}\n… cut off: the command line shows all"
     return tag("pre", cut, tabindex="0")
+
+
+def short(text: str | None) -> str | None:
+    """Text of a line, which may be anything."""
+    return text if text is None or len(text) <= SHORT else text[: SHORT - 1] + "…"
 
 
 def section(title: str, *children: Child) -> Html:
@@ -233,6 +274,16 @@ def pager(path: str, query: Mapping[str, str | int | None], cursor: str, first: 
     links = [] if first else [link("First page", path, **plain_query)]
     links += [] if next is None else [link("Next page", path, **plain_query, **{cursor: next})]
     return tag("nav", links, class_="more", aria_label="More of the list") if links else Html("")
+
+
+def sliced(
+    view: View, path: str, all: Sequence[T], query: Mapping[str, str | int | None] = MappingProxyType({})
+) -> tuple[Sequence[T], Html]:
+    """A page of what was read as a whole, and the ways to the others; ``from`` says where it begins."""
+    begin = view.number("from") or 0
+    shown = all[begin : begin + SLICE]
+    next = begin + SLICE if begin + SLICE < len(all) else None
+    return shown, pager(path, query, "from", begin == 0, next)
 
 
 Handler = Callable[[View], Page | Go]

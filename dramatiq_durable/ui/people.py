@@ -21,14 +21,19 @@ from .page import (
     facts,
     field_,
     filters,
+    pager,
     section,
+    short,
     state,
     table,
     value,
 )  # fmt: skip
 
 #: How many a page has.
-ROWS = 100
+ROWS = 50
+
+#: However it stands; without a word, those that wait are meant.
+ANY = "any"
 
 #: What `field_` takes for whoever does something.
 _WHO: dict[str, Any] = {"required": True, "maxlength": 200, "autocomplete": "username"}
@@ -39,17 +44,18 @@ DONE = {"claimed": "It is claimed.", "released": "It is nobody's again.", "resol
 def escalations(view: View) -> Page:
     """Those that match, by priority and age."""
     role, subject, type = view.given("role"), view.given("subject"), view.given("type")
-    status = view.query.get("status", "waiting") or None
+    status, after = view.given("status") or "waiting", view.given("after")
     try:
         found = all_escalations.list(
-            role=role, subject=subject, type=type, status=status, limit=ROWS + 1, broker=view.broker  # type: ignore[arg-type]
+            role=role, subject=subject, type=type, status=None if status == ANY else status,  # type: ignore[arg-type]
+            limit=ROWS + 1, after=after, broker=view.broker,
         )  # fmt: skip
     except ValueError as e:
         raise BadRequest(str(e)) from None
     columns = ("escalation", "role", "type", "#priority", "status", "opened", "times out", "claimed by", "workflow id")
     rows = [
         (
-            link(known.subject or known.id, f"/escalations/{known.id}"),
+            link(short(known.subject) or known.id, f"/escalations/{known.id}"),
             known.role,
             known.type,
             known.priority,
@@ -61,20 +67,19 @@ def escalations(view: View) -> Page:
         )
         for known in found[:ROWS]
     ]
+    query = {"role": role, "subject": subject, "type": type, "status": status}
     return Page(
         "Escalations",
         [
             filters(
                 "/escalations",
                 field_("Role", "role", role),
-                choice("Status", "status", STATUSES, status),
+                choice("Status", "status", (*STATUSES, ANY), status, none=""),
                 field_("Subject", "subject", subject),
                 field_("Type", "type", type),
             ),
             table("Escalations", columns, rows, "There are no such escalations."),
-            tag("p", f"There are more than these {ROWS}: say more of what you look for.")
-            if len(found) > ROWS
-            else None,
+            pager("/escalations", query, "after", after is None, found[ROWS - 1].id if len(found) > ROWS else None),
         ],
         "/escalations",
     )

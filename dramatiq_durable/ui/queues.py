@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, LiteralString
 
 from .. import schedules as all_schedules
 from ..cli.output import duration
 from ..cli.payload import call, decode, last_line
+from ..metrics.gauges import MOST_COUNTED
 from .html import Child, address, link, tag
 from .page import (
+    LESS,
     BadRequest,
     Go,
     Missing,
@@ -28,6 +32,8 @@ from .page import (
     pager,
     seconds,
     section,
+    short,
+    sliced,
     state,
     table,
     value,
@@ -35,6 +41,28 @@ from .page import (
 
 #: How many dead letters, or messages, a page has.
 ROWS = 50
+
+#: What is read of a message in a list: values that are large are not, and of failures the end says most.
+_SMALL: LiteralString = (
+    "kind, octet_length(payload) AS size, CASE WHEN octet_length(payload) <= 65536 THEN payload END AS payload, "
+)
+_MESSAGE: LiteralString = _SMALL + (
+    "message_id, state, actor, run_id, priority, due_at, attempt, worker_id, host, pid, since, abort_at, "
+    "CASE WHEN octet_length(last_failure) <= 65536 THEN last_failure ELSE right(last_failure, 4000) END AS last_failure"
+)
+_LETTER: LiteralString = _SMALL + (
+    "dead_letter_id, stream, actor, reason, attempt, died_at, "
+    "CASE WHEN octet_length(failure) <= 65536 THEN failure ELSE right(failure, 4000) END AS failure"
+)
+
+#: What is said after something was done, by the word in the address.
+PAUSED = {
+    "paused": "It is paused: nothing more is handed out, and what runs goes on.",
+    "paused-before": "It was paused already.",
+    "resumed": "It goes on.",
+    "resumed-before": "It was not paused.",
+}
+DROPPED = {"dropped": "The letter was dropped.", "dropped-before": "There was no such letter any more."}
 
 REASONS = ("rejected", "poison", "aborted", "unsettled")
 STATES = ("waiting", "delayed", "leased")
@@ -44,22 +72,46 @@ STATES = ("waiting", "delayed", "leased")
 
 
 def streams(view: View) -> Page:
-    """Every stream with its counts."""
+    """Every stream with its counts: those of the exporter, whatever there is counted no further than it counts."""
     columns = ("stream", "#ready", "#leased", "#delayed", "#dead", "oldest ready", "#workers", "state")
+    shown, more = sliced(view, "/streams", sorted(_gauges(view).items()))
     rows = [
         (
-            link(row["name"], "/stream", name=row["name"]),
-            row["ready"],
-            row["leased"],
-            row["delayed"],
-            link(str(row["dead"]), "/dead-letters", stream=row["name"]) if row["dead"] else 0,
-            seconds(row["oldest"]),
-            row["workers"] or tag("span", "none", class_="bad"),
-            state("paused") if row["paused"] else state("active"),
+            link(name, "/stream", name=name),
+            _counted(known["ready_messages"]),
+            _counted(known["leased_messages"]),
+            _counted(known["delayed_messages"]),
+            _dead(name, known),
+            seconds(known["oldest_ready_seconds"] or None),
+            _workers(known),
+            state("paused" if known["paused"] else "active"),
         )
-        for row in view.target.rows("stream_counts")
+        for name, known in shown
     ]
-    return Page("Streams", table("Streams", columns, rows, "There are no streams yet."), "/streams")
+    about = tag("p", f"From {MOST_COUNTED:,} on, counts are estimates (~).", class_="soft") if rows else None
+    return Page("Streams", [table("Streams", columns, rows, "There are no streams yet."), about, more], "/streams")
+
+
+def _gauges(view: View) -> dict[str, dict[str, float]]:
+    """What is known of each stream, by the names of the exporter's gauges."""
+    found: dict[str, dict[str, float]] = {}
+    for row in view.target.rows("read_gauges", MOST_COUNTED):
+        if row["metric"].startswith("stream_"):
+            found.setdefault(row["name"], defaultdict(float))[row["metric"].removeprefix("stream_")] += row["value"]
+    return found
+
+
+def _dead(name: str, known: dict[str, float]) -> Child:
+    dead = known["dead_letters"]
+    return link(_counted(dead), "/dead-letters", stream=name) if dead else "0"
+
+
+def _workers(known: dict[str, float]) -> Child:
+    return int(known["workers"]) or tag("span", "none", class_="bad")
+
+
+def _counted(rows: float) -> str:
+    return f"{'~' if rows >= MOST_COUNTED else ''}{rows:,.0f}"
 
 
 def stream(view: View) -> Page:
@@ -69,7 +121,7 @@ def stream(view: View) -> Page:
         raise Missing("name a stream")
     if chosen not in (None, *STATES):
         raise BadRequest(f"state is one of {', '.join(STATES)}, not {chosen!r:.60}")
-    found = view.target.rows("peek_messages", name, chosen, actor, ROWS + 1)
+    found = view.target.rows("peek_messages", name, chosen, actor, ROWS + 1, columns=_MESSAGE)
     now = datetime.now(UTC)
     columns = ("message id", "state", "actor", "arguments", "#priority", "due", "#attempt", "worker", "last failure")
     rows = [_message(view, row, now) for row in found[:ROWS]]
@@ -79,24 +131,62 @@ def stream(view: View) -> Page:
         choice("State", "state", STATES, chosen),
         field_("Actor", "actor", actor),
     )
+    known = _gauges(view).get(name, defaultdict(float))
+    paused = bool(known["paused"])
     return Page(
         name,
         [
-            tag("p", link("Its dead letters", "/dead-letters", stream=name)),
+            _said(view, PAUSED),
+            facts(
+                ("state", state("paused" if paused else "active")),
+                ("ready", _counted(known["ready_messages"])),
+                ("oldest ready", seconds(known["oldest_ready_seconds"] or None)),
+                ("leased", _counted(known["leased_messages"])),
+                ("delayed", _counted(known["delayed_messages"])),
+                ("dead", _dead(name, known)),
+                ("workers", _workers(known)),
+            ),
+            action(
+                view, "/stream/resume" if paused else "/stream/pause", "Resume" if paused else "Pause",
+                tag("input", type="hidden", name="name", value=name),
+            ),
+            tag("h2", "Messages"),
             form,
             table("Messages", columns, rows, "There is no such message."),
             tag("p", f"There are more than these {ROWS}.") if len(found) > ROWS else None,
         ],
         "/streams",
-    )
+    )  # fmt: skip
+
+
+def pause(view: View) -> Go:
+    """Have a stream hand out nothing."""
+    return _pause(view, True)
+
+
+def resume(view: View) -> Go:
+    """Have it hand out again."""
+    return _pause(view, False)
+
+
+def _pause(view: View, paused: bool) -> Go:
+    name = view.filled("name")
+    [row] = view.target.rows("pause_stream", name, paused)
+    verb = "paused" if paused else "resumed"
+    return Go(address("/stream", name=name, done=verb if row["pause_stream"] else f"{verb}-before"))
+
+
+def _said(view: View, texts: Mapping[str, str]) -> Child:
+    """What became of what was done last."""
+    text = texts.get(view.given("done") or "")
+    return None if text is None else box(text)
 
 
 def _message(view: View, row: dict[str, Any], now: datetime) -> tuple[Child, ...]:
-    codecs = view.broker.codecs
     if row["kind"] in ("s", "t", "w"):
         arguments: Child = link("a task of a run", f"/runs/{row['run_id']}")
     else:
-        arguments = call(decode(row["payload"], row["kind"], codecs))
+        arguments = _call(view, row)
     worker = None if row["worker_id"] is None else f"{row['worker_id']} ({row['host']}, pid {row['pid']})"
     running = None if row["since"] is None else f" for {duration((now - row['since']).total_seconds())}"
     return (
@@ -108,8 +198,15 @@ def _message(view: View, row: dict[str, Any], now: datetime) -> tuple[Child, ...
         ago(row["due_at"]),
         row["attempt"],
         [worker, running],
-        last_line(codecs.decode_text(row["last_failure"])),
+        last_line(view.broker.codecs.decode_text(row["last_failure"])),
     )
+
+
+def _call(view: View, row: dict[str, Any]) -> str:
+    """The arguments of a message in one line; of a large one, how large it is."""
+    if row["payload"] is None:
+        return f"{row['size']:,} bytes"
+    return call(decode(row["payload"], row["kind"], view.broker.codecs))
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------
@@ -119,7 +216,8 @@ def dead_letters(view: View) -> Page:
     """A page of dead letters, the latest first."""
     stream, actor, reason, text = (view.given(name) for name in ("stream", "actor", "reason", "text"))
     below = view.number("below")
-    found = view.target.rows("list_dead_letters", None, None, stream, actor, reason, None, None, text, ROWS + 1, below)
+    given = (None, None, stream, actor, reason, None, None, text, ROWS + 1, below)
+    found = view.target.rows("list_dead_letters", *given, columns=_LETTER)
     codecs = view.broker.codecs
     rows = []
     for row in found[:ROWS]:
@@ -131,7 +229,7 @@ def dead_letters(view: View) -> Page:
             link(str(number), f"/dead-letters/{number}"),
             row["stream"],
             row["actor"],
-            call(decode(row["payload"], row["kind"], codecs)),
+            _call(view, row),
             state(row["reason"]),
             row["attempt"],
             ago(row["died_at"]),
@@ -145,6 +243,7 @@ def dead_letters(view: View) -> Page:
         "Dead letters",
         [
             _redriven(view),
+            _said(view, DROPPED),
             filters(
                 "/dead-letters",
                 field_("Stream", "stream", stream),
@@ -179,6 +278,7 @@ def dead_letter(view: View) -> Page:
     decoded = decode(row["payload"], row["kind"], view.broker.codecs)
     traceback = (decoded.get("options") or {}).pop("traceback", None)
     failure = view.broker.codecs.decode_text(row["failure"])
+    hidden = tag("input", type="hidden", name="letter", value=number)
     given: Child = block(decoded["bytes"]) if "bytes" in decoded else value(decoded)
     return Page(
         f"Dead letter {number}",
@@ -195,12 +295,15 @@ def dead_letter(view: View) -> Page:
                 ("sent", ago(row["enqueued_at"])),
                 ("died", ago(row["died_at"])),
             ),
-            action(
-                view, "/dead-letters/redrive", "Redrive", tag("input", type="hidden", name="letter", value=number)
-            ),
+            action(view, "/dead-letters/redrive", "Redrive", hidden),
             section("Failure", block(failure)) if failure else None,
             section("Traceback", block(traceback)) if isinstance(traceback, str) else None,
             section("Message", given),
+            section("Drop", action(
+                view, "/dead-letters/drop", "Drop", hidden,
+                tag("div", tag("input", type="checkbox", name="sure", id="sure", required=True), " ",
+                    tag("label", "It is gone then, with what it carries.", for_="sure")),
+            )) if view.allow_actions else None,
         ],
         "/dead-letters",
     )  # fmt: skip
@@ -213,6 +316,15 @@ def redrive(view: View) -> Go:
         raise BadRequest("choose the letters to redrive")
     [row] = view.target.rows("redrive_dead_letters", letters, *[None] * 7, 0, letters[-1], len(letters))
     return Go(address("/dead-letters", redriven=row["redriven"], kept=len(letters) - row["redriven"]))
+
+
+def drop(view: View) -> Go:
+    """Drop a letter, for ever."""
+    number = _number(view.filled("letter"))
+    if not view.filled("sure"):
+        raise BadRequest("say that you are sure: it is gone then")
+    [row] = view.target.rows("drop_dead_letters", [number], *[None] * 7, number - 1, number, 1)
+    return Go(address("/dead-letters", done="dropped" if row["dropped"] else "dropped-before"))
 
 
 def _number(text: str) -> int:
@@ -239,6 +351,7 @@ def workers(view: View) -> Page:
         "silent",
         "started",
     )
+    shown, more = sliced(view, "/workers", view.target.rows("list_workers"))
     rows = [
         (
             link(str(row["worker_id"]), f"/workers/{row['worker_id']}"),
@@ -247,15 +360,15 @@ def workers(view: View) -> Page:
             row["pid"],
             row["login"],
             row["threads"],
-            ", ".join(row["streams"]),
+            short(", ".join(row["streams"])),
             row["holds"],
             seconds(row["oldest"]),
             seconds(row["silent"]),
             moment(row["started_at"]),
         )
-        for row in view.target.rows("list_workers")
+        for row in shown
     ]
-    return Page("Workers", table("Workers", columns, rows, "No worker is registered."), "/workers")
+    return Page("Workers", [table("Workers", columns, rows, "No worker is registered."), more], "/workers")
 
 
 def worker(view: View) -> Page:
@@ -265,6 +378,8 @@ def worker(view: View) -> Page:
     if found is None:
         raise Missing("no such worker is registered: it has ended, or never was")
     now = datetime.now(UTC)
+    number = found["worker_id"]
+    shown, more = sliced(view, f"/workers/{number}", view.target.rows("worker_messages", number))
     rows = [
         (
             str(row["message_id"]),
@@ -274,7 +389,7 @@ def worker(view: View) -> Page:
             None if row["since"] is None else seconds((now - row["since"]).total_seconds()),
             "yes" if row["abort_at"] is not None else None,
         )
-        for row in view.target.rows("worker_messages", found["worker_id"])
+        for row in shown
     ]
     return Page(
         f"Worker {found['worker_id']}",
@@ -293,6 +408,7 @@ def worker(view: View) -> Page:
                 "Messages that it holds",
                 table("Messages", ("message id", "stream", "actor", "#attempt", "for", "aborted"), rows,
                       "It holds no message."),
+                more,
             ),
         ],
         "/workers",
@@ -314,9 +430,10 @@ def schedules(view: View) -> Page:
         "remarks",
     )
     rows = []
-    for known in all_schedules.list(broker=view.broker):
+    shown, more = sliced(view, "/schedules", all_schedules.list(broker=view.broker))
+    for known in shown:
         remarks: list[Child] = [] if known.workers else [tag("p", "no live worker", class_="bad")]
-        remarks += [block(known.failure)] if known.failure else []
+        remarks += [block(known.failure, LESS)] if known.failure else []
         rows.append(
             (
                 known.name,
@@ -331,7 +448,7 @@ def schedules(view: View) -> Page:
                 remarks,
             )
         )
-    return Page("Schedules", table("Schedules", columns, rows, "There are no schedules."), "/schedules")
+    return Page("Schedules", [table("Schedules", columns, rows, "There are no schedules."), more], "/schedules")
 
 
 def _fired(known: all_schedules.Schedule) -> Child:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
+from psycopg import sql
+
 from .. import escalations
 from ..cli.workflow.look import STATUSES
 from ..cli.workflow.timeline import details, ends_of
-from ..errors import DurableError, InvalidFilter
+from ..errors import DurableError, InvalidFilter, NotPermitted
+from ..procedures import from_json
 from ..workflow.client import get_handle
 from ..workflow.descriptions import Description, HistoryEvent, Pending, public
 from ..workflow.events import Event
 from ..workflow.filters import parse
 from ..workflow.listing import WorkflowList, list_workflows
-from .html import Child, Html, link, tag
+from .html import Child, Html, link, render, tag
 from .page import (
+    LESS,
+    MOST,
     Missing,
     Page,
     View,
@@ -34,6 +40,7 @@ from .page import (
     pager,
     seconds,
     section,
+    short,
     state,
     table,
     value,
@@ -58,6 +65,18 @@ CAUSES = 20
 
 #: How finely a bar is drawn.
 WIDTH = 1000
+
+#: How many things that a run waits for are shown.
+PENDING = 100
+
+#: Among how many messages of its workflow a task that failed is looked for.
+NEXT = 200
+
+#: Of what all events of a page carry, so many bytes of HTML are shown.
+ALL = 500_000
+
+#: From how many bytes on an event says no more than that it has them.
+LARGE = 65_536
 
 _SHOWN = ("input", "result", "payload", "value", "failure")
 
@@ -109,7 +128,7 @@ def runs(view: View) -> Page:
             moment(run.started_at),
             seconds(((run.closed_at or datetime.now(UTC)) - run.started_at).total_seconds()),
             run.history_length,
-            ", ".join(f"{key}={what}" for key, what in run.search.items()),
+            short(", ".join(f"{key}={what}" for key, what in run.search.items())),
         )
         for run in found
     ]
@@ -143,23 +162,23 @@ def run(view: View) -> Page:
     asked = view.given("stack") is not None
     told = get_handle(run_id=str(run_id), broker=view.broker).described(ask=asked)
     after = view.number("after") or 0
-    with view.broker.database.calling() as conn:
-        procedures = view.broker.procedures
-        last = procedures.get_history(conn, run_id.bytes, told.history_length - 1, 1)
-        page = procedures.get_history(conn, run_id.bytes, min(after, 2**31 - 1), EVENTS + 1)
-    events = [_told(event) for event in page[:EVENTS]]
+    page = _events(view, run_id, min(after, 2**31 - 1), EVENTS + 1)
+    events = page[:EVENTS]
     more = events[-1].event_id if len(page) > EVENTS else None
+    last = [] if told.status == "running" else _events(view, run_id, told.history_length - 1, 1)
     end = told.closed_at or datetime.now(UTC)
     here = f"/runs/{run_id}"
-    reason = _told(last[0]).attributes.get("reason") if last and told.status != "running" else None
+    reason = last[0].attributes.get("reason") if last else None
     return Page(
         told.workflow_id,
         [
             _summary(told, reason),
             section("Failure", failure(told.failure)) if told.failure else None,
-            section("Its last task failed", block(told.task_failure)) if told.task_failure else None,
+            section("Its last task failed", block(told.task_failure), _next_task(view, told))
+            if told.task_failure
+            else None,
             section("Waits for", _pending(view, told, here)) if told.status == "running" else None,
-            section("Where the code waits", block(told.stack or "no worker told")) if asked else None,
+            section("Where the code waits", _stack(told)) if asked else None,
             section("Input", value(told.input)),
             section("Result", value(told.result)) if told.status == "completed" else None,
             section(
@@ -178,7 +197,7 @@ def _summary(told: Description, reason: Any) -> Html:
     parent = told.parent
     return facts(
         ("status", state(told.status)),
-        ("reason", None if reason is None else str(reason)),
+        ("reason", None if reason is None else short(str(reason))),
         ("workflow", told.name),
         ("run id", told.run_id),
         ("stream", link(told.queue_name, "/stream", name=told.queue_name)),
@@ -197,13 +216,36 @@ def _summary(told: Description, reason: Any) -> Html:
     )  # fmt: skip
 
 
+def _stack(told: Description) -> Child:
+    if told.status != "running":
+        return tag("p", "Nowhere: it has ended.")
+    if told.stack:
+        return block(told.stack)
+    return tag("p", "No worker told. Is there one for its stream? See ", link("workers", "/workers"), ".")
+
+
+def _next_task(view: View, told: Description) -> Child:
+    """When the task that failed comes again.  Only administrators see messages."""
+    try:
+        found = view.target.rows("peek_messages", told.queue_name, None, told.name, NEXT)
+    except NotPermitted:
+        return None
+    for row in found:
+        if str(row["run_id"]) == told.run_id and row["kind"] in ("s", "t", "w") and row["last_failure"] is not None:
+            when: Child = "now" if row["state"] == "leased" else ago(row["due_at"])
+            return tag("p", f"Attempt {row['attempt'] + 1} of the task: ", when, ".")
+    where = link("what is delayed on its stream", "/stream", name=told.queue_name, state="delayed", actor=told.name)
+    return tag("p", "When it comes again: see ", where, ".")
+
+
 def _pending(view: View, told: Description, here: str) -> list[Child]:
     people = [
         open
         for status in ("waiting", "claimed")
         for open in escalations.list(run_id=told.run_id, status=status, limit=50, broker=view.broker)
     ]
-    rows: list[Sequence[Child]] = [_pending_row(entry) for entry in told.pending if entry.kind != "escalation"]
+    others = [entry for entry in told.pending if entry.kind != "escalation"]
+    rows: list[Sequence[Child]] = [_pending_row(entry) for entry in others[:PENDING]]
     rows += [
         (
             "escalation",
@@ -217,36 +259,58 @@ def _pending(view: View, told: Description, here: str) -> list[Child]:
     columns = ("what", "name", "#number", "#attempt", "next", "last failure, progress")
     return [
         table("What the run waits for", columns, rows, "No activity, timer, child or person: a signal, or its worker."),
+        tag("p", f"There are {len(others) - PENDING:,} more.") if len(others) > PENDING else None,
         tag("p", link("Ask a worker where the code waits", here, stack="1")),
     ]
 
 
 def _pending_row(entry: Pending) -> Sequence[Child]:
-    said: list[Child] = [block(entry.last_failure)] if entry.last_failure else []
-    said += [value(entry.heartbeat_details)] if entry.heartbeat_details is not None else []
+    said: list[Child] = [block(entry.last_failure, LESS)] if entry.last_failure else []
+    said += [value(entry.heartbeat_details, LESS)] if entry.heartbeat_details is not None else []
     return entry.kind, entry.name, entry.seq, entry.attempt, ago(entry.next_attempt_at), said
 
 
-def failure(known: Mapping[str, Any] | None) -> Html:
-    """A failure with its traceback, and what caused it."""
+def failure(known: Mapping[str, Any] | None, most: int = MOST) -> Html:
+    """A failure with its traceback, and what caused it; of all texts not many more than so many characters."""
     parts: list[Child] = []
-    while isinstance(known, Mapping) and len(parts) < 3 * CAUSES:
-        parts.append(tag("p", "caused by:") if parts else None)
-        parts.append(tag("p", tag("strong", str(known.get("type"))), ": ", str(known.get("message"))))
+    for _ in range(CAUSES):
+        if not isinstance(known, Mapping) or most <= 0:
+            break
         traceback = known.get("traceback")
-        parts.append(block(traceback if isinstance(traceback, str) else str(traceback)) if traceback else None)
+        said, trace = str(known.get("message")), str(traceback) if traceback else ""
+        parts.append(tag("p", "caused by:") if parts else None)
+        parts.append(tag("p", tag("strong", short(str(known.get("type")))), ": ", said if len(said) <= LESS else None))
+        parts.append(block(said, LESS) if len(said) > LESS else None)
+        parts.append(block(trace, most) if trace else None)
+        most -= len(said) + len(trace)
         known = known.get("cause")
     return tag("div", parts)
 
 
-def _told(event: Event) -> HistoryEvent:
+def _events(view: View, run_id: uuid.UUID, after: int, most: int) -> list[HistoryEvent]:
+    """Events of a run; of those that carry much, only how much that is."""
+    call = sql.SQL(
+        "SELECT event_id, type, at, seq, name, CASE WHEN octet_length(payload) <= {most} THEN payload END, "
+        "CASE WHEN octet_length(attributes) <= {most} THEN attributes END, "
+        "greatest(octet_length(payload), octet_length(attributes)) FROM {schema}.get_history(%s, %s, %s)"
+    ).format(most=LARGE, schema=sql.Identifier(view.target.namespace))
+    with view.broker.database.calling() as conn:
+        rows = conn.execute(call, [run_id, after, most]).fetchall()
+    return [
+        _told(view, Event(id, type, at, seq, name, payload, from_json(facts)), size or 0)
+        for id, type, at, seq, name, payload, facts, size in rows
+    ]
+
+
+def _told(view: View, event: Event, size: int) -> HistoryEvent:
     """An event as it is shown; whatever its writer has put into it, the others are seen."""
     try:
-        told = public(event)
-    except (ValueError, TypeError, DurableError) as e:
+        told = public(view.broker.codecs.open(event))
+    except (ValueError, TypeError, RecursionError, DurableError) as e:
         told = public(event._replace(payload=None, attributes={"unreadable": str(e)}))
-    if not isinstance(told.attributes.get("seq"), int):
-        told.attributes.pop("seq", None)
+    if size > LARGE:
+        much = {"size": f"{size:,} bytes, too many for this page"}
+        told = replace(told, attributes={**much, **told.attributes})
     return told
 
 
@@ -262,12 +326,15 @@ def timeline(events: Sequence[HistoryEvent], start: datetime, end: datetime, who
         event.attributes.get("seq") for event in events if event.type.endswith(("Failed", "TimedOut", "Terminated"))
     }
     rows: list[Sequence[Child]] = []
+    left = ALL
     for event in events:
         drawn: Child = None
         if event.event_id in ends:
             until = ends[event.event_id]
             kind = "open" if until is None else "bad" if event.attributes.get("seq") in failed else None
             drawn = _bar(event.at, until, start, end, kind, whole)
+        told = render(_details(event, left > 0))
+        left -= len(told)
         rows.append(
             (
                 event.event_id,
@@ -277,7 +344,7 @@ def timeline(events: Sequence[HistoryEvent], start: datetime, end: datetime, who
                 event.attributes.get("seq"),
                 event.name,
                 drawn,
-                _details(event),
+                told,
             )
         )  # fmt: skip
     columns = ("#event", "#after", "type", "#number", "name", "when", "details")
@@ -307,12 +374,12 @@ def _bar(at: datetime, until: datetime | None, start: datetime, end: datetime, k
     )  # fmt: skip
 
 
-def _details(event: HistoryEvent) -> Child:
+def _details(event: HistoryEvent, wholly: bool) -> Child:
     try:
         line = details(event)
     except (ValueError, TypeError, KeyError, AttributeError):
         line = "not written by this package"
-    known = [(name, event.attributes[name]) for name in _SHOWN if event.attributes.get(name) is not None]
+    known = [(name, event.attributes[name]) for name in _SHOWN if event.attributes.get(name) is not None and wholly]
     if event.type == "ChildStarted" and "run_id" in event.attributes:
         return [link("its run", "/runs/" + quote(str(event.attributes["run_id"]), safe="")), _folded(line, known)]
     return _folded(line, known)
@@ -325,5 +392,6 @@ def _folded(line: str, known: Sequence[tuple[str, Any]]) -> Child:
     inside: list[Child] = []
     for name, what in known:
         inside.append(tag("p", name))
-        inside.append(failure(what) if name == "failure" and isinstance(what, Mapping) else value(what))
+        is_failure = name == "failure" and isinstance(what, Mapping)
+        inside.append(failure(what, LESS) if is_failure else value(what, LESS))
     return tag("details", tag("summary", line or "details"), inside)

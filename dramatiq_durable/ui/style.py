@@ -28,7 +28,9 @@ main { overflow-wrap: anywhere; padding: 1rem; max-width: 100rem; margin: 0 auto
 main:focus { outline: none; }
 h1 { font-size: 1.4rem; margin: .2rem 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 1.6rem 0 .5rem; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; background: var(--card); }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.scroll { position: relative; overflow-x: auto; border: 1px solid var(--line); border-radius: 6px;
+  background: var(--card); }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .7rem; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
@@ -52,26 +54,36 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.2rem; m
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: var(--code); padding: .6rem .8rem; border-radius: 6px; overflow-x: auto; margin: .3rem 0;
-  font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+  font: 13px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
+  max-height: 32rem; overflow-y: auto; }
 summary { cursor: pointer; }
 form.filters { display: flex; flex-wrap: wrap; gap: .6rem 1rem; align-items: end; margin-bottom: 1rem; }
 label { display: block; color: var(--soft); }
 .wide { flex: 1 1 24rem; }
 input:not([type=checkbox]), select, textarea, button { font: inherit; color: inherit; background: var(--card);
   border: 1px solid var(--soft); border-radius: 5px; padding: .35rem .6rem; width: 100%; min-height: 2.4rem; }
+input[type=checkbox] { width: 1.3rem; height: 1.3rem; margin: 0; }
 button { width: auto; cursor: pointer; color: var(--link); border-color: var(--link); font-weight: 600; }
 .box { border: 1px solid var(--line); border-left: 5px solid var(--bar); border-radius: 6px; background: var(--card);
   padding: .6rem .9rem; margin: 0 0 1rem; }
 .box.bad { border-left-color: var(--bad); color: inherit; }
 .act { display: grid; gap: .6rem; max-width: 40rem; margin: .6rem 0; justify-items: start; }
 .act > div { width: 100%; }
+input[type=checkbox] + label { display: inline; }
+input[type=checkbox] { vertical-align: text-bottom; }
 .more { display: flex; gap: 1.5rem; margin: 1rem 0; }
 @media (max-width: 40rem) {
-  dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: .5rem; }
-  td.bar { min-width: 8rem; }
-  td:last-child:not(.number) { min-width: 22rem; }
-  th, td { padding: .35rem .5rem; }
+  dl { grid-template-columns: 6.5rem 1fr; gap: .3rem .7rem; }
+  .filters > div, .filters .wide { flex: 1 1 100%; }
+  table, tbody, tr, td { display: block; }
+  thead { position: absolute; clip-path: inset(50%); }
+  tr { padding: .5rem 0; border-bottom: 1px solid var(--line); }
+  tr:last-child { border-bottom: 0; }
+  td, td.number, td.bar { border: 0; padding: .15rem .7rem .15rem 7.5rem; position: relative; text-align: left;
+    width: auto; min-width: 0; min-height: 1.8em; white-space: normal; }
+  td::before { content: attr(data-name); position: absolute; left: .7rem; width: 6.5rem; color: var(--soft); }
+  td:empty { display: none; }
+  td strong, time { white-space: normal; }
 }
 """
 

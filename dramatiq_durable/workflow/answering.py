@@ -134,6 +134,7 @@ class Answerer:
                 # Nothing was asked for in its first step; or it was ended before that.
                 execution.is_replaying = True
                 execution.apply(history[0])
+                execution.is_replaying = False
             else:
                 execution.replay(history)
         except BaseException as e:

@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from ..durations import Duration, parse_duration
@@ -271,8 +270,12 @@ class Asking:
         payload = self.broker.codecs.encode(encode_call(args, {}, None, name), f"the arguments of {name!r}")
         request = RequestUpdate(_key(self.run_id), self._workflow_id, update_id, name, payload)
         spans = self.broker.telemetry.spans()
-        with nullcontext() if spans is None else spans.telling("update", name, self._workflow_id or self.run_id):
+        if spans is None:
             _, run_id = self.broker.commit.submit(request)
+        else:
+            with spans.telling("update", name, self._workflow_id or self.run_id) as carrier:
+                request.trace = carrier.get("traceparent")
+                _, run_id = self.broker.commit.submit(request)
         return UpdateHandle(self.broker, self._workflow_id, str(uuid.UUID(bytes=run_id)), update_id, name)
 
     def _stack(self) -> str | None:

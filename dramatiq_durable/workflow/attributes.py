@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -119,7 +120,9 @@ def search_values(search: Mapping[str, Any]) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     if isinstance(value, dict) and isinstance(value.get("time"), str):
-        return datetime.fromisoformat(value["time"]).replace(tzinfo=UTC)
+        # What is no time was stored by nobody of ours: it is shown as it is.
+        with suppress(ValueError):
+            return datetime.fromisoformat(value["time"]).replace(tzinfo=UTC)
     return value
 
 

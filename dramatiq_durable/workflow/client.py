@@ -78,7 +78,9 @@ def _start_run(
         broker.codecs.seal_json(with_trace(options.facts(), carrier)),
     )
     brought = _brought(broker.codecs, options)
-    operation = StartRun(*start) if brought is None else StartRunWith(*start, **brought)
+    operation = (
+        StartRun(*start) if brought is None else StartRunWith(*start, **brought, with_trace=carrier.get("traceparent"))
+    )
     # Which run it is may be known only later (inside `async with using(...)`); until then, whichever has the id.
     handle = WorkflowHandle(
         broker, workflow_id, None if options.id_conflict == "use_existing" else str(run_id), workflow

@@ -157,9 +157,12 @@ def loads(data: bytes) -> Any:
     """Decode bytes to plain JSON values.
 
     Raises:
-      ValueError: the bytes are not JSON.
+      ValueError: the bytes are not JSON, or nested deeper than can be read.
     """
-    return _loads(data.decode("utf-8", "surrogatepass"))
+    try:
+        return _loads(data.decode("utf-8", "surrogatepass"))
+    except RecursionError:
+        raise ValueError("it is nested too deep to be read") from None
 
 
 def decode(data: bytes, annotation: Any = Any, what: str = "the value") -> Any:

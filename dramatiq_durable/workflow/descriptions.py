@@ -104,17 +104,27 @@ class Description:
     stack: str | None = None
 
 
-def value_of(event: Event) -> Any:
-    return None if event.payload is None else loads(event.payload)
+def value_of(event: Event | None) -> Any:
+    """What an event carries; None where it is not there."""
+    return None if event is None or event.payload is None else readable(event.payload)
+
+
+def readable(data: bytes) -> Any:
+    """A value for whoever looks; what is no JSON is named instead: nobody of ours stores that, and it must not hide all
+    else."""
+    try:
+        return loads(data)
+    except (ValueError, RecursionError):
+        return f"<no JSON, {len(data):,} bytes>"
 
 
 def public(event: Event) -> HistoryEvent:
-    attributes = dict(event.attributes or {})
+    # The number of a command is what the database knows it by.
+    attributes = {name: value for name, value in (event.attributes or {}).items() if name != "seq"}
     if event.seq is not None:
         attributes["seq"] = event.seq
     if event.payload is not None:
-        value = loads(event.payload)
-        attributes[_PAYLOADS.get(event.type, "result")] = value
+        attributes[_PAYLOADS.get(event.type, "result")] = readable(event.payload)
     return HistoryEvent(
         event.event_id,
         _TYPES.get(event.type, event.type),

@@ -30,7 +30,7 @@ from ..using import sending
 from .asking import Asking
 from .attributes import search_values
 from .converter import decoders_of, encode, fit, loads
-from .descriptions import Description, HistoryEvent, Pending, public, value_of
+from .descriptions import Description, HistoryEvent, Pending, public, readable, value_of
 from .events import Event, described_failure
 from .export import export_history
 from .failures import failure_from_json
@@ -101,7 +101,12 @@ class WorkflowHandle(Asking, Generic[R]):
             if row is None:
                 return None
             ends = procedures.get_events(conn, row[0], [1, row[7]])
-            return row, ends[0], ends[-1], procedures.pending_of(conn, row[0]) if row[4] == "running" else []
+            return (
+                row,
+                ends.get(1),
+                ends.get(row[7]),
+                procedures.pending_of(conn, row[0]) if row[4] == "running" else [],
+            )
 
         found, stack = self._read(look), None
         if ask and found is not None and found[0][4] == "running":
@@ -129,7 +134,7 @@ class WorkflowHandle(Asking, Generic[R]):
             task_failure=self.broker.codecs.decode_text(failure),
             input=value_of(first),
             result=value_of(last) if status == "completed" else None,
-            failure=described_failure(last) if status == "failed" else None,
+            failure=described_failure(last) if status == "failed" and last is not None else None,
             pending=[
                 Pending(
                     kind,
@@ -138,7 +143,7 @@ class WorkflowHandle(Asking, Generic[R]):
                     attempt,
                     self.broker.codecs.decode_text(why),
                     None if due is None else due.astimezone(UTC),
-                    None if details is None else loads(self.broker.codecs.decode(details, "the heartbeat details")),
+                    None if details is None else readable(self.broker.codecs.decode(details, "the heartbeat details")),
                 )
                 for seq, kind, called, attempt, why, due, details in waiting
             ],

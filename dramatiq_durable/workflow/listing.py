@@ -21,10 +21,11 @@ import dramatiq
 from ..codecs import Codecs, ShownCodecs
 from ..errors import InvalidFilter, WorkflowClosed, WorkflowNotFound
 from ..operations import Operation, Post, Terminate
+from ..procedures import from_json
 from ..using import sending
 from .attributes import search_values
 from .client import durable_broker
-from .converter import encode
+from .converter import encode, loads
 from .definition import global_broker
 from .filters import TICK, All, Comparison, Condition, Field, compiled, parse
 from .handle import WorkflowHandle, check_event, check_reason, outside_of_workflows
@@ -372,8 +373,8 @@ def _summary(row: tuple[Any, ...], codecs: Codecs) -> WorkflowSummary:
         closed_at=None if closed_at is None else closed_at.astimezone(UTC),
         parent=None if parent is None else Parent(parent_workflow_id or "", str(uuid.UUID(bytes=parent))),
         memo=codecs.open_memo(memo),
-        search=search_values(json.loads(search)) if search else {},
-        entity=json.loads(entity) if entity else {},
+        search=search_values(from_json(search) or {}),
+        entity=from_json(entity) or {},
         history_length=length,
         task_failure=codecs.decode_text(failure),
     )
@@ -387,11 +388,11 @@ def _cursor(order: str, last: WorkflowSummary) -> str:
 
 def _read_cursor(after: str, order: str) -> tuple[str, bytes]:
     try:
-        made_for, at, run_id = json.loads(base64.urlsafe_b64decode(after.encode()))
+        made_for, at, run_id = loads(base64.urlsafe_b64decode(after.encode()))
         if at != "infinity":
             at = datetime.fromisoformat(at).astimezone(UTC).isoformat(timespec="microseconds")
         run = uuid.UUID(run_id).bytes
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         raise ValueError(f"after is the `.next` of the page before, not {after!r:.60}") from None
     if made_for != order:
         raise ValueError(f"the page before was ordered by {made_for!r}: this one must be, too")

@@ -285,14 +285,13 @@ class Runner:
                 raise translate(e) from e
         if run.execution is None:
             run.info = info_of(row)
-            execution = Execution(
-                workflow.fn,
-                info_of(row),
-                deadlock_timeout=self.broker.settings.deadlock_timeout,
-                interceptors=self.broker.interceptors,
-            )
-            run.execution = execution
-            if len(history) == 1:
+            run.execution = execution = self._new(workflow, row)
+            if len(history) == 1 and row[9] and self._asks_nothing(execution, history):
+                # Its first step is made, and nothing of it is in the history but this.
+                self.counts.replayed(workflow.name, 1)
+            elif len(history) == 1:
+                if execution.evicted:
+                    run.execution = execution = self._new(workflow, row)
                 # A new run: its first event was stored by whoever started it, its first step is made now.
                 left = left_unread(self.answerer, workflow, execution.info, history[0])
                 inbox[:0] = [(0, event) for event in (history[0], *left)]
@@ -309,6 +308,26 @@ class Runner:
             return self._load(workflow, delivery, run)
         committed = run.recorded and run.execution.last_event_id == row[6]
         return run.execution, inbox, committed
+
+    def _new(self, workflow: Workflow[Any, Any], row: tuple[Any, ...]) -> Execution:
+        return Execution(
+            workflow.fn,
+            info_of(row),
+            deadlock_timeout=self.broker.settings.deadlock_timeout,
+            interceptors=self.broker.interceptors,
+        )
+
+    def _asks_nothing(self, execution: Execution, history: list[Event]) -> bool:
+        """Bring back a run of which there is nothing but its start; answers whether its first step asks for nothing.
+
+        If it does ask for something, that step was not made, as where its task was purged, or by other code.
+        """
+        try:
+            execution.replay(history)
+        except Nondeterminism:
+            execution.evict()
+            return False
+        return True
 
     def _step(self, delivery: Delivery, run: CachedRun, execution: Execution, news: list[Event]) -> Advance:
         """Apply events one by one, and gather what came out as one operation."""
@@ -333,7 +352,7 @@ class Runner:
                 if event.type != events.UPDATE_REQUESTED:
                     step = execution.step(event, more, now_ms())
                 elif execution.begun:
-                    step = self._admit(event, advance, execution, more)
+                    step = self._admit(event, execution, more)
                 else:
                     early.append(event)
                     advance.left.add(position)
@@ -389,14 +408,15 @@ class Runner:
         if spans is not None and spans.debug:
             spans.recall(str(delivery.run_id), history)
 
-    def _admit(self, event: Event, advance: Advance, execution: Execution, more: bool) -> Step:
+    def _admit(self, event: Event, execution: Execution, more: bool) -> Step:
         """Give the code an update, or have it rejected: then there is no event, and the advance only says so."""
         failure = execution.handlers.refusal(event)
         if failure is None:
             return execution.step(event._replace(type=events.UPDATE_ACCEPTED), more, now_ms())
         attributes = {**(event.attributes or {}), "failure": failure}
-        advance.events.append(Event(0, events.UPDATE_REJECTED, event.at, None, event.name, None, attributes))
-        return Step([], []) if more else execution.close_late(now_ms())
+        rejected = Event(0, events.UPDATE_REJECTED, event.at, None, event.name, None, attributes)
+        late = Step([], []) if more else execution.close_late(now_ms())
+        return Step([rejected, *late.events], late.commands)
 
     def _unreserve(self, advance: Advance) -> None:
         claimer = self.broker.claimer
@@ -473,7 +493,7 @@ class Runner:
 
 
 def info_of(row: tuple[Any, ...]) -> Info:
-    run_id, workflow_id, name, queue_name, _, started_at, _, parent_run_id, parent_workflow_id = row
+    run_id, workflow_id, name, queue_name, _, started_at, _, parent_run_id, parent_workflow_id = row[:9]
     parent = None
     if parent_run_id is not None:
         parent = Parent(parent_workflow_id or "", str(uuid.UUID(bytes=parent_run_id)))

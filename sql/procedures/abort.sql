@@ -57,7 +57,8 @@ BEGIN
 END
 $$;
 
--- What the worker has been running for longer than a moment, and for how many milliseconds.  Answers the lease tokens of
+-- What the worker has been running for longer than a moment, and for how many milliseconds; what it does not hold is left
+-- out, or it would hide from others what runs.  Answers the lease tokens of
 -- those of its messages that are to be aborted; the same ones again until they are settled.
 CREATE FUNCTION {schema}.report_running(p_worker uuid, p_messages uuid[], p_ages bigint[])
 RETURNS uuid[]
@@ -77,7 +78,9 @@ BEGIN
            coalesce(array_agg(clock_timestamp() - least(greatest(t.age, 0), 315360000000) * interval '1 millisecond'
                               ORDER BY t.message_id), '{}')
     INTO v_running, v_since
-    FROM unnest(p_messages, p_ages) t (message_id, age) WHERE t.message_id IS NOT NULL AND t.age IS NOT NULL;
+    FROM (SELECT DISTINCT ON (u.message_id) u.message_id, u.age FROM unnest(p_messages, p_ages) u (message_id, age)) t
+    WHERE t.age IS NOT NULL AND EXISTS (
+        SELECT 1 FROM {schema}.message m WHERE m.message_id = t.message_id AND m.worker_id = v_worker.worker_id);
     -- Written only when something has begun or ended.
     UPDATE {schema}.worker w SET running = v_running, running_since = v_since
     WHERE w.worker_id = v_worker.worker_id AND w.running <> v_running;

@@ -119,8 +119,10 @@ BEGIN
                extract(epoch FROM clock_timestamp() - h.since)::double precision,
                extract(epoch FROM w.reclaim_delay)::double precision
         FROM {schema}.worker w, LATERAL (
-            SELECT count(*) AS holds, min(w.running_since[array_position(w.running, m.message_id)]) AS since
-            FROM {schema}.message m WHERE m.message_id = ANY (w.held) AND m.worker_id = w.worker_id) h
+            SELECT (SELECT count(*) FROM {schema}.message m WHERE m.message_id = ANY (w.held) AND m.worker_id = w.worker_id) AS holds,
+                   (SELECT min(u.since) FROM unnest(w.running, w.running_since) u (message_id, since)
+                    WHERE EXISTS (SELECT 1 FROM {schema}.message m
+                                  WHERE m.message_id = u.message_id AND m.worker_id = w.worker_id)) AS since) h
         ORDER BY w.worker_id;
 END
 $$;

@@ -324,22 +324,36 @@ $$;
 
 -- Escalations, by priority and then age; NULL filters match all.
 -- p_status: waiting, claimed, resolved, cancelled or timed_out.  p_metadata: an object that their metadata must have.
+-- p_after: the one that the page before ended with; raises DD001 where that is missing or foreign.
 CREATE FUNCTION {schema}.list_escalations(
-    p_role text, p_status text, p_subject text, p_type text, p_run uuid, p_metadata text, p_limit int)
+    p_role text, p_status text, p_subject text, p_type text, p_run uuid, p_metadata text, p_limit int, p_after uuid DEFAULT NULL)
 RETURNS TABLE (escalation text)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
 AS $$
 DECLARE
     v_streams int[] := {schema}.escalation_streams();
     v_metadata jsonb := p_metadata::jsonb;
-    v_status text := CASE WHEN p_status IN ('waiting', 'claimed') THEN 'open' ELSE p_status END;
+    v_statuses text[] := CASE WHEN p_status IN ('waiting', 'claimed') THEN ARRAY['open'] WHEN p_status IS NOT NULL THEN ARRAY[p_status]
+                              ELSE '{open,resolved,cancelled,timed_out}' END;
     v_now timestamptz := clock_timestamp();
+    v_most int := least(greatest(p_limit, 0), 10000);
+    v_after {schema}.escalation;
 BEGIN
+    IF p_after IS NOT NULL THEN
+        v_after := {schema}.find_escalation(p_after);
+        IF v_after.escalation_id IS NULL THEN
+            RAISE EXCEPTION 'no such escalation, or this login may not use it' USING ERRCODE = 'DD001';
+        END IF;
+    END IF;
+    -- The index has them in their order within a status.
     RETURN QUERY
-        SELECT {schema}.show_escalation(e)
-        FROM {schema}.escalation e
-        WHERE (p_role IS NULL OR e.role = p_role)
-          AND (v_status IS NULL OR e.status = v_status)
+        SELECT {schema}.show_escalation(f.found)
+        FROM unnest(v_statuses) s (status) CROSS JOIN LATERAL (
+        SELECT e AS found FROM {schema}.escalation e
+        WHERE e.status = s.status
+          AND (p_role IS NULL OR e.role = p_role)
+          AND (p_after IS NULL OR (e.priority, e.opened_at, e.escalation_id)
+                                > (v_after.priority, v_after.opened_at, v_after.escalation_id))
           AND (p_status IS DISTINCT FROM 'waiting' OR e.claimed_by IS NULL OR e.claimed_until <= v_now)
           AND (p_status IS DISTINCT FROM 'claimed' OR (e.claimed_by IS NOT NULL AND (e.claimed_until > v_now) IS NOT FALSE))
           AND (p_subject IS NULL OR e.subject = p_subject)
@@ -347,7 +361,8 @@ BEGIN
           AND (p_run IS NULL OR e.run_id = p_run)
           AND (v_metadata IS NULL OR e.metadata @> v_metadata)
           AND (v_streams IS NULL OR e.stream_id = ANY (v_streams))
-        ORDER BY e.priority, e.opened_at LIMIT least(greatest(p_limit, 0), 10000);
+        ORDER BY e.priority, e.opened_at, e.escalation_id LIMIT v_most) f
+        ORDER BY (f.found).priority, (f.found).opened_at, (f.found).escalation_id LIMIT v_most;
 END
 $$;
 

@@ -1,8 +1,8 @@
 -- What the exporter shows of a namespace, in one look.  For monitors.
 --
--- A look is bounded, whatever there is: of messages and of dead letters it counts at most p_most rows of a kind on a stream,
--- and 20 times as many on all streams, along the indexes; of runs, p_most of a status.  Where there are more, it estimates
--- from a sample of some 500 pages of the table.
+-- A look is bounded, whatever there is: of messages and of dead letters it reads at most p_most rows of a kind on a stream
+-- (and past those that are leased), and 20 times as many on all streams, along the indexes; of runs, p_most of a status.
+-- Where there are more, it estimates from a sample of some 500 pages of the table.
 
 -- Answers rows of (what, of which stream (or role, status, table, state), of which kind, how much).
 -- p_most: how many rows are counted before it estimates; at most 10,000.
@@ -25,12 +25,14 @@ DECLARE
     v_due timestamptz;
     v_ready bigint;
     v_overdue bigint;
+    v_held int;
+    v_read bigint;
+    v_full boolean;
     v_delayed bigint;
     v_oldest timestamptz;
     v_timer timestamptz;
     v_deadline timestamptz;
     v_tick timestamptz;
-    v_alarm timestamptz;
     v_share real;
     v_sample json;
     v_status text;
@@ -40,46 +42,44 @@ BEGIN
 
     -- Streams.  Of a table of any size at most some 500 pages are read.
     v_share := least(100, 100 * 500 / greatest(pg_relation_size('{schema}.message') / 8192, 1)::double precision);
+    SELECT least(coalesce(sum(cardinality(w.held)), 0), v_budget) INTO v_held FROM {schema}.worker w;
     FOR v_stream IN SELECT s.stream_id, s.name, s.paused FROM {schema}.stream s ORDER BY s.name LOOP
-        v_ready := 0; v_overdue := 0; v_delayed := 0; v_oldest := NULL; v_priorities := 0;
+        v_ready := 0; v_overdue := 0; v_delayed := 0; v_oldest := NULL; v_priorities := 0; v_full := false;
         v_timer := NULL; v_deadline := NULL; v_tick := NULL;
         SELECT m.priority INTO v_priority FROM {schema}.message m
         WHERE m.stream_id = v_stream.stream_id ORDER BY m.priority LIMIT 1;
         WHILE v_priority IS NOT NULL AND v_priorities < 100 LOOP
             v_priorities := v_priorities + 1;
-            -- The oldest comes first: it is known also where there are too many to count.
-            v_left := greatest(least(v_most - v_ready, v_budget), 1);
-            SELECT count(*), count(*) FILTER (WHERE c.kind = 'w'), min(c.due_at), min(c.due_at) FILTER (WHERE c.kind = 'w')
-            INTO v_rows, v_timers, v_due, v_alarm
-            FROM (SELECT m.kind, m.due_at FROM {schema}.message m
+            -- The oldest comes first, past what is leased: it is known also where there are too many to count.  Ticks of
+            -- schedules and limits of runs and activities (alarms) have priorities of their own, as a rule: where there are
+            -- thousands of them and nothing else, nothing else is looked for.
+            v_left := greatest(least(v_most - v_ready, v_budget), 1) + v_held;
+            SELECT count(*), count(*) FILTER (WHERE c.shown), count(*) FILTER (WHERE c.shown AND c.kind = 'w'),
+                   min(c.due_at) FILTER (WHERE c.shown), least(v_timer, min(c.due_at) FILTER (WHERE c.shown AND c.kind = 'w')),
+                   least(v_tick, min(c.due_at) FILTER (WHERE c.free AND c.kind = 'c')),
+                   least(v_deadline, min(c.due_at) FILTER (WHERE c.free AND c.kind IN ('d', 'e')))
+            INTO v_read, v_rows, v_timers, v_due, v_timer, v_tick, v_deadline
+            FROM (SELECT m.kind, m.due_at, m.lease_token IS NULL AS free,
+                         m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e') AS shown
+                  FROM {schema}.message m
                   WHERE m.stream_id = v_stream.stream_id AND m.priority = v_priority AND m.due_at <= v_now
-                    AND m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e')
                   ORDER BY m.due_at LIMIT v_left) c;
             v_ready := v_ready + v_rows; v_overdue := v_overdue + v_timers; v_oldest := least(v_oldest, v_due);
-            v_timer := least(v_timer, v_alarm);
-            v_budget := v_budget - v_rows;
+            v_budget := v_budget - v_read;
+            v_full := v_full OR v_read >= v_left AND v_rows > 0;
             v_left := greatest(least(v_most - v_delayed, v_budget), 1);
-            SELECT count(*) INTO v_rows
-            FROM (SELECT 1 FROM {schema}.message m
+            SELECT count(*), count(*) FILTER (WHERE c.shown) INTO v_read, v_rows
+            FROM (SELECT m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e') AS shown
+                  FROM {schema}.message m
                   WHERE m.stream_id = v_stream.stream_id AND m.priority = v_priority AND m.due_at > v_now
-                    AND m.lease_token IS NULL AND m.kind NOT IN ('c', 'd', 'e')
                   ORDER BY m.due_at LIMIT v_left) c;
             v_delayed := v_delayed + v_rows;
-            v_budget := v_budget - v_rows;
-            -- Ticks of schedules, and limits of runs and activities: they come before everything else.
-            IF v_priority < 0 THEN
-                SELECT min(c.due_at) FILTER (WHERE c.kind = 'c'), min(c.due_at) FILTER (WHERE c.kind IN ('d', 'e'))
-                INTO v_due, v_alarm
-                FROM (SELECT m.kind, m.due_at FROM {schema}.message m
-                      WHERE m.stream_id = v_stream.stream_id AND m.priority = v_priority AND m.due_at <= v_now
-                        AND m.lease_token IS NULL
-                      ORDER BY m.due_at LIMIT v_most) c;
-                v_tick := least(v_tick, v_due); v_deadline := least(v_deadline, v_alarm);
-            END IF;
+            v_budget := v_budget - v_read;
+            v_full := v_full OR v_read >= v_left AND v_rows > 0;
             SELECT m.priority INTO v_priority FROM {schema}.message m
             WHERE m.stream_id = v_stream.stream_id AND m.priority > v_priority ORDER BY m.priority LIMIT 1;
         END LOOP;
-        IF v_ready >= v_most OR v_delayed >= v_most OR v_budget <= 0 OR v_priority IS NOT NULL THEN
+        IF v_full OR v_priority IS NOT NULL THEN
             IF v_sample IS NULL THEN
                 SELECT coalesce(json_object_agg(c.stream_id || c.state, c.rows * 100 / v_share), '{}') INTO v_sample
                 FROM (SELECT m.stream_id, CASE WHEN m.due_at <= v_now THEN 'r' ELSE 'd' END AS state, count(*) AS rows
@@ -99,12 +99,12 @@ BEGIN
                          ('stream_oldest_ready_seconds', coalesce(date_part('epoch', v_now - v_oldest), 0)),
                          ('stream_workers', {schema}.live_workers(v_stream.stream_id))) g (metric, value);
     END LOOP;
-    -- What workers hold is found by what they say that they hold.
+    -- What workers hold is found by what they say that they hold: of each, the 10,000 that it was handed last.
     RETURN QUERY
         SELECT 'stream_leased_messages', s.name, NULL::text, coalesce(h.rows, 0)::double precision
         FROM {schema}.stream s LEFT JOIN (
-            SELECT m.stream_id, count(*) AS rows
-            FROM {schema}.worker w, unnest(w.held) h (message_id)
+            SELECT m.stream_id, count(DISTINCT h.message_id) AS rows
+            FROM {schema}.worker w, unnest(w.held[greatest(cardinality(w.held) - 10000, 0) + 1:]) h (message_id)
             JOIN LATERAL (SELECT m.stream_id, m.worker_id FROM {schema}.message m WHERE m.message_id = h.message_id) m ON true
             WHERE m.worker_id = w.worker_id GROUP BY m.stream_id) h ON h.stream_id = s.stream_id;
     -- Dead letters: the latest by reason, and in proportion where there are more.

@@ -36,6 +36,18 @@ BEGIN
 END
 $$;
 
+-- Internal: the facts of a run that goes on for another, with the first of its chain: where nobody began a trace, the whole
+-- chain is in that run's.
+CREATE FUNCTION {schema}.with_first(p_facts json, p_run {schema}.run)
+RETURNS json
+LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE WHEN p_facts -> 'trace' IS NOT NULL THEN p_facts
+           ELSE {schema}.with_fact(p_facts, 'first', to_json(coalesce(p_run.first_run_id, p_run.run_id)::text)) END;
+END
+$$;
+
 -- Internal: a fact that is a number, and not without end; NULL where it is none.  Whoever may start a run says what its
 -- facts are, and others are to end it.
 CREATE FUNCTION {schema}.fact_number(p_facts json, p_key text)
@@ -187,6 +199,7 @@ BEGIN
         v_facts := {schema}.with_fact(v_facts, 'outputs', {schema}.next_output(p_run.run_id, v_facts));
     END IF;
     v_facts := {schema}.with_fact(v_facts, 'previous', to_json(p_run.run_id::text));
+    v_facts := {schema}.with_first(v_facts, p_run);
     SELECT * INTO v_new FROM {schema}.create_run(
         v_next, p_run.workflow_id, p_run.stream_id, p_run.name, v_input, 'fail', 'allow', v_delay, v_facts,
         p_run.parent_run_id, p_run.parent_seq, p_run.parent_close, p_run.principal_id);

@@ -3,11 +3,12 @@
 -- Start runs, each with a signal or an update (p_with_types: SignalReceived, UpdateRequested) that comes in the same
 -- transaction, also where a live run has the workflow id and p_conflicts says use_existing.  p_with_keys are the ids under
 -- which each is taken once.
+-- p_with_traces: the spans that they come from, as for post().
 -- Answers as start_runs(); closed where the run that has the id has ended and takes no message.
 CREATE FUNCTION {schema}.start_runs_with(
     p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_streams int[], p_names text[], p_inputs bytea[],
     p_conflicts text[], p_reuses text[], p_delays bigint[], p_options text[],
-    p_with_types text[], p_with_names text[], p_with_payloads bytea[], p_with_keys text[])
+    p_with_types text[], p_with_names text[], p_with_payloads bytea[], p_with_keys text[], p_with_traces text[] DEFAULT NULL)
 RETURNS TABLE (status text, run_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
@@ -44,9 +45,11 @@ BEGIN
             v_run := {schema}.lock_live(v_run);
             run_id := v_run.run_id;
             IF p_with_types[i] = 'UpdateRequested' THEN
-                v_posted := {schema}.request_update(v_run, p_with_keys[i], p_with_names[i], p_with_payloads[i]);
+                v_posted := {schema}.request_update(
+                    v_run, p_with_keys[i], p_with_names[i], p_with_payloads[i], p_with_traces[i]);
             ELSE
-                v_posted := {schema}.post_one(v_run, p_with_types[i], p_with_keys[i], p_with_names[i], p_with_payloads[i]);
+                v_posted := {schema}.post_one(
+                    v_run, p_with_types[i], p_with_keys[i], p_with_names[i], p_with_payloads[i], p_with_traces[i]);
             END IF;
             IF v_posted = 'ok' THEN
                 v_told := v_told || v_run.run_id;

@@ -164,6 +164,7 @@ BEGIN
         WHEN v_first.attributes -> 'origin' IS NOT NULL THEN v_first.attributes
         ELSE {schema}.with_fact(v_first.attributes, 'origin', json_build_object(
             'run_id', v_run.run_id, 'started_at', (extract(epoch FROM v_run.started_at) * 1000)::bigint)) END;
+    v_facts := {schema}.with_first(v_facts, v_run);
     SELECT * INTO v_new FROM {schema}.create_run(
         p_new, v_run.workflow_id, v_run.stream_id, v_run.name, v_first.payload, 'fail', 'allow', 0, v_facts,
         v_run.parent_run_id, v_run.parent_seq, v_run.parent_close, v_run.principal_id);

@@ -347,6 +347,18 @@ BEGIN
     VALUES (p_run, v_run.last_event + 1, p_event, date_trunc('milliseconds', clock_timestamp()), json_build_object('reason', p_reason));
     PERFORM {schema}.after_close(p_run);
     DELETE FROM {schema}.follower f WHERE f.follower_run_id = p_run;
+    IF p_status = 'terminated' THEN
+        -- No worker knows of it: where it is in a trace, its deadline comes now, and who claims that writes its last span.
+        INSERT INTO {schema}.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, payload)
+        SELECT {schema}.derived_id(p_run, 'deadline'), v_run.stream_id, -1, clock_timestamp(), clock_timestamp(), 'e', p_run,
+               v_run.name, ''
+        FROM {schema}.event e
+        WHERE e.run_id = p_run AND e.event_id = 1 AND {schema}.readable(e.attributes) -> 'trace' IS NOT NULL
+        ON CONFLICT DO NOTHING;
+        IF FOUND THEN
+            PERFORM {schema}.wake(ARRAY[v_run.stream_id]);
+        END IF;
+    END IF;
     RETURN 'ok';
 END
 $$;
@@ -497,6 +509,33 @@ BEGIN
                      AND r.first_run_id = coalesce(v_run.first_run_id, v_run.run_id)
                    ORDER BY r.started_at DESC, (r.next_run_id IS NULL) DESC LIMIT 1) END
         FROM {schema}.stream s WHERE s.stream_id = v_run.stream_id;
+END
+$$;
+
+-- How the database has ended a run, for its last span: no row where it lives, or its code has ended it, or the caller may
+-- not see it.  Times are milliseconds since the epoch; facts: what its place in a trace follows from.
+CREATE FUNCTION {schema}.get_closing(p_run uuid)
+RETURNS TABLE (
+    run_id uuid, workflow_id text, name text, queue_name text, status text, started_at bigint, closed_at bigint, reason text,
+    facts text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET jit = off SET enable_seqscan = off
+AS $$
+DECLARE
+    v_run {schema}.run := {schema}.find_run(p_run, NULL, 'r');
+BEGIN
+    IF v_run.status IN ('terminated', 'timed_out') THEN
+        RETURN QUERY
+            SELECT v_run.run_id, v_run.workflow_id, v_run.name, s.name, v_run.status,
+                   (extract(epoch FROM v_run.started_at) * 1000)::bigint, (extract(epoch FROM e.at) * 1000)::bigint,
+                   e.attributes ->> 'reason',
+                   (SELECT json_build_object('trace', f.facts -> 'trace', 'first', f.facts -> 'first')::text
+                    FROM (SELECT {schema}.readable(b.attributes) AS facts FROM {schema}.event b
+                          WHERE b.run_id = v_run.run_id AND b.event_id = 1) f)
+            FROM {schema}.stream s
+            JOIN {schema}.event e ON e.run_id = v_run.run_id AND e.event_id = v_run.last_event
+            WHERE s.stream_id = v_run.stream_id;
+    END IF;
 END
 $$;
 

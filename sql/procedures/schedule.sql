@@ -335,11 +335,11 @@ $$;
 -- For tick i: up to p_seen[i] all due times have been dealt with, p_missed[i] of them were too old, p_next[i] is the next
 -- one (milliseconds since the epoch).  Its due times that are to be fired are the next p_counts[i] of p_due, in order,
 -- each with an id and (but for runs) a payload; the one that waits, if one does, stands first.
--- Answers the positions whose lease is no longer the live one: nothing of them happened.
+-- Answers the positions whose lease is no longer the live one: nothing of them happened; and how many messages (no runs)
+-- were fired for each tick.
 CREATE FUNCTION {schema}.fire_schedules(
     p_worker uuid, p_messages uuid[], p_leases uuid[], p_seen bigint[], p_missed bigint[], p_next bigint[], p_counts int[],
-    p_due bigint[], p_ids uuid[], p_payloads bytea[])
-RETURNS int[]
+    p_due bigint[], p_ids uuid[], p_payloads bytea[], OUT refused int[], OUT fired int[])
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
@@ -351,13 +351,14 @@ DECLARE
     v_waited boolean;
     v_fired boolean;
     v_next timestamptz;
-    v_refused int[] := '{}';
     v_streams int[] := '{}';
     v_last int := 0;
     i int;
     j int;
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    refused := '{}';
+    fired := array_fill(0, ARRAY[cardinality(p_messages)]);
     FOR i IN 1 .. cardinality(p_messages) LOOP
         j := v_last;
         v_last := v_last + greatest(coalesce(p_counts[i], 0), 0);
@@ -376,7 +377,7 @@ BEGIN
                   FOR UPDATE SKIP LOCKED) t
             WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
             IF NOT FOUND THEN
-                v_refused := v_refused || i;
+                refused := refused || i;
             END IF;
             CONTINUE;
         END IF;
@@ -427,6 +428,7 @@ BEGIN
             END;
             IF v_fired THEN
                 v_schedule.fired := v_schedule.fired + 1;
+                fired[i] := fired[i] + (v_schedule.kind = 'm')::int;
                 v_schedule.live := ARRAY[p_ids[j]];
                 v_schedule.last_due := v_due;
                 v_schedule.last_id := p_ids[j];
@@ -458,6 +460,5 @@ BEGIN
     END LOOP;
     -- Also where nothing was fired: they learn when the tick is due.
     PERFORM {schema}.wake(v_streams);
-    RETURN v_refused;
 END
 $$;

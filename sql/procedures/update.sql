@@ -3,9 +3,10 @@
 -- A request lies in the run's inbox as UpdateRequested, and its row in run_update remembers it by its id.  What the code
 -- makes of it comes with a step: UpdateAccepted and UpdateCompleted are events, a rejection is none.
 
--- Internal: put an update into the inbox of a run, which the caller has locked with lock_live().
+-- Internal: put an update into the inbox of a run, which the caller has locked with lock_live().  p_trace: as for post().
 -- Answers ok; duplicate (this id came before, to any run of its chain); closed.
-CREATE FUNCTION {schema}.request_update(p_run {schema}.run, p_id text, p_name text, p_payload bytea)
+CREATE FUNCTION {schema}.request_update(p_run {schema}.run, p_id text, p_name text, p_payload bytea,
+                                         p_trace text DEFAULT NULL)
 RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
@@ -25,14 +26,16 @@ BEGIN
         RETURN 'duplicate';
     END IF;
     INSERT INTO {schema}.inbox (run_id, type, name, payload, attributes)
-    VALUES (p_run.run_id, 'UpdateRequested', p_name, p_payload, json_build_object('update_id', p_id));
+    VALUES (p_run.run_id, 'UpdateRequested', p_name, p_payload,
+            {schema}.with_fact({schema}.trace_of(p_trace), 'update_id', to_json(p_id)));
     RETURN 'ok';
 END
 $$;
 
--- Ask runs for updates.  Answers per position (ok; duplicate: this id came before; closed; missing) and the run that has it.
+-- Ask runs for updates.  p_traces: as for post().  Answers per position (ok; duplicate: this id came before; closed; missing) and the run that has it.
 CREATE FUNCTION {schema}.request_updates(
-    p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_ids text[], p_names text[], p_payloads bytea[])
+    p_sender uuid, p_batch bigint, p_runs uuid[], p_workflow_ids text[], p_ids text[], p_names text[], p_payloads bytea[],
+    p_traces text[] DEFAULT NULL)
 RETURNS TABLE (status text, run_id uuid)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 AS $$
@@ -52,7 +55,7 @@ BEGIN
         v_run := {schema}.lock_live({schema}.find_run(p_runs[i], p_workflow_ids[i], 'e'));
         run_id := v_run.run_id;
         status := CASE WHEN v_run.run_id IS NULL THEN 'missing'
-                  ELSE {schema}.request_update(v_run, p_ids[i], p_names[i], p_payloads[i]) END;
+                  ELSE {schema}.request_update(v_run, p_ids[i], p_names[i], p_payloads[i], p_traces[i]) END;
         IF status = 'ok' AND NOT v_run.run_id = ANY (v_told) THEN
             v_told := v_told || v_run.run_id;
         END IF;

@@ -21,7 +21,7 @@ BEGIN
     END IF;
     RETURN QUERY
         INSERT INTO {schema}.worker AS w (login, principal_id, host, pid, threads, stream_ids, reclaim_delay, reclaim_count)
-        VALUES (session_user, v_caller.principal_id, left(p_host, 200), p_pid, p_threads, p_streams,
+        VALUES (session_user, v_caller.principal_id, left(p_host, 200), p_pid, least(greatest(p_threads, 0), 10000), p_streams,
                 least(greatest(p_reclaim_delay, 1000), 86400000) * interval '1 millisecond', greatest(p_reclaim_count, 1))
         RETURNING w.token, w.worker_id;
 END
@@ -39,14 +39,17 @@ BEGIN
     IF cardinality({schema}.permitted(v_worker.principal_id, v_worker.is_admin, p_streams, 'c')) < cardinality(p_streams) THEN
         RAISE EXCEPTION 'no such stream or workflow, or this login may not use it' USING ERRCODE = 'DD001';
     END IF;
-    UPDATE {schema}.worker w SET stream_ids = p_streams WHERE w.worker_id = v_worker.worker_id;
+    UPDATE {schema}.worker w SET stream_ids = p_streams, rates = '{}' WHERE w.worker_id = v_worker.worker_id;
 END
 $$;
 
 -- "I live, and these are the messages that I hold."  Any other that is leased to this worker goes back: the answer that
 -- handed it out was lost.  Answers the workers that share a stream with this one, and their beats: whoever sees one of
 -- them unmoved for its whole reclaim_delay (milliseconds) may reclaim what it held.
-CREATE FUNCTION {schema}.heartbeat(p_worker uuid, p_holding uuid[])
+-- p_streams, p_rates: how many messages a second it has ended lately on which stream.  That is believed of the streams that
+-- it consumes, up to a million; others are ignored.
+CREATE FUNCTION {schema}.heartbeat(
+    p_worker uuid, p_holding uuid[], p_streams int[] DEFAULT '{}', p_rates double precision[] DEFAULT '{}')
 RETURNS TABLE (peer bigint, beat bigint, reclaim_delay bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '2s'
 SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
@@ -59,6 +62,9 @@ DECLARE
     v_left uuid[];
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
+    IF cardinality(p_streams) > 10000 THEN
+        RAISE EXCEPTION 'a call has at most 10000 items, not %', cardinality(p_streams) USING ERRCODE = '54000';
+    END IF;
     p_holding := ARRAY(SELECT d FROM unnest(p_holding) d WHERE d IS NOT NULL);
     SELECT ARRAY(SELECT h FROM unnest(w.held) h WHERE NOT h = ANY (p_holding)) INTO v_unnamed
     FROM {schema}.worker w WHERE w.worker_id = v_worker.worker_id FOR UPDATE;
@@ -74,7 +80,11 @@ BEGIN
     END IF;
     UPDATE {schema}.worker w
     SET beat = w.beat + 1, beat_at = clock_timestamp(),
-        held = ARRAY(SELECT h FROM unnest(w.held) h WHERE h = ANY (p_holding)) || v_left
+        held = ARRAY(SELECT h FROM unnest(w.held) h WHERE h = ANY (p_holding)) || v_left,
+        rates = CASE WHEN cardinality(p_streams) > 0 THEN ARRAY(
+            SELECT (SELECT nullif(least(greatest(max(g.rate), 0), 1000000), 0) FROM unnest(p_streams, p_rates) g (id, rate)
+                    WHERE g.id = s.id)
+            FROM unnest(w.stream_ids) WITH ORDINALITY s (id, n) ORDER BY s.n) ELSE '{}' END
     WHERE w.worker_id = v_worker.worker_id RETURNING w.stream_ids INTO v_streams;
     RETURN QUERY
         SELECT w.worker_id, w.beat, (extract(epoch FROM w.reclaim_delay) * 1000)::bigint

@@ -2,11 +2,12 @@
 --
 -- What a call may touch is derived from the lease: the run is the leased message's run, never an argument.
 
--- The run that a leased task (or timer, or activity) belongs to, for a worker that has to load it.
+-- The run that a leased task (or timer, or activity) belongs to, for a worker that has to load it.  begun: its first task is
+-- done (or gone).
 CREATE FUNCTION {schema}.run_of_lease(p_worker uuid, p_message uuid, p_lease uuid)
 RETURNS TABLE (
     run_id uuid, workflow_id text, name text, queue_name text, status text, started_at bigint, last_event int,
-    parent_run_id uuid, parent_workflow_id text)
+    parent_run_id uuid, parent_workflow_id text, begun boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
@@ -15,7 +16,10 @@ BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     RETURN QUERY
         SELECT r.run_id, r.workflow_id, r.name, s.name, r.status, (extract(epoch FROM r.started_at) * 1000)::bigint,
-               r.last_event, r.parent_run_id, p.workflow_id
+               r.last_event, r.parent_run_id, p.workflow_id,
+               -- The first task's message has the run's id.
+               NOT EXISTS (SELECT 1 FROM {schema}.message f
+                           WHERE f.message_id = r.run_id AND f.stream_id = r.stream_id AND f.kind = 's')
         FROM {schema}.message m
         JOIN {schema}.run r ON r.run_id = m.run_id
         JOIN {schema}.stream s ON s.stream_id = r.stream_id

@@ -21,9 +21,24 @@ FROM generate_series(1, %s) n;
 """
 
 
+ALARMS = """
+INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, kind, actor, payload)
+SELECT gen_random_uuid(), 1, -1, now() + CASE WHEN n % 2 = 0 THEN interval '1 hour' ELSE interval '-1 hour' END, now(),
+       'e', 'a', ''
+FROM generate_series(1, %s) n;
+"""
+
+
 def gauges(conn: psycopg.Connection[tuple[object, ...]], most: int) -> dict[tuple[object, ...], float]:
     rows = conn.execute("SELECT * FROM durable.read_gauges(%s)", [most]).fetchall()
     return {tuple(v for v in row[:3] if v is not None): float(str(row[3])) for row in rows}
+
+
+def pages_read(conn: psycopg.Connection[tuple[object, ...]]) -> int:
+    conn.execute("SELECT * FROM durable.read_gauges(100)").fetchall()
+    plan = conn.execute("EXPLAIN (ANALYZE, BUFFERS) SELECT * FROM durable.read_gauges(100)").fetchall()
+    numbers = re.findall(r"(?:hit|read)=(\d+)", next(str(row[0]) for row in plan if "Buffers" in str(row[0])))
+    return sum(map(int, numbers))
 
 
 def test_counts_and_estimates(database_url: str) -> None:
@@ -51,16 +66,48 @@ def test_counts_and_estimates(database_url: str) -> None:
             assert 3600 <= found["stream_oldest_ready_seconds", "two"] < 3700
 
         # With five times as much, it does not read more.
-        def read() -> int:
-            conn.execute("SELECT * FROM durable.read_gauges(100)").fetchall()
-            plan = conn.execute("EXPLAIN (ANALYZE, BUFFERS) SELECT * FROM durable.read_gauges(100)").fetchall()
-            numbers = re.findall(r"(?:hit|read)=(\d+)", next(str(row[0]) for row in plan if "Buffers" in str(row[0])))
-            return sum(map(int, numbers))
-
         conn.execute(FILL.replace("%s", "8000").replace("'w'", "'v'").encode())
-        before = read()
+        before = pages_read(conn)
         conn.execute(FILL.replace("%s", "64000").replace("'w'", "'u'").encode())
-        assert read() < 1.5 * before + 500
+        assert pages_read(conn) < 1.5 * before + 500
         estimated = gauges(conn, 100)
         assert abs(estimated["stream_ready_messages", "one"] - 48_000) < 9_600
         assert abs(estimated["workflow_runs", "running"] - 20_000) < 4_000
+
+
+def test_what_is_not_shown_is_not_read_either(database_url: str) -> None:
+    """Every run with a timeout has an alarm, and many messages may be leased: in the index they stand before others."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("SELECT durable.open_streams('{one}')")
+        conn.execute(
+            "INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload)"
+            " SELECT gen_random_uuid(), 1, 0, now() + n * interval '1 minute', now(), 'a', ''"
+            " FROM generate_series(-3, 4) n"
+        )
+        conn.execute(ALARMS.replace("%s", "4000").encode())
+        before = pages_read(conn)
+        conn.execute(ALARMS.replace("%s", "40000").encode())
+        assert pages_read(conn) < 1.5 * before + 500
+        for most in (100, 10_000):
+            found = gauges(conn, most)
+            assert (found["stream_ready_messages", "one"], found["stream_delayed_messages", "one"]) == (4, 4)
+            assert 180 <= found["stream_oldest_ready_seconds", "one"] < 240
+
+        # What is leased is passed over, as far as workers say that they hold it.
+        conn.execute("DELETE FROM durable.message WHERE kind = 'e'")
+        conn.execute(
+            "INSERT INTO durable.message"
+            " (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, lease_token, worker_id)"
+            " SELECT gen_random_uuid(), 1, 0, now() - interval '1 hour', now(), 'a', '', gen_random_uuid(), 1"
+            " FROM generate_series(1, 500)"
+        )
+        conn.execute(
+            "INSERT INTO durable.worker (worker_id, login, principal_id, host, pid, threads, stream_ids, reclaim_delay,"
+            " reclaim_count, held) OVERRIDING SYSTEM VALUE"
+            " SELECT 1, session_user, 0, 'h', 1, 8, '{1}', interval '1 hour', 3, array_agg(m.message_id)"
+            " FROM durable.message m WHERE m.lease_token IS NOT NULL"
+        )
+        found = gauges(conn, 100)
+        assert found["stream_leased_messages", "one"] == 500
+        assert (found["stream_ready_messages", "one"], found["stream_delayed_messages", "one"]) == (4, 4)
+        assert 180 <= found["stream_oldest_ready_seconds", "one"] < 240

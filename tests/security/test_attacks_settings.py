@@ -277,6 +277,7 @@ Look = Callable[[Session, bytes], Any]
 #: What looks for something by an id, and must know nothing of what is foreign.
 LOOKS: dict[str, Look] = {
     "get_run": lambda s, i: s.call("get_run", Uuid(i), None),
+    "get_closing": lambda s, i: s.call("get_closing", Uuid(i)),
     "get_history": lambda s, i: s.call("get_history", Uuid(i), 0),
     "get_state": lambda s, i: s.call("get_state", Uuid(i)),
     "pending_of": lambda s, i: s.call("pending_of", Uuid(i)),

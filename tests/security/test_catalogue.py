@@ -17,7 +17,8 @@ WORKER = {
     "reschedule", "release", "bury",
     "mark_started", "register_worker", "consume_streams", "unregister_worker", "heartbeat", "resync", "reclaim",
     "enqueue", "start_workflow",
-    "start_runs", "post", "terminate_run", "get_run", "get_history", "await_run", "run_of_lease", "history_of_lease",
+    "start_runs", "post", "terminate_run", "get_run", "get_closing",
+    "get_history", "await_run", "run_of_lease", "history_of_lease",
     "complete_activities", "fail_task", "advance", "enqueue_keyed", "leave", "store_result", "get_results", "sweep",
     "fail_settling", "limiter_add", "limiter_change", "limiter_change_sum",
     "save_schedule", "control_schedule", "fire_by_hand", "list_schedules", "schedules_of_leases", "fire_schedules",
@@ -35,7 +36,7 @@ WORKER = {
 # fmt: on
 
 #: What a monitor may call; any worker may as well, and is refused inside.
-MONITOR = {"stream_counts", "stream_is_empty", "list_workers", "queue_counts", "read_gauges"}
+MONITOR = {"stream_counts", "stream_is_empty", "list_workers", "queue_counts", "read_gauges", "stream_rates"}
 WORKER |= MONITOR
 
 FUNCTIONS = """

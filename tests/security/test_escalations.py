@@ -40,6 +40,7 @@ def calls(session: Scoped, id: bytes) -> list[Callable[[], Any]]:
             for verb in ("claim", "release", "resolve", "cancel", "reassign")
         ],
         lambda: session.call("get_escalation", Uuid(id)),
+        lambda: session.call("list_escalations", None, None, None, None, None, None, 100, Uuid(id)),
         lambda: session.value("SELECT durable.resolve_escalation(%s)", id.hex()),
     ]
 

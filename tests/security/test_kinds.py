@@ -278,6 +278,7 @@ def test_a_monitor_counts(mixed: Mixed, grant: Grant) -> None:
     assert row[0] == "mine"
     assert session.call("list_workers") == []
     assert ("stream_paused", "mine", None, 0.0) in session.call("read_gauges", 100)
+    assert [row[:2] for row in session.call("stream_rates", 10.0, 100)] == [("mine", 0.0)]
     assert session.call("stream_is_empty", mixed.stream) == [(False,)]
     assert session.call("queue_counts", mixed.stream)[0][0] > 0
 
@@ -322,6 +323,7 @@ def test_others_are_no_monitors(mixed: Mixed, grant: Grant, kind: str) -> None:
         lambda: session.call("stream_counts"),
         lambda: session.call("list_workers"),
         lambda: session.call("read_gauges", 100),
+        lambda: session.call("stream_rates", 10.0, 100),
         lambda: session.call("stream_is_empty", foreign),
         lambda: session.call("queue_counts", foreign),
         lambda: session.call("stream_is_empty", 2**31 - 1),

@@ -107,6 +107,7 @@ class Side:
             ),
             "answer_queries": lambda: worker.answer(self.query),
             "get_run": lambda: session.call("get_run", Uuid(run), None),
+            "get_closing": lambda: session.call("get_closing", Uuid(run)),
             "get_history": lambda: session.call("get_history", Uuid(run), 0),
             "await_run": lambda: session.call("await_run", Uuid(run), Uuid(new_id())),
             "register_worker": lambda: peer.append(session.register(self.stream)),

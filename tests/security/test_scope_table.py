@@ -24,6 +24,7 @@ from psycopg import sql
 
 import dramatiq_durable as durable
 from dramatiq_durable.cli import main
+from dramatiq_durable.metrics.gauges import Gauges
 from dramatiq_durable.settings import Settings
 from tests.support import ROOT, wait_until
 
@@ -436,7 +437,16 @@ def command(w: World, *arguments: str) -> None:
 
 
 def monitors(w: World, queue: str) -> None:
-    same(lambda: command(w, "stream", "list"), lambda: command(w, "worker", "list"))
+    def exports() -> None:
+        with closing(Gauges(w.scoped.database, 60)) as gauges:
+            gauges.check()
+
+    same(
+        lambda: command(w, "stream", "list"),
+        lambda: command(w, "worker", "list"),
+        lambda: command(w, "top", "--once", "--interval", "100ms"),
+        exports,
+    )
 
 
 def operates(w: World, queue: str) -> None:
@@ -473,7 +483,7 @@ ROWS: dict[str, Callable[[World, str], None]] = {
     "`abort`": aborts,
     "rate limiters": limits,
     "`broker.join`, `get_queue_message_counts`": counts,
-    "`stream list`, `worker list`": monitors,
+    "`stream list`, `worker list`, `top`, `exporter`": monitors,
     "peek, pause, purge, flush, dead letters, prune, roles": operates,
 }
 #: The rows in which it matters who has started a run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable
 
 import pytest
@@ -62,12 +63,19 @@ def test_what_is_done_with_one_looks_at_one(db: Session, crowd: int) -> None:
 
 
 def test_a_page_of_a_long_list_looks_at_a_page(db: Session, crowd: int) -> None:
-    for filters in (("role1", "waiting"), (None, "waiting"), ("role2", "resolved")):
-        with counting(db, "escalation") as counted:
-            rows = db.call("list_escalations", *filters, None, None, None, None, 10)
-        assert len(rows) == 10
-        assert counted["escalation"].cheap, counted
-        places = [(e["priority"], e["opened_at"]) for e in (json.loads(row[0]) for row in rows)]
+    for filters in (("role1", "waiting"), (None, "waiting"), ("role2", "resolved"), (None, None)):
+        places, last = [], None
+        for _ in range(3):
+            with counting(db, "escalation") as counted:
+                rows = db.call("list_escalations", *filters, None, None, None, None, 10, last)
+            assert len(rows) == 10
+            # Of each status a page; and one more row where it goes on.
+            assert counted["escalation"].seq_scans == 0
+            assert counted["escalation"].rows <= 45, counted
+            shown = [json.loads(row[0]) for row in rows]
+            places += [(e["priority"], e["opened_at"], e["id"]) for e in shown]
+            last = Uuid(uuid.UUID(shown[-1]["id"]).bytes)
+        assert len(set(places)) == 30
         assert places == sorted(places)
 
 

@@ -92,6 +92,24 @@ def test_a_page_reads_little_more_than_it_shows(
     broker.close()
 
 
+@pytest.mark.parametrize("order", ["closed_at", "-closed_at"])
+@pytest.mark.parametrize("where", [None, "status = 'completed'"])
+def test_by_the_end_a_page_reads_what_it_shows_and_what_runs(
+    db: Session, many: str, order: str, where: str | None
+) -> None:
+    broker = durable.DurableBroker(many, middleware=[])
+    broker.database.connection = lambda: Here(db)  # type: ignore[method-assign,assignment,return-value]
+    condition, after, running = None if where is None else parse(where), None, RUNS // 1000
+    for _ in range(3):
+        with counting(db, "run", "run_state") as counted:
+            page = _page(broker, condition, order, 100, after)
+        assert len(page) == 100
+        assert counted["run"].seq_scans == counted["run_state"].seq_scans == 0
+        assert counted["run"].rows <= 2 * (102 + running) + FEW, counted
+        after = page.next
+    broker.close()
+
+
 class Here:
     """The session's connection, where a broker would take one of its own."""
 

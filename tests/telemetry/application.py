@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 import dramatiq
@@ -19,6 +20,9 @@ import dramatiq_durable as durable
 broker = durable.DurableBroker(os.environ["TEST_URL"], reclaim_delay=0.5, reclaim_count=1000)
 broker.add_middleware(dramatiq.middleware.AsyncIO())
 dramatiq.set_broker(broker)
+
+
+started = threading.Event()
 
 
 def say(text: str) -> None:
@@ -43,6 +47,11 @@ def set_up() -> Any:
                 parent = None if span.parent is None else f"{span.parent.span_id:016x}"
                 ids = f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}", parent
                 say("span " + json.dumps([span.name, *ids]))
+                if span.name.startswith("WORKFLOW/START/"):
+                    started.set()
+                if span.name == os.environ.get("TEST_DIE_AFTER"):
+                    # Another thread is about to tell of that: what is missing then is another test's.
+                    started.wait(10)
                 die_if(span.name, "TEST_DIE_AFTER")
             return SpanExportResult.SUCCESS
 

@@ -260,6 +260,11 @@ def test_filters_and_order(ask: durable.Workflow[Any, Any], start_worker: StartW
     assert subjects(role="x") == "bda"
     assert subjects(role="x", limit=2) == "bd"
     assert subjects(subject="c") == "c"
+    pages, last = "", None
+    while page := escalations.list(limit=2, after=last):
+        pages, last = pages + "".join(e.subject or "" for e in page), page[-1].id
+    assert pages == "cbda"
+    assert subjects(role="x", after=escalations.list(subject="b")[0].id) == "da"
     assert subjects(metadata={"s": "a"}) == "a"
     assert subjects(metadata={"n": 1}) == "cbda"
     assert subjects(type="t") == ""
@@ -281,6 +286,8 @@ def test_bad_input(broker: durable.DurableBroker) -> None:
     for call in (
         lambda: escalations.get(unknown),
         lambda: escalations.get("no uuid"),
+        lambda: escalations.list(after=unknown),
+        lambda: escalations.list(after="no uuid"),
         lambda: escalations.claim(unknown, by="ann"),
         lambda: escalations.resolve(unknown),
         lambda: escalations.cancel(unknown),

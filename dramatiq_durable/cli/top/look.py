@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +22,10 @@ TIMEOUT = 10_000
 
 #: How many rows a closer look has.
 MOST = 100
+
+#: Over how many seconds a rate is, two heartbeats of a worker; and how many of the latest messages of a stream tell how
+#: many come where more lie there than are counted.
+WINDOW, LATEST = 10.0, 1_000
 
 Facts = dict[str, Any]
 
@@ -48,8 +53,8 @@ class Look:
     Attributes:
       at(float): when, in Unix time.
       sees_all(bool): the login is an administrator's.
-      rates(dict): a second, since the look before; None where that is not known.  Stored and ended messages and started
-        runs are what Postgres has counted of the whole namespace, which tells it a few seconds late.
+      rates(dict): a second, of all streams together: messages that came (in), ended (out) and became dead letters
+        (dead), and runs that were started, which Postgres tells a few seconds late.  None: not known yet.
       streams, workers, escalations(list): of each what is known.
       runs(dict): how many by status.
       postgres(dict): what of the server concerns the namespace.
@@ -89,9 +94,11 @@ class Looker:
         self._schema = f'"{target.namespace}"'
         self._conn: Connection | None = None
         self._sees_all = False
-        self._before: tuple[float, dict[str, Any]] | None = None
-        self._dead_before: dict[str, float] = {}
+        #: The looks of the last seconds: when, and what was counted.
+        self._before: deque[tuple[float, dict[str, Any]]] = deque()
         self._dead_first: dict[str, float] | None = None
+        #: The messages of the stream that was seen closely last.
+        self._messages: dict[str, Detail] = {}
 
     def look(self) -> Look:
         """Look once.
@@ -101,12 +108,13 @@ class Looker:
           DatabaseUnavailable, NotConfigured, SchemaOutOfDate: as `Database.connect`.
         """
         gauges = self._rows("read_gauges", MOST_COUNTED)
-        workers = self._rows("list_workers")
-        named = self._rows("find_stuck", MOST_COUNTED) if self._sees_all else []
-        counted = self._counted()
         clock = time.monotonic()
+        workers = self._rows("list_workers")
+        rates = {row["name"]: row for row in self._rows("stream_rates", WINDOW, LATEST)}
+        named = self._rows("find_stuck", MOST_COUNTED) if self._sees_all else []
+        started = self._started()
         streams, look = self._understood(gauges, workers)
-        self._compare(look, streams, counted, clock)
+        self._compare(look, streams, rates, started, clock)
         codecs = self._target.broker.codecs
         for row in named:
             row["failure"] = codecs.decode_text(row["failure"])
@@ -122,7 +130,10 @@ class Looker:
         if not self._sees_all:
             return Detail({}, note="to see more takes an administrator of the namespace; this login is a monitor's")
         try:
-            return {"stream": self._stream, "worker": self._worker, "runs": self._runs, "run": self._run}[kind](key)
+            looks = {"stream": self._stream, "worker": self._worker, "runs": self._runs, "run": self._run}
+            if kind == "message":
+                return self._messages.get(key, Detail({}, note="it is not there any more"))
+            return looks[kind](key)
         except psycopg.errors.QueryCanceled:
             return Detail({}, note=f"that took longer than {TIMEOUT // 1000} seconds: ask a command instead")
 
@@ -162,17 +173,15 @@ class Looker:
         marks = ", ".join(["%s"] * len(arguments))
         return self._ask(f"SELECT * FROM {self._schema}.{procedure}({marks})", arguments)
 
-    def _counted(self) -> dict[str, Any]:
-        """What Postgres has counted since ever: rows that came and went."""
+    def _started(self) -> int | None:
+        """How many runs Postgres has seen started since ever; None: it does not count."""
         [row] = self._ask(
-            "SELECT max(pg_stat_get_tuples_inserted(c.oid)) FILTER (WHERE c.relname = 'message') AS stored,"
-            " max(pg_stat_get_tuples_deleted(c.oid)) FILTER (WHERE c.relname = 'message') AS ended,"
-            " max(pg_stat_get_tuples_inserted(c.oid)) FILTER (WHERE c.relname = 'run') AS runs_started"
-            " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE n.nspname = %s AND c.relname IN ('message', 'run')",
+            "SELECT pg_stat_get_tuples_inserted(c.oid) AS started FROM pg_class c WHERE c.relname = 'run'"
+            " AND c.relnamespace = (SELECT n.oid FROM pg_namespace n WHERE n.nspname = %s)",
             (self._target.namespace,),
         )
-        return row
+        started: int | None = row["started"]
+        return started
 
     # --- understanding -----------------------------------------------------------------------------------
     def _understood(self, gauges: list[Facts], workers: list[Facts]) -> tuple[dict[str, Facts], Look]:
@@ -206,56 +215,85 @@ class Looker:
         by_role = sorted(roles.values(), key=lambda role: role["role"])
         return streams, Look(time.time(), self._sees_all, {}, found, workers, runs, by_role, postgres)
 
-    def _compare(self, look: Look, streams: dict[str, Facts], counted: dict[str, Any], clock: float) -> None:
-        """What changed since the look before, and of dead letters also since the first one."""
+    def _compare(
+        self, look: Look, streams: dict[str, Facts], rates: dict[str, Facts], started: int | None, clock: float
+    ) -> None:
+        """What moves: against a look some seconds ago, and of dead letters also against the first one."""
         now: dict[str, Any] = {
-            **counted,
+            "started": started,
             "held": {name: s["ready"] + s["leased"] + s["delayed"] for name, s in streams.items()},
             "dead": {name: s["dead"] for name, s in streams.items()},
+            "estimated": {name for name, s in streams.items() if max(s["ready"], s["delayed"]) >= MOST_COUNTED},
         }
         if self._dead_first is None:
             self._dead_first = dict(now["dead"])
-        at, then = self._before or (clock, None)
+        while len(self._before) > 1 and clock - self._before[0][0] > WINDOW:
+            self._before.popleft()
+        at, then = self._before[0] if self._before else (clock, None)
         took = max(clock - at, 0.001)
+
+        def changed(what: str, name: str) -> float | None:
+            return None if then is None else (now[what][name] - then[what].get(name, 0)) / took
+
         for name, stream in streams.items():
-            stream["change_rate"] = None if then is None else (now["held"][name] - then["held"].get(name, 0)) / took
-            more = stream["dead"] - (0 if then is None else then["dead"].get(name, 0))
-            stream["dead_rate"] = None if then is None else max(more, 0) / took
+            known = rates.get(name, {"ended": 0.0, "came": 0.0})
+            change, out = changed("held", name), known["ended"]
+            if name in now["estimated"] or (then is not None and name in then["estimated"]):
+                # What is estimated is too rough for a difference: that is what comes less what goes.
+                came = known["came"]
+                change = came - out
+            else:
+                came = None if change is None else max(out + change, 0.0)
+            died = changed("dead", name)
+            stream.update(
+                in_rate=came, out_rate=out, change_rate=change, dead_rate=None if died is None else max(died, 0.0)
+            )
             stream["dead_more"] = max(stream["dead"] - self._dead_first.get(name, 0), 0)
-        rates: dict[str, float | None] = {}
-        for name in ("stored", "ended", "runs_started"):
-            # It begins anew where the server crashed or somebody has reset it.
-            known = then is not None and counted[name] is not None and then[name] is not None
-            rates[name] = max(counted[name] - then[name], 0) / took if known and then is not None else None
-        rates["dead"] = None if then is None else sum(s["dead_rate"] for s in streams.values())
-        look.rates = rates
-        self._before = clock, now
+        for name in ("in", "out", "dead"):
+            found = [stream[f"{name}_rate"] for stream in streams.values()]
+            look.rates[name] = None if None in found else sum(found)
+        # It begins anew where the server crashed or somebody has reset it.
+        before = None if then is None else then["started"]
+        look.rates["runs_started"] = None if started is None or before is None else max(started - before, 0) / took
+        self._before.append((clock, now))
 
     # --- a closer look -----------------------------------------------------------------------------------
     def _stream(self, name: str) -> Detail:
-        codecs, now = self._target.broker.codecs, datetime.now(UTC)
-        rows = []
+        now, rows = datetime.now(UTC), []
+        self._messages = {}
         for row in self._rows("peek_messages", name, None, None, MOST):
             late = (now - row["due_at"]).total_seconds()
-            if row["kind"] in ("s", "t", "w", "q"):
-                what = f"a task of the run {row['run_id']}"
-            else:
-                what = call(decode(row["payload"], row["kind"], codecs))
-            rows.append({
-                "message": row["message_id"], "state": row["state"], "actor": row["actor"],
-                "due": -late if late < 0 else None,
-                "for": _age(row["since"] or row["due_at"], now) if late >= 0 else None,
-                "attempt": row["attempt"], "worker": row["worker_id"], "what": what,
-                "last failure": last_line(codecs.decode_text(row["last_failure"])),
-            })  # fmt: skip
+            rows.append(self._message(row, row["state"], row["last_failure"]))
+            rows[-1]["due"] = -late if late < 0 else None
+            rows[-1]["for"] = _age(row["since"] or row["due_at"], now) if late >= 0 else None
         for row in self._rows("list_dead_letters", None, None, name, None, None, None, None, None, MOST):
-            rows.append({
-                "message": row["message_id"], "state": "dead", "actor": row["actor"], "due": None,
-                "for": _age(row["died_at"], now), "attempt": row["attempt"], "worker": None, "what": row["reason"],
-                "last failure": last_line(codecs.decode_text(row["failure"])),
-            })  # fmt: skip
+            rows.append(self._message(row, row["reason"], row["failure"]))
+            rows[-1]["for"] = _age(row["died_at"], now)
         columns = ("message", "state", "actor", "due", "for", "attempt", "worker", "what", "last failure")
         return Detail({}, columns, rows, note="" if rows else "it is empty")
+
+    def _message(self, row: Facts, state: str, failure: str | None) -> Facts:
+        """A message, or a dead letter, as a row; kept, to be seen closely."""
+        codecs = self._target.broker.codecs
+        shown = {
+            "message": row["message_id"], "state": state, "actor": row["actor"], "due": None, "attempt": row["attempt"],
+            "worker": row.get("worker_id"), "last failure": last_line(codecs.decode_text(failure)),
+        }  # fmt: skip
+        if row["kind"] in ("s", "t", "w", "q"):
+            return shown | {"what": f"a task of the run {row['run_id']}", "drill": ("run", str(row["run_id"]))}
+        decoded = decode(row["payload"], row["kind"], codecs)
+        names = (
+            "message_id", "actor", "state", "reason", "attempt", "deaths", "priority", "enqueued_at", "due_at",
+            "died_at", "worker_id", "unique_key", "dead_letter_id",
+        )  # fmt: skip
+        facts = {name: row[name] for name in names if row.get(name) is not None}
+        facts |= {"arguments": call(decoded), "last_failure": codecs.decode_text(failure)}
+        traceback = decoded.get("options", {}).get("traceback")
+        lines = traceback.splitlines() if isinstance(traceback, str) else []
+        key = f"{row['actor']} {row.get('dead_letter_id', row['message_id'])}"
+        note = "none was kept"
+        self._messages[key] = Detail(facts, ("traceback",), [{"traceback": line} for line in lines], note)
+        return shown | {"what": facts["arguments"], "drill": ("message", key)}
 
     def _worker(self, key: str) -> Detail:
         now = datetime.now(UTC)
@@ -263,6 +301,7 @@ class Looker:
             {
                 "message": row["message_id"], "stream": row["stream"], "actor": row["actor"], "attempt": row["attempt"],
                 "for": _age(row["since"], now), "aborted": row["abort_at"] is not None, "run": row["run_id"],
+                "drill": None if row["run_id"] is None else ("run", str(row["run_id"])),
             }
             for row in self._rows("worker_messages", int(key))
         ]  # fmt: skip
@@ -290,22 +329,12 @@ class Looker:
         if not found:
             return Detail({}, note="it is not there any more")
         [run] = found
-        facts = {
-            name: run[name]
-            for name in (
-                "workflow_id",
-                "run_id",
-                "name",
-                "queue_name",
-                "status",
-                "started_at",
-                "closed_at",
-                "last_event",
-            )
-        }
-        facts["task_failure"] = last_line(codecs.decode_text(run["task_failure"])) or None
-        names = ("number", "kind", "name", "attempt", "last failure", "next attempt")
-        rows = [dict(zip(names, row.values(), strict=False)) for row in self._rows("pending_of", run_id)]
+        names = ("workflow_id", "run_id", "name", "queue_name", "status", "started_at", "closed_at", "last_event")
+        facts = {name: run[name] for name in names}
+        # Its last line, however long: that one says most.
+        facts["task_failure"] = (codecs.decode_text(run["task_failure"]) or "").strip().rpartition("\n")[2][:1000]
+        pending = ("number", "kind", "name", "attempt", "last failure", "next attempt")
+        rows = [dict(zip(pending, row.values(), strict=False)) for row in self._rows("pending_of", run_id)]
         for row in rows:
             row["last failure"] = last_line(codecs.decode_text(row["last failure"]))
         columns = ("number", "kind", "name", "attempt", "next attempt", "last failure")

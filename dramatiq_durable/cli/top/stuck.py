@@ -10,8 +10,9 @@ from ..payload import last_line
 if TYPE_CHECKING:
     from .look import Facts, Look
 
-#: From how many seconds on something is worth a line: a message that waits, one that runs, a transaction that is open.
-WAITS, RUNS, OPEN = 5, 30, 60
+#: From how many seconds on something is worth a line: a message that waits, one that waits while nothing ends, one that
+#: runs, a transaction that is open.
+WAITS, STANDS, RUNS, OPEN = 5, 60, 30, 60
 
 #: How full the queue of notifications may be.
 FULL = 0.5
@@ -51,13 +52,15 @@ def find(look: Look, named: list[Facts]) -> list[Facts]:
             add(False, "paused", name, **waits)
         elif stream["ready"] and not stream["workers"]:
             add(True, "no worker", name, **waits)
+        elif (stream["oldest"] or 0) >= STANDS and not stream["out_rate"]:
+            add(True, "nothing ends", name, **waits)
         elif (stream["oldest"] or 0) >= WAITS:
             add(False, "waiting", name, **waits)
         if stream["timers_overdue"] and (stream["oldest"] or 0) >= WAITS:
             add(True, "timers overdue", name, count=stream["timers_overdue"], drill=drill)
-        if stream["dead_more"]:
+        if stream["dead_more"] and not look.sees_all:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(stream["dead_by_reason"].items()))
-            add(True, "dead letters grow", name, count=stream["dead_more"], detail=f"now {reasons}", drill=drill)
+            add(True, "dead letters", name, count=stream["dead_more"], detail=f"new ones; now {reasons}", drill=drill)
     for worker in look.workers:
         who, drill = f"worker {worker['worker_id']}", ("worker", str(worker["worker_id"]))
         where = f"{worker['host']}, pid {worker['pid']}"
@@ -74,6 +77,11 @@ def find(look: Look, named: list[Facts]) -> list[Facts]:
         elif row["what"] == "task_failure":
             detail = f"{row['name']}: {last_line(row['failure'])}"
             add(True, "task fails", row["id"], age=age, detail=detail, drill=("run", str(row["run_id"])))
+        elif row["what"] == "dead":
+            numbers: Facts = next((s["dead_by_reason"] for s in look.streams if s["name"] == row["stream"]), {})
+            what = "poison" if row["kind"] == "poison" else f"dead: {row['kind']}"
+            count, stream_drill = numbers.get(row["kind"]), ("stream", row["stream"])
+            add(True, what, row["stream"], count=count, age=age, detail=f"the latest: {_of(row)}", drill=stream_drill)
         elif row["what"] == "escalation":
             detail = f"{row['id']} on {row['stream']}"
             add(False, "waits for", row["name"], age=age, detail=detail, drill=("run", str(row["run_id"])))

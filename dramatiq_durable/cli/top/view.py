@@ -55,7 +55,7 @@ class Section:
 
 #: By what each section can be sorted: those with a minus have the greatest first.
 SORTS = {
-    "streams": ("name", "-ready", "-oldest", "-change/s", "-dead", "-dead/s"),
+    "streams": ("name", "-ready", "-oldest", "-in/s", "-out/s", "-change/s", "-dead"),
     "workers": ("worker", "-oldest", "-holds", "-silent"),
     "runs": ("status", "-runs"),
     "stuck": ("worst", "-for", "what"),
@@ -73,6 +73,7 @@ class View:
       selected(dict): in each section, the key of the row that is chosen.
       drills(list): what is seen closely: each from within the one before.
       typing(bool): what is typed goes into the filter.
+      helping(bool): what the keys and the columns are is shown.
     """
 
     focus: str = "streams"
@@ -82,6 +83,7 @@ class View:
     filter: str = ""
     typing: bool = False
     paused: bool = False
+    helping: bool = False
     ended: bool = False
     sections: list[Section] = field(default_factory=list)
 
@@ -125,9 +127,14 @@ class View:
         if self.typing:
             self._type(key)
             return
+        if self.helping:
+            # Whatever it is: back to what is seen.
+            self.helping = False
+            return
         act: Callable[[], None] | None = {
             "q": self._leave, "escape": self._back, "left": self._back, "delete": self._back, "enter": self._drill,
             "right": self._drill, "s": self._sort, "/": self._begin_filter, "p": self._pause,
+            "?": self._help, "h": self._help,
             "tab": lambda: self._turn(1), "back": lambda: self._turn(-1), "j": lambda: self._move(1),
             "down": lambda: self._move(1), "k": lambda: self._move(-1), "up": lambda: self._move(-1),
             "page down": lambda: self._move(10), "page up": lambda: self._move(-10),
@@ -154,6 +161,9 @@ class View:
 
     def _pause(self) -> None:
         self.paused = not self.paused
+
+    def _help(self) -> None:
+        self.helping = True
 
     def _leave(self) -> None:
         if self.drills:
@@ -224,15 +234,16 @@ def rate(value: float | None, *, signed: bool = False) -> str:
 def _streams(look: Look) -> Section:
     columns = [
         Column("name", wide=True), Column("ready", 1, True), Column("leased", 2, True), Column("delayed", 6, True),
-        Column("dead", 3, True), Column("oldest", 1, True), Column("change/s", 4, True), Column("dead/s", 5, True),
-        Column("paused", 8), Column("workers", 7, True),
+        Column("dead", 3, True), Column("oldest", 1, True), Column("in/s", 2, True), Column("out/s", 2, True),
+        Column("change/s", 7, True), Column("dead/s", 8, True), Column("workers", 4, True), Column("paused", 5),
     ]  # fmt: skip
     rows = []
     for s in look.streams:
         cells = [
             _cell(s["name"]), _cell(s["ready"]), _cell(s["leased"]), _cell(s["delayed"]), _cell(s["dead"]),
-            _ago(s["oldest"]), _cell(s["change_rate"], rate(s["change_rate"], signed=True)),
-            _cell(s["dead_rate"], rate(s["dead_rate"])), _cell("yes" if s["paused"] else ""), _cell(s["workers"]),
+            _ago(s["oldest"]), _cell(s["in_rate"], rate(s["in_rate"])), _cell(s["out_rate"], rate(s["out_rate"])),
+            _cell(s["change_rate"], rate(s["change_rate"], signed=True)), _cell(s["dead_rate"], rate(s["dead_rate"])),
+            _cell(s["workers"]), _cell("paused" if s["paused"] else ""),
         ]  # fmt: skip
         bad = (s["ready"] and not s["workers"]) or s["dead_rate"]
         rows.append(Row(s["name"], cells, "red" if bad else "yellow" if s["paused"] else "", ("stream", s["name"])))
@@ -255,13 +266,15 @@ def _workers(look: Look) -> Section:
             _cell(w["holds"]), _ago(w["oldest"]), _ago(w["silent"]), _ago(up), _cell(shown), _cell(w["login"]),
         ]  # fmt: skip
         key = str(w["worker_id"])
-        rows.append(Row(key, cells, "red" if w["state"] == "silent" else "", ("worker", key)))
+        # A worker is heard of every few seconds: the rest of its reclaim delay is for hiccups.
+        quiet = w["silent"] > min(w["reclaim_delay"] / 2, 10)
+        rows.append(Row(key, cells, "red" if w["state"] == "silent" else "yellow" if quiet else "", ("worker", key)))
     return Section("workers", columns, rows, "no worker is registered")
 
 
 def _runs(look: Look) -> Section:
     rows = [
-        Row(status, [_cell(status), _cell(count)], "red" if status == "failed" else "", ("runs", status))
+        Row(status, [_cell(status), _cell(count)], drill=("runs", status))
         for status, count in look.runs.items()
         if count
     ]

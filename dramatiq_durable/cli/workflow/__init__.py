@@ -8,7 +8,7 @@ from . import act, ask, files, look, start
 from .lint import command as lint
 
 
-@click.group("workflow")
+@click.group("workflow", short_help="Workflows: start, look at, tell, end them.")
 def group() -> None:
     """Workflows: start them, look at them, tell them something, end them.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from typing import Any
 
@@ -12,7 +11,7 @@ from ...errors import InvalidFilter
 from ...workflow.client import get_handle
 from ...workflow.filters import parse as parse_filter
 from ...workflow.listing import ORDERS, list_workflows
-from ..output import print_facts, print_json, print_rows
+from ..output import facts_of, print_facts, print_json, print_rows
 from ..target import Target, option_json, option_limit
 from .timeline import print_timeline
 from .which import handle_of, option_run
@@ -61,7 +60,7 @@ def list_(
         raise
     except ValueError as e:
         raise click.UsageError(f"--after: {e}") from None
-    rows = [dataclasses.asdict(run) for run in page]
+    rows = [facts_of(run) for run in page]
     columns = ["workflow_id", "name", "status", "queue_name", "started_at", "closed_at", "history_length"]
     columns += [column for column in ("search", "task_failure") if any(row[column] for row in rows)]
     print_rows(rows, columns, as_json=as_json, empty="there are no runs")
@@ -81,7 +80,7 @@ def show(target: Target, workflow_id: str | None, run_id: uuid.UUID | None, as_j
     """One run: what it is, how it stands, what it waits for, and what came of it."""
     handle = handle_of(target, workflow_id, run_id)
     description = handle.describe()
-    facts = dataclasses.asdict(description)
+    facts = facts_of(description)
     # The history of this very run: another may have got the id in the meantime.
     events = get_handle(run_id=description.run_id, broker=target.broker).history()
     facts["input"] = events[0].attributes.get("input")
@@ -113,6 +112,6 @@ def history(target: Target, workflow_id: str | None, run_id: uuid.UUID | None, a
     """
     events = handle_of(target, workflow_id, run_id).history()
     if as_json:
-        print_json([dataclasses.asdict(event) for event in events])
+        print_json([facts_of(event) for event in events])
     else:
         print_timeline(events)

@@ -72,7 +72,9 @@ def ends_of(events: Sequence[HistoryEvent]) -> dict[int, datetime | None]:
         seq = event.attributes.get("seq")
         if event.type in _OPENING:
             ends[event.event_id] = None
-            opened[seq] = event.event_id
+            # One that has no number ends nowhere: no worker of ours writes that.
+            if seq is not None:
+                opened[seq] = event.event_id
         elif seq in opened and event.type not in _CANCELLING:
             ends[opened.pop(seq)] = event.at
     return ends
@@ -109,7 +111,7 @@ def _unicode() -> bool:
 
 def _waiting(event: HistoryEvent, now: datetime) -> str:
     kind = {"ActivityScheduled": "activity", "TimerStarted": "timer", "ChildStarted": "child"}
-    what = f"{kind.get(event.type, 'escalation')} #{event.attributes['seq']}"
+    what = f"{kind.get(event.type, 'escalation')} #{event.attributes.get('seq')}"
     if event.name:
         what += f" {event.name}"
     return f"{what} for {duration((now - event.at).total_seconds())}"
@@ -121,11 +123,11 @@ def details(event: HistoryEvent) -> str:
     for name, value in event.attributes.items():
         if name in ("seq", "hash"):
             continue
-        if name == "ms":
+        if name == "ms" and isinstance(value, int) and 0 <= value < 2**53:
             parts.append(duration(value / 1000))
         elif name == "failure" and isinstance(value, dict):
             parts.append(f"{value.get('type')}: {value.get('message')}")
-        elif name == "input" and isinstance(value, dict) and set(value) == {"args", "kwargs"}:
+        elif name == "input" and _is_call(value):
             parts.append(_call(value))
         elif name in ("result", "payload"):
             parts.append(shown(value))
@@ -133,6 +135,15 @@ def details(event: HistoryEvent) -> str:
             parts.append(f"{name}={cell(value)}")
     line = " ".join("  ".join(parts).split())
     return line if len(line) <= SHOWN else line[: SHOWN - 3] + "..."
+
+
+def _is_call(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"args", "kwargs"}
+        and isinstance(value["args"], list)
+        and isinstance(value["kwargs"], dict)
+    )
 
 
 def _call(value: dict[str, Any]) -> str:
