@@ -15,7 +15,7 @@ from benchmarks.contenders import PEERS, REQUIREMENTS, chosen_peers, versions
 from benchmarks.report import Report, machine
 from benchmarks.services import Services
 
-QUESTIONS = ("drain", "enqueue", "cost", "latency", "idle", "delayed", "workflows", "imports")
+QUESTIONS = ("drain", "enqueue", "cost", "latency", "idle", "delayed", "workflows", "telemetry", "imports")
 
 HELP = {
     "messages": "messages of a measurement of ours; peers get a share that takes them about as long",

@@ -104,7 +104,14 @@ class Bench:
                 player.close()
                 self._players.remove(player)
 
-    def drain(self, contender: Contender, question: str, messages: int, processes: int = 1) -> dict[str, Any]:
+    def drain(
+        self,
+        contender: Contender,
+        question: str,
+        messages: int,
+        processes: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Store messages in bulk, then have workers process them; answers what they report."""
 
         def store(player: Player) -> None:
@@ -112,8 +119,9 @@ class Bench:
 
         in_memory = contender is STUB
         if not in_memory:
-            store(self.sender(contender, question))
-        with self.working(contender, question, processes, before=store if in_memory else None) as workers:
+            store(self.sender(contender, question, environment))
+        before = store if in_memory else None
+        with self.working(contender, question, processes, before=before, environment=environment) as workers:
             workers.wait_for(messages)
             acknowledged = self._acknowledged(contender, question)
             report = workers.report()

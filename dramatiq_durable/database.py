@@ -187,6 +187,9 @@ class Database:
                     min_size=0,
                     max_size=64,
                     timeout=CONNECT_TIMEOUT,
+                    # It tries less and less often.  Whoever asks after that time has it begin anew: a server that was
+                    # away for long is not waited for longer than it is away.
+                    reconnect_timeout=CONNECT_TIMEOUT,
                     max_idle=60,
                     kwargs={"autocommit": True},
                     configure=self.configure,

@@ -44,7 +44,6 @@ class Procedures:
         call = f"SELECT * FROM {self.schema}.{name}({marks})".encode()
         shown.look()
         begun = time.perf_counter()
-        self.metrics.count(catalogue.TRIPS, "call")
         try:
             return conn.execute(call, arguments, binary=True).fetchall()
         except psycopg.Error as e:
@@ -363,8 +362,8 @@ class Procedures:
 
 
 def from_json(text: str | None) -> dict[str, Any] | None:
-    """The facts of an event, or the state of a run; what is JSON but no object, or too deep to be read (no worker of ours
-    writes that), counts as none."""
+    """The facts of an event, or the state of a run; what is JSON but no object, or too deep to be read, counts as none:
+    no worker of ours writes that."""
     try:
         value = None if text is None else json.loads(text)
     except RecursionError:

@@ -33,12 +33,18 @@ def measure(bench: Bench) -> None:
     bench.report.show(alone_table)
 
 
-def finish(bench: Bench, runs: int, processes: int) -> dict[str, Any]:
+def finish(
+    bench: Bench,
+    runs: int,
+    processes: int,
+    question: str = "workflows",
+    environment: Mapping[str, str] = WITH_WORKFLOWS,
+) -> dict[str, Any]:
     """Start runs, then let workers finish them; answers costs of one step."""
-    url = bench.place(OURS, "workflows")
-    bench.sender(OURS, "workflows", WITH_WORKFLOWS).ask("start_runs", n=runs)
+    url = bench.place(OURS, question)
+    bench.sender(OURS, question, environment).ask("start_runs", n=runs)
     with psycopg.connect(url, autocommit=True) as conn, bench.counters.counting() as counted:
-        with bench.working(OURS, "workflows", processes, environment=WITH_WORKFLOWS) as workers:
+        with bench.working(OURS, question, processes, environment=environment) as workers:
             began = time.perf_counter()
             while _running(conn):
                 time.sleep(0.02)

@@ -28,8 +28,29 @@ def declare_workflow() -> Any:
     return ten_steps
 
 
+def set_up_opentelemetry(what: str) -> None:
+    """What an application may have: the API alone, or an SDK whose exporter drops what it is given."""
+    from opentelemetry import trace
+
+    if what == "api":
+        return
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+    from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+
+    class Dropping(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider(sampler=ALWAYS_OFF if what == "unsampled" else ALWAYS_ON)
+    provider.add_span_processor(BatchSpanProcessor(Dropping()))
+    trace.set_tracer_provider(provider)
+
+
 class Contender(DramatiqSystem):
     def __init__(self, url: str, streams: int) -> None:
+        if what := option("OPENTELEMETRY", ""):
+            set_up_opentelemetry(what)
         super().__init__(url, streams)
         # Where they are not measured, their streams are not consumed either.
         self.ten_steps = declare_workflow() if option("WORKFLOWS", "") else None

@@ -21,7 +21,11 @@ TOKEN = "DRAMATIQ_DURABLE_UI_TOKEN"
     "--listen", metavar="HOST:PORT", callback=address, default="127.0.0.1:9193", show_default=True,
     help="Where to answer; port 0 takes a free one.",
 )  # fmt: skip
-@click.option("--allow-actions", is_flag=True, help="Offer to redrive dead letters, to claim and resolve escalations.")
+@click.option(
+    "--allow-actions",
+    is_flag=True,
+    help="Offer to pause streams, redrive or drop dead letters, claim and resolve escalations.",
+)
 @click.pass_obj
 def command(target: Target, listen: tuple[str, int], allow_actions: bool) -> None:
     """Show runs, streams, dead letters, workers, schedules and escalations in a browser.

@@ -16,7 +16,7 @@ import psycopg
 from ..database import Connection, Database, is_connection_lost, translate
 from ..errors import DurableError
 from .catalogue import GAUGES, PREFIX, Metric
-from .recorder import MOST_NAMES, OTHER, Labels
+from .cells import MOST_NAMES, OTHER, Labels
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from typing import Any
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.utils import floatToGoString
 
-from .recorder import Cell, counted
+from .cells import Cell
+from .recorder import counted
 
 
 class Files:

@@ -12,7 +12,8 @@ from functools import partial
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation, get_meter
 
 from .catalogue import COUNTED, Metric
-from .recorder import Labels, counted, listen
+from .cells import Labels
+from .recorder import counted, listen
 
 
 def instrument() -> None:

@@ -15,7 +15,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from .catalogue import COUNTED
-from .recorder import Cell, counted
+from .cells import Cell
+from .recorder import counted
 
 
 class Counted(Collector):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,13 +37,7 @@ from ..operations import (
 )
 from . import catalogue
 from .catalogue import Metric
-
-#: What stands for names that are not known here, and for all those that came when there were too many.
-OTHER = "_OTHER"
-
-#: The most values of a label, and the most combinations of a metric's labels, of a process.
-MOST_NAMES = 200
-MOST_SERIES = 1000
+from .cells import MOST_SERIES, OTHER, Cell, Counted, Course, Labels, Lane, Names
 
 #: How the kinds of messages are called.
 KINDS = {
@@ -59,86 +52,6 @@ KINDS = {
 }
 #: Of which kinds it is told, besides, how late they were.
 _LATENESS = {"w": catalogue.TIMERS, "c": catalogue.SCHEDULES}
-
-Labels = tuple[str, ...]
-
-
-class Cell:
-    """A histogram: how many values are in each bucket, and their sum.
-
-    Attributes:
-      also: is told every value, too, where OpenTelemetry wants to know.
-    """
-
-    __slots__ = ("also", "bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-        self.also: Callable[[float], None] | None = None
-
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def add_all(self, values: list[float]) -> None:
-        """The same for many, of which most are in one bucket; changes their order."""
-        values.sort()
-        at = 0
-        while at < len(values):
-            bucket = bisect_left(self.bounds, values[at])
-            end = len(values) if bucket == len(self.bounds) else bisect_right(values, self.bounds[bucket], at)
-            self.counts[bucket] += end - at
-            at = end
-        self.sum += sum(values)
-
-    def tell(self, values: list[float]) -> None:
-        """Tell them to whoever listens.  With no lock held: he has his own."""
-        if self.also is not None:
-            for value in values:
-                self.also(value)
-
-    def merge(self, other: Cell) -> None:
-        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        self.sum += other.sum
-
-
-#: What was counted: of each metric, by its labels (the namespace first), a number or a cell.
-Counted = dict[Metric, dict[Labels, Any]]
-
-
-class Lane:
-    """What became here of the messages of one kind and one actor, on one stream."""
-
-    __slots__ = ("acked", "dead_lettered", "processing", "released", "retried", "stale", "took")
-
-    def __init__(self, processing: Cell) -> None:
-        self.acked = self.retried = self.released = self.dead_lettered = self.stale = 0
-        self.processing = processing
-        #: How long threads had them, in seconds: gathered, and put into their buckets by and by.
-        self.took: deque[float] = deque()
-
-    def digest(self) -> list[float]:
-        values = [self.took.popleft() for _ in range(len(self.took))]
-        self.processing.add_all(values)
-        return values
-
-
-class Names:
-    """Bounds how many values each label has in this process: first come, first served."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, set[str]] = {}
-
-    def fold(self, label: str, name: str) -> str:
-        known = self._known.setdefault(label, set())
-        if name not in known:
-            if len(known) >= MOST_NAMES:
-                return OTHER
-            known.add(name)
-        return name
-
 
 #: Those that are alive, what those counted that are not, and what OpenTelemetry is told of every histogram.
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
@@ -187,8 +100,11 @@ class Recorder:
         #: By the streams and the kinds of messages: how long they waited that were handed out, how many were stored.
         self._waits: dict[tuple[int, str], Cell] = {}
         self._sent: dict[tuple[int, str], int] = {}
+        self._courses: dict[str, Course] = {}
         self._commit, self._batch = Cell(catalogue.COMMIT.bounds), Cell(catalogue.BATCH.bounds)
         self._commit.also, self._batch.also = self._also(catalogue.COMMIT, ()), self._also(catalogue.BATCH, ())
+        #: What was counted on whatever thread, without a lock that the others would wait for: see `digest`.
+        self._gathered: deque[tuple[Metric, Labels, float]] = deque()
         self._numbers: dict[tuple[Metric, Labels], float] = {}
         self._cells: dict[tuple[Metric, Labels], Cell] = {}
         self._series: dict[Metric, set[Labels]] = {}
@@ -198,24 +114,11 @@ class Recorder:
 
     def count(self, metric: Metric, *labels: str, by: float = 1) -> None:
         """Add to a counter."""
-        with self._lock:
-            key = (metric, labels)
-            if key not in self._numbers:
-                key = (metric, self._fold(metric, labels))
-            self._numbers[key] = self._numbers.get(key, 0) + by
+        self._gathered.append((metric, labels, by))
 
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         """Add a value to a histogram."""
-        with self._lock:
-            cell = self._cells.get((metric, labels))
-            if cell is None:
-                labels = self._fold(metric, labels)
-                cell = self._cells.get((metric, labels))
-                if cell is None:
-                    cell = self._cells[metric, labels] = Cell(metric.bounds)
-                    cell.also = self._also(metric, labels)
-            cell.add(value)
-        cell.tell([value])
+        self._gathered.append((metric, labels, value))
 
     def committed(self, seconds: float, size: int) -> None:
         """A transaction of a group commit was committed."""
@@ -224,6 +127,14 @@ class Recorder:
             cell.add(value)
             if cell.also is not None:
                 cell.also(value)
+
+    def course(self, workflow: str) -> Course:
+        """Where to count how a workflow's runs go on.  Only for whoever leads."""
+        course = self._courses.get(workflow)
+        if course is None:
+            with self._lock:
+                course = self._courses[workflow] = Course()
+        return course
 
     def failed(self, error: BaseException | None) -> None:
         """The database, or the way to it, gave an error."""
@@ -254,9 +165,11 @@ class Recorder:
 
     def handed(self, stream_id: int) -> None:
         """An activity was handed out in the moment in which it was stored."""
-        cell = self._waits_of((stream_id, "a"))
-        cell.add(0.0)
-        cell.tell([0.0])
+        cell = self._waits.get((stream_id, "a")) or self._waits_of((stream_id, "a"))
+        # It did not wait.
+        cell.counts[0] += 1
+        if cell.also is not None:
+            cell.also(0.0)
 
     def ended(self) -> dict[int, int]:
         """How many messages have ended here, by the ids of their streams: acked, or among the dead letters."""
@@ -270,8 +183,31 @@ class Recorder:
         """Put what was gathered into its buckets: it must not grow."""
         with self._lock:
             digested = [(lane.processing, lane.digest()) for lane in self.lanes.values() if lane.took]
+            gathered = Counter(self._gathered.popleft() for _ in range(len(self._gathered)))
+            for (metric, labels, value), times in gathered.items():
+                if not metric.bounds:
+                    self._add(metric, labels, value * times)
+                    continue
+                cell = self._cells.get((metric, labels)) or self._cell(metric, labels)
+                cell.add_all(values := [value] * times)
+                digested.append((cell, values))
+        # Whoever is told has locks of his own.
         for cell, values in digested:
             cell.tell(values)
+
+    def _add(self, metric: Metric, labels: Labels, value: float) -> None:
+        key = (metric, labels)
+        if key not in self._numbers:
+            key = (metric, self._fold(metric, labels))
+        self._numbers[key] = self._numbers.get(key, 0) + value
+
+    def _cell(self, metric: Metric, labels: Labels) -> Cell:
+        labels = self._fold(metric, labels)
+        cell = self._cells.get((metric, labels))
+        if cell is None:
+            cell = self._cells[metric, labels] = Cell(metric.bounds)
+            cell.also = self._also(metric, labels)
+        return cell
 
     # --- operations that are over -----------------------------------------------------------------------
 
@@ -314,7 +250,8 @@ class Recorder:
                     stored.append(operation.stream_id)  # type: ignore[attr-defined]
                 elif kind in counts:
                     counts[kind](operation)
-            for stream_id, number in Counter(stored).items():
+            # A Counter takes its time to make.
+            for stream_id, number in Counter(stored).items() if len(stored) > 1 else [(s, 1) for s in stored]:
                 self._sends(stream_id, "m", number)
 
     def _sends(self, stream_id: int, kind: str, number: int = 1) -> None:
@@ -384,11 +321,13 @@ class Recorder:
             self._counts[type(part)](part)
 
     def _advance(self, operation: Advance) -> None:
-        if operation.answer == "stale" and not operation.retried and operation.lane is not None:
+        if operation.error is not None:
+            self._ended(operation)
+        elif operation.answer == "stale" and not operation.retried and operation.lane is not None:
             operation.lane.stale += 1
-        elif operation.answer == "ok" or operation.error is not None:
-            self._acked(operation)
-        if operation.answer == "ok" and operation.error is None:
+        elif operation.answer == "ok":
+            if operation.lane is not None:
+                operation.lane.acked += 1
             for send in operation.sends:
                 if send.kind != "w":
                     self._sends(send.stream_id, "a")
@@ -408,11 +347,14 @@ class Recorder:
                 add(metric, labels, number)
             for (metric, labels), cell in self._cells.items():
                 add(metric, labels, cell)
+                if metric is catalogue.CALL:
+                    add(catalogue.TRIPS, ("call",), sum(cell.counts))
             if commits := sum(self._batch.counts):
                 add(catalogue.COMMIT, (), self._commit)
                 add(catalogue.BATCH, (), self._batch)
                 add(catalogue.TRIPS, ("group_commit",), commits)
             lanes, waits, sends = list(self.lanes.items()), list(self._waits.items()), list(self._sent.items())
+            courses = list(self._courses.items())
         for (stream_id, kind), sent in sends:
             add(catalogue.ENQUEUED, (self._stream(stream_id), KINDS[kind]), sent)
         for (stream_id, kind), cell in waits:
@@ -421,6 +363,16 @@ class Recorder:
             if kind in KINDS:
                 add(catalogue.WAIT, (self._stream(stream_id), KINDS[kind]), cell)
                 add(catalogue.CLAIMED, (self._stream(stream_id), KINDS[kind]), sum(cell.counts))
+        for workflow, course in courses:
+            for metric, label, number in (
+                (catalogue.STEPS, "recorded", course.recorded),
+                *((catalogue.EVENTS, type, number) for type, number in list(course.events.items())),
+                *((catalogue.CLOSED, status, number) for status, number in list(course.closed.items())),
+            ):
+                if number:
+                    add(metric, (_names.fold("workflow", workflow), label), number)
+            if course.started:
+                add(catalogue.STARTED, (_names.fold("workflow", workflow),), course.started)
         for key, lane in lanes:
             if any(lane.processing.counts):
                 add(*self._processing(key), lane.processing)

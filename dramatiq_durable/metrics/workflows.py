@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import CodecFailed, Nondeterminism
 from . import catalogue
-from .recorder import OTHER, Recorder
+from .cells import OTHER
+from .recorder import Recorder
 
 if TYPE_CHECKING:
     from ..operations import Advance
@@ -48,13 +49,13 @@ class WorkflowCounts:
             outcome = "failed" if advance.error is not None else advance.answer
             recorder.count(catalogue.STEPS, workflow, outcome)
             return
-        recorder.count(catalogue.STEPS, workflow, "recorded")
-        if advance.begins:
-            recorder.count(catalogue.STARTED, workflow)
+        course = recorder.course(workflow)
+        course.recorded += 1
+        course.started += advance.begins
         for event in advance.events:
-            recorder.count(catalogue.EVENTS, workflow, event.type)
+            course.events[event.type] = course.events.get(event.type, 0) + 1
         if advance.close is not None:
-            recorder.count(catalogue.CLOSED, workflow, advance.close)
+            course.closed[advance.close] = course.closed.get(advance.close, 0) + 1
             if info is not None and info.started_at is not None and advance.events:
                 lived = advance.events[-1].at / 1000 - info.started_at.timestamp()
                 recorder.observe(catalogue.LIFE, max(lived, 0.0), workflow, advance.close)

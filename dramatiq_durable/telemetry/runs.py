@@ -118,8 +118,66 @@ class _Written(NamedTuple):
     sender: Context | None = None
 
 
+class Place:
+    """Where a run is in its trace.
+
+    Parameters:
+      facts: what the run was started with.
+
+    Attributes:
+      parent(Context): the context that it was started in.
+      trace_id(int): of the trace.
+      context(Context): that of the span of its start, under which all that it does is.
+      carrier(dict): the same for what it sends.
+      attributes(dict): what each of its spans says.
+    """
+
+    __slots__ = ("attributes", "carrier", "context", "parent", "run_id", "spans", "trace_id")
+
+    def __init__(
+        self, spans: Spans, run_id: str, workflow_id: str, name: str, queue_name: str, facts: Mapping[str, Any]
+    ) -> None:
+        self.spans = spans
+        self.run_id = run_id
+        parent = spans.context_in(facts.get(TRACE))
+        sender = trace.get_current_span(parent).get_span_context()
+        if sender.is_valid:
+            trace_id, flags, state = sender.trace_id, sender.trace_flags, sender.trace_state
+        else:
+            # Begun in no trace: the sampler decides by the trace's id, here and wherever the run goes on.
+            source = source_of(facts, run_id)
+            trace_id, flags, state = derived_trace_id(source), TraceFlags(TraceFlags.SAMPLED), None
+            sampler = getattr(spans.tracer, "sampler", None)
+            start = f"WORKFLOW/START/{name}"
+            if sampler is not None and not sampler.should_sample(parent, trace_id, start).decision.is_sampled():
+                flags = TraceFlags(TraceFlags.DEFAULT)
+            if source != run_id:
+                first = SpanContext(trace_id, derived_span_id(source, "start"), True, flags)
+                parent = trace.set_span_in_context(NonRecordingSpan(first), parent)
+        own = SpanContext(trace_id, derived_span_id(run_id, "start"), True, flags, state)
+        self.parent, self.trace_id = parent, trace_id
+        self.context = trace.set_span_in_context(NonRecordingSpan(own), parent)
+        self.carrier = spans.carrier_of(self.context)
+        self.attributes = {
+            "dramatiq_durable.workflow": name,
+            "dramatiq_durable.workflow_id": workflow_id,
+            "dramatiq_durable.run_id": run_id,
+            "messaging.destination.name": queue_name,
+        }
+
+
+def place_of(spans: Spans, execution: Execution) -> Place:
+    """The place of a run that is in memory, which it keeps; another SDK may sample otherwise."""
+    place: Place | None = execution.place
+    if place is None or place.spans is not spans:
+        info = execution.info
+        place = Place(spans, info.run_id, info.workflow_id, info.name, info.queue_name, execution.facts)
+        execution.place = place
+    return place
+
+
 class RunTrace:
-    """A run's place in its trace, and the spans of one step.
+    """The spans of one step of a run.
 
     Attributes:
       carrier(dict): the context of the run, for what it sends.
@@ -128,16 +186,9 @@ class RunTrace:
     def __init__(self, spans: Spans, execution: Execution) -> None:
         self._spans = spans
         self._info = execution.info
-        self._parent, self._trace_id, self.context = place_of(
-            spans, self._info.run_id, self._info.name, execution.facts
-        )
-        self.carrier = spans.carrier_of(self.context)
-        self._attributes = {
-            "dramatiq_durable.workflow": self._info.name,
-            "dramatiq_durable.workflow_id": self._info.workflow_id,
-            "dramatiq_durable.run_id": self._info.run_id,
-            "messaging.destination.name": self._info.queue_name,
-        }
+        self._place = place = place_of(spans, execution)
+        self._attributes = place.attributes
+        self.carrier = place.carrier
         self._due: list[_Written] = []
 
     def note(self, execution: Execution, step: Step) -> None:
@@ -227,11 +278,11 @@ class RunTrace:
 
     def _write(self, due: list[_Written]) -> None:
         for name, what, start, end, attributes, failure, sender in due:
-            outside = self._parent if what == "start" else sender
-            parent = self.context if outside is None else outside
-            ids = self._trace_id, derived_span_id(self._info.run_id, what)
+            outside = self._place.parent if what == "start" else sender
+            parent = self._place.context if outside is None else outside
+            ids = self._place.trace_id, derived_span_id(self._place.run_id, what)
             kind = SpanKind.INTERNAL if outside is None else SpanKind.CONSUMER
-            links = [] if sender is None else [Link(trace.get_current_span(self.context).get_span_context())]
+            links = [] if sender is None else [Link(trace.get_current_span(self._place.context).get_span_context())]
             span = self._spans.begin(name, parent, ids, attributes, kind, start, links)
             describe(span, failure or {})
             span.end(end)
@@ -265,50 +316,18 @@ def write_end(spans: Spans, row: tuple[Any, ...]) -> None:
     """Write the last span of a run that the database has ended: see ``get_closing`` in SQL."""
     key, workflow_id, name, queue_name, status, started_at, closed_at, reason, facts = row
     run_id = str(uuid.UUID(bytes=key))
-    _, trace_id, context = place_of(spans, run_id, name, json.loads(facts or "{}"))
-    attributes = {
-        "dramatiq_durable.workflow": name,
-        "dramatiq_durable.workflow_id": workflow_id,
-        "dramatiq_durable.run_id": run_id,
-        "messaging.destination.name": queue_name,
-        "dramatiq_durable.status": status,
-    }
-    ids = trace_id, derived_span_id(run_id, "close")
-    start = min(started_at, closed_at)
-    span = spans.begin(f"WORKFLOW/ERROR/{name}", context, ids, attributes, at=_ns(start))
+    place = Place(spans, run_id, workflow_id, name, queue_name, json.loads(facts or "{}"))
+    what = {**place.attributes, "dramatiq_durable.status": status}
+    ids, start = (place.trace_id, derived_span_id(run_id, "close")), min(started_at, closed_at)
+    span = spans.begin(f"WORKFLOW/ERROR/{name}", place.context, ids, what, at=_ns(start))
     describe(span, {"type": _ENDINGS[status], "message": reason or "no reason given"})
     span.end(_ns(closed_at))
-
-
-def place_of(spans: Spans, run_id: str, name: str, facts: Mapping[str, Any]) -> tuple[Context, int, Context]:
-    """A run's place: the context that it was started in, the trace's id, and the context of the span of its start.
-
-    Parameters:
-      facts: what the run was started with.
-    """
-    parent = spans.context_in(facts.get(TRACE))
-    sender = trace.get_current_span(parent).get_span_context()
-    if sender.is_valid:
-        trace_id, flags, state = sender.trace_id, sender.trace_flags, sender.trace_state
-    else:
-        # Begun in no trace: the sampler decides by the trace's id, here and wherever the run goes on.
-        source = source_of(facts, run_id)
-        trace_id, flags, state = derived_trace_id(source), TraceFlags(TraceFlags.SAMPLED), None
-        sampler = getattr(spans.tracer, "sampler", None)
-        start = f"WORKFLOW/START/{name}"
-        if sampler is not None and not sampler.should_sample(parent, trace_id, start).decision.is_sampled():
-            flags = TraceFlags(TraceFlags.DEFAULT)
-        if source != run_id:
-            first = SpanContext(trace_id, derived_span_id(source, "start"), True, flags)
-            parent = trace.set_span_in_context(NonRecordingSpan(first), parent)
-    own = SpanContext(trace_id, derived_span_id(run_id, "start"), True, flags, state)
-    return parent, trace_id, trace.set_span_in_context(NonRecordingSpan(own), parent)
 
 
 def begin_local(spans: Spans, command: Compute, execution: Execution) -> tuple[trace.Span, Any]:
     """The span of an attempt of a local activity, which is the current one until it ends, and the token for that."""
     run_id = execution.run_id
-    _, trace_id, context = place_of(spans, run_id, execution.info.name, execution.facts)
+    place = place_of(spans, execution)
     attributes = {
         "dramatiq_durable.actor": command.name or "",
         "dramatiq_durable.attempt": command.attempt,
@@ -316,9 +335,9 @@ def begin_local(spans: Spans, command: Compute, execution: Execution) -> tuple[t
         "dramatiq_durable.run_id": run_id,
         "dramatiq_durable.workflow_id": execution.workflow_id,
     }
-    ids = trace_id, derived_span_id(run_id, f"local:{command.seq}")
-    span = spans.begin(f"ACTIVITY/{command.name}", context, ids, attributes)
-    return span, otel.attach(trace.set_span_in_context(span, context))
+    ids = place.trace_id, derived_span_id(run_id, f"local:{command.seq}")
+    span = spans.begin(f"ACTIVITY/{command.name}", place.context, ids, attributes)
+    return span, otel.attach(trace.set_span_in_context(span, place.context))
 
 
 def describe(span: trace.Span, failure: Mapping[str, Any]) -> None:

@@ -205,7 +205,7 @@ class Spans:
                 f"ACTIVITY/{delivery.actor_name[:LONGEST]}" if activity else f"process {delivery.queue_name}",
                 parent,
                 (
-                    derived_trace_id(delivery.run_id if delivery.run_id is not None else key),
+                    0 if sent else derived_trace_id(delivery.run_id if delivery.run_id is not None else key),
                     derived_span_id(key, f"{delivery.attempt}:{sent}"),
                 ),
                 {

@@ -57,7 +57,10 @@ PAGES: dict[str, Handler] = {
     "/escalations/{id}": people.escalation,
 }
 ACTIONS: dict[str, Handler] = {
+    "/stream/pause": queues.pause,
+    "/stream/resume": queues.resume,
     "/dead-letters/redrive": queues.redrive,
+    "/dead-letters/drop": queues.drop,
     "/escalations/{id}/claim": people.claim,
     "/escalations/{id}/release": people.release,
     "/escalations/{id}/resolve": people.resolve,
@@ -88,7 +91,7 @@ def create_app(
       host(str): where it listens.
       token(str | None): what whoever looks has to know; at least 16 characters.  None is for this machine alone, and
         then only its own names are answered to.
-      allow_actions(bool): offer what changes something: redriving, claiming, resolving.
+      allow_actions(bool): offer what changes something: pausing, redriving, dropping, claiming, resolving.
 
     Raises:
       ValueError: the token is too short, or missing where others can reach the host.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 
@@ -54,6 +55,15 @@ _LETTER: LiteralString = _SMALL + (
     "CASE WHEN octet_length(failure) <= 65536 THEN failure ELSE right(failure, 4000) END AS failure"
 )
 
+#: What is said after something was done, by the word in the address.
+PAUSED = {
+    "paused": "It is paused: nothing more is handed out, and what runs goes on.",
+    "paused-before": "It was paused already.",
+    "resumed": "It goes on.",
+    "resumed-before": "It was not paused.",
+}
+DROPPED = {"dropped": "The letter was dropped.", "dropped-before": "There was no such letter any more."}
+
 REASONS = ("rejected", "poison", "aborted", "unsettled")
 STATES = ("waiting", "delayed", "leased")
 
@@ -63,30 +73,41 @@ STATES = ("waiting", "delayed", "leased")
 
 def streams(view: View) -> Page:
     """Every stream with its counts: those of the exporter, whatever there is counted no further than it counts."""
-    found: dict[str, dict[str, float]] = {}
-    for row in view.target.rows("read_gauges", MOST_COUNTED):
-        if row["metric"].startswith("stream_"):
-            known = found.setdefault(row["name"], defaultdict(float))
-            known[row["metric"]] += row["value"]
     columns = ("stream", "#ready", "#leased", "#delayed", "#dead", "oldest ready", "#workers", "state")
-    shown, more = sliced(view, "/streams", sorted(found.items()))
+    shown, more = sliced(view, "/streams", sorted(_gauges(view).items()))
     rows = [
         (
             link(name, "/stream", name=name),
-            _counted(known["stream_ready_messages"]),
-            _counted(known["stream_leased_messages"]),
-            _counted(known["stream_delayed_messages"]),
-            link(_counted(known["stream_dead_letters"]), "/dead-letters", stream=name)
-            if known["stream_dead_letters"]
-            else "0",
-            seconds(known["stream_oldest_ready_seconds"] or None),
-            int(known["stream_workers"]) or tag("span", "none", class_="bad"),
-            state("paused") if known["stream_paused"] else state("active"),
+            _counted(known["ready_messages"]),
+            _counted(known["leased_messages"]),
+            _counted(known["delayed_messages"]),
+            _dead(name, known),
+            seconds(known["oldest_ready_seconds"] or None),
+            _workers(known),
+            state("paused" if known["paused"] else "active"),
         )
         for name, known in shown
     ]
     about = tag("p", f"From {MOST_COUNTED:,} on, counts are estimates (~).", class_="soft") if rows else None
     return Page("Streams", [table("Streams", columns, rows, "There are no streams yet."), about, more], "/streams")
+
+
+def _gauges(view: View) -> dict[str, dict[str, float]]:
+    """What is known of each stream, by the names of the exporter's gauges."""
+    found: dict[str, dict[str, float]] = {}
+    for row in view.target.rows("read_gauges", MOST_COUNTED):
+        if row["metric"].startswith("stream_"):
+            found.setdefault(row["name"], defaultdict(float))[row["metric"].removeprefix("stream_")] += row["value"]
+    return found
+
+
+def _dead(name: str, known: dict[str, float]) -> Child:
+    dead = known["dead_letters"]
+    return link(_counted(dead), "/dead-letters", stream=name) if dead else "0"
+
+
+def _workers(known: dict[str, float]) -> Child:
+    return int(known["workers"]) or tag("span", "none", class_="bad")
 
 
 def _counted(rows: float) -> str:
@@ -110,16 +131,55 @@ def stream(view: View) -> Page:
         choice("State", "state", STATES, chosen),
         field_("Actor", "actor", actor),
     )
+    known = _gauges(view).get(name, defaultdict(float))
+    paused = bool(known["paused"])
     return Page(
         name,
         [
-            tag("p", link("Its dead letters", "/dead-letters", stream=name)),
+            _said(view, PAUSED),
+            facts(
+                ("state", state("paused" if paused else "active")),
+                ("ready", _counted(known["ready_messages"])),
+                ("oldest ready", seconds(known["oldest_ready_seconds"] or None)),
+                ("leased", _counted(known["leased_messages"])),
+                ("delayed", _counted(known["delayed_messages"])),
+                ("dead", _dead(name, known)),
+                ("workers", _workers(known)),
+            ),
+            action(
+                view, "/stream/resume" if paused else "/stream/pause", "Resume" if paused else "Pause",
+                tag("input", type="hidden", name="name", value=name),
+            ),
+            tag("h2", "Messages"),
             form,
             table("Messages", columns, rows, "There is no such message."),
             tag("p", f"There are more than these {ROWS}.") if len(found) > ROWS else None,
         ],
         "/streams",
-    )
+    )  # fmt: skip
+
+
+def pause(view: View) -> Go:
+    """Have a stream hand out nothing."""
+    return _pause(view, True)
+
+
+def resume(view: View) -> Go:
+    """Have it hand out again."""
+    return _pause(view, False)
+
+
+def _pause(view: View, paused: bool) -> Go:
+    name = view.filled("name")
+    [row] = view.target.rows("pause_stream", name, paused)
+    verb = "paused" if paused else "resumed"
+    return Go(address("/stream", name=name, done=verb if row["pause_stream"] else f"{verb}-before"))
+
+
+def _said(view: View, texts: Mapping[str, str]) -> Child:
+    """What became of what was done last."""
+    text = texts.get(view.given("done") or "")
+    return None if text is None else box(text)
 
 
 def _message(view: View, row: dict[str, Any], now: datetime) -> tuple[Child, ...]:
@@ -183,6 +243,7 @@ def dead_letters(view: View) -> Page:
         "Dead letters",
         [
             _redriven(view),
+            _said(view, DROPPED),
             filters(
                 "/dead-letters",
                 field_("Stream", "stream", stream),
@@ -217,6 +278,7 @@ def dead_letter(view: View) -> Page:
     decoded = decode(row["payload"], row["kind"], view.broker.codecs)
     traceback = (decoded.get("options") or {}).pop("traceback", None)
     failure = view.broker.codecs.decode_text(row["failure"])
+    hidden = tag("input", type="hidden", name="letter", value=number)
     given: Child = block(decoded["bytes"]) if "bytes" in decoded else value(decoded)
     return Page(
         f"Dead letter {number}",
@@ -233,12 +295,15 @@ def dead_letter(view: View) -> Page:
                 ("sent", ago(row["enqueued_at"])),
                 ("died", ago(row["died_at"])),
             ),
-            action(
-                view, "/dead-letters/redrive", "Redrive", tag("input", type="hidden", name="letter", value=number)
-            ),
+            action(view, "/dead-letters/redrive", "Redrive", hidden),
             section("Failure", block(failure)) if failure else None,
             section("Traceback", block(traceback)) if isinstance(traceback, str) else None,
             section("Message", given),
+            section("Drop", action(
+                view, "/dead-letters/drop", "Drop", hidden,
+                tag("div", tag("input", type="checkbox", name="sure", id="sure", required=True), " ",
+                    tag("label", "It is gone then, with what it carries.", for_="sure")),
+            )) if view.allow_actions else None,
         ],
         "/dead-letters",
     )  # fmt: skip
@@ -251,6 +316,15 @@ def redrive(view: View) -> Go:
         raise BadRequest("choose the letters to redrive")
     [row] = view.target.rows("redrive_dead_letters", letters, *[None] * 7, 0, letters[-1], len(letters))
     return Go(address("/dead-letters", redriven=row["redriven"], kept=len(letters) - row["redriven"]))
+
+
+def drop(view: View) -> Go:
+    """Drop a letter, for ever."""
+    number = _number(view.filled("letter"))
+    if not view.filled("sure"):
+        raise BadRequest("say that you are sure: it is gone then")
+    [row] = view.target.rows("drop_dead_letters", [number], *[None] * 7, number - 1, number, 1)
+    return Go(address("/dead-letters", done="dropped" if row["dropped"] else "dropped-before"))
 
 
 def _number(text: str) -> int:

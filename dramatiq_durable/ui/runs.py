@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +21,7 @@ from ..workflow.descriptions import Description, HistoryEvent, Pending, public
 from ..workflow.events import Event
 from ..workflow.filters import parse
 from ..workflow.listing import WorkflowList, list_workflows
-from .html import Child, Html, link, tag
+from .html import Child, Html, link, render, tag
 from .page import (
     LESS,
     MOST,
@@ -70,6 +71,9 @@ PENDING = 100
 
 #: Among how many messages of its workflow a task that failed is looked for.
 NEXT = 200
+
+#: Of what all events of a page carry, so many bytes of HTML are shown.
+ALL = 500_000
 
 #: From how many bytes on an event says no more than that it has them.
 LARGE = 65_536
@@ -305,7 +309,8 @@ def _told(view: View, event: Event, size: int) -> HistoryEvent:
     except (ValueError, TypeError, RecursionError, DurableError) as e:
         told = public(event._replace(payload=None, attributes={"unreadable": str(e)}))
     if size > LARGE:
-        told.attributes["size"] = f"{size:,} bytes, too many for this page"
+        much = {"size": f"{size:,} bytes, too many for this page"}
+        told = replace(told, attributes={**much, **told.attributes})
     return told
 
 
@@ -321,12 +326,15 @@ def timeline(events: Sequence[HistoryEvent], start: datetime, end: datetime, who
         event.attributes.get("seq") for event in events if event.type.endswith(("Failed", "TimedOut", "Terminated"))
     }
     rows: list[Sequence[Child]] = []
+    left = ALL
     for event in events:
         drawn: Child = None
         if event.event_id in ends:
             until = ends[event.event_id]
             kind = "open" if until is None else "bad" if event.attributes.get("seq") in failed else None
             drawn = _bar(event.at, until, start, end, kind, whole)
+        told = render(_details(event, left > 0))
+        left -= len(told)
         rows.append(
             (
                 event.event_id,
@@ -336,7 +344,7 @@ def timeline(events: Sequence[HistoryEvent], start: datetime, end: datetime, who
                 event.attributes.get("seq"),
                 event.name,
                 drawn,
-                _details(event),
+                told,
             )
         )  # fmt: skip
     columns = ("#event", "#after", "type", "#number", "name", "when", "details")
@@ -366,12 +374,12 @@ def _bar(at: datetime, until: datetime | None, start: datetime, end: datetime, k
     )  # fmt: skip
 
 
-def _details(event: HistoryEvent) -> Child:
+def _details(event: HistoryEvent, wholly: bool) -> Child:
     try:
         line = details(event)
     except (ValueError, TypeError, KeyError, AttributeError):
         line = "not written by this package"
-    known = [(name, event.attributes[name]) for name in _SHOWN if event.attributes.get(name) is not None]
+    known = [(name, event.attributes[name]) for name in _SHOWN if event.attributes.get(name) is not None and wholly]
     if event.type == "ChildStarted" and "run_id" in event.attributes:
         return [link("its run", "/runs/" + quote(str(event.attributes["run_id"]), safe="")), _folded(line, known)]
     return _folded(line, known)

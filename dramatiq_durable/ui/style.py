@@ -29,7 +29,8 @@ main:focus { outline: none; }
 h1 { font-size: 1.4rem; margin: .2rem 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 1.6rem 0 .5rem; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-.scroll { position: relative; overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; background: var(--card); }
+.scroll { position: relative; overflow-x: auto; border: 1px solid var(--line); border-radius: 6px;
+  background: var(--card); }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .7rem; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
@@ -68,6 +69,8 @@ button { width: auto; cursor: pointer; color: var(--link); border-color: var(--l
 .box.bad { border-left-color: var(--bad); color: inherit; }
 .act { display: grid; gap: .6rem; max-width: 40rem; margin: .6rem 0; justify-items: start; }
 .act > div { width: 100%; }
+input[type=checkbox] + label { display: inline; }
+input[type=checkbox] { vertical-align: text-bottom; }
 .more { display: flex; gap: 1.5rem; margin: 1rem 0; }
 @media (max-width: 40rem) {
   dl { grid-template-columns: 6.5rem 1fr; gap: .3rem .7rem; }

@@ -78,6 +78,7 @@ class Execution(Inside):
         "is_replaying",
         "mailbox",
         "patches",
+        "place",
         "traced",
     )
 
@@ -101,6 +102,8 @@ class Execution(Inside):
         self.patches = Patches(self)
         #: The spans that the code has asked for with `trace` in a step; None in a replay, or where nobody writes spans.
         self.traced: list[tuple[int, str, int, dict[str, Any]]] | None = None
+        #: Where it is in its trace: see `telemetry`.
+        self.place: Any = None
         self._cancel_requested = False
         self.begun = False
         """Its code has begun: before that, its interceptors may wait for something, and nobody answers updates."""

@@ -16,16 +16,17 @@ from prometheus_client.parser import text_string_to_metric_families
 import dramatiq_durable as durable
 from dramatiq_durable.metrics import catalogue, recorder
 from dramatiq_durable.metrics.catalogue import CATALOGUE, PREFIX
+from dramatiq_durable.metrics.cells import MOST_NAMES, MOST_SERIES, OTHER, Cell, Names
 from dramatiq_durable.metrics.gauges import bounded
 from dramatiq_durable.metrics.prometheus import register
-from dramatiq_durable.metrics.recorder import MOST_NAMES, MOST_SERIES, OTHER, Cell, Recorder
+from dramatiq_durable.metrics.recorder import Recorder
 from tests.support import ROOT, unique_name
 
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """A recorder in a process that knows no names yet."""
-    monkeypatch.setattr(recorder, "_names", recorder.Names())
+    monkeypatch.setattr(recorder, "_names", Names())
     return Recorder("fresh")
 
 
@@ -196,7 +197,8 @@ metrics.set_meter_provider(MeterProvider([reader]))
 
 @dramatiq.actor(broker=broker)
 def x(): pass
-from dramatiq_durable.metrics.recorder import Cell, counted
+from dramatiq_durable.metrics.cells import Cell
+from dramatiq_durable.metrics.recorder import counted
 from dramatiq_durable.metrics.catalogue import COUNTED
 worker = dramatiq.Worker(broker, worker_threads=2, worker_timeout=50)
 worker.start()

@@ -126,7 +126,8 @@ def test_no_schedule_keeps_the_stream_from_firing_others(db: Session, attacker: 
     now = int(db.value("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")) // 1000 * 1000
     context = Context(worker.session.sender, worker.session.batches)
     context.worker = Uuid(worker.token)
-    fires = [FireSchedule(t.message_id, t.lease, now, 0, now + 60_000, [Due(now, new_id(), b"x")]) for t in ticks]
+    due = now + 60_000
+    fires = [FireSchedule(t.message_id, t.lease, now, 0, due, t.stream_id, [Due(now, new_id(), b"x")]) for t in ticks]
     FireSchedule.settle(fires, worker.session.call("fire_schedules", *FireSchedule.arguments(fires, context)))
     assert [f.answer for f in fires] == [True, True]
     assert db.value("SELECT fired FROM durable.schedule WHERE name = 'good'") == 1

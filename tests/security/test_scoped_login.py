@@ -338,6 +338,14 @@ def test_a_foreign_dead_worker_cannot_be_taken_back(scene: Scene) -> None:
     assert everything(scene.db) == before
 
 
+def test_what_a_worker_says_that_it_gets_done_counts_on_its_own_streams(scene: Scene) -> None:
+    worker = scene.attacker.register(scene.mine, delay=60_000)
+    worker.call("heartbeat", Uuids([]), Ints([scene.theirs, scene.mine, scene.out]), [5.0, 2.0, 7.0])
+    told = {name: ended for name, ended, _ in scene.db.call("stream_rates", 10.0, 100)}
+    assert {name for name, ended in told.items() if ended} == {"mine"}
+    assert told["mine"] == 2.0
+
+
 def test_naming_foreign_messages_in_a_claim_or_a_resync_frees_nothing(scene: Scene) -> None:
     worker = scene.attacker.register(scene.mine)
     before = everything(scene.db)

@@ -276,7 +276,7 @@ class Session:
 
     def by_hand(self, name: str, *due: int | None, revision: int = 1) -> list[bool]:
         """Fire a schedule for due times (milliseconds), None for now."""
-        return list(self.operate(FireByHand(name, revision, [Due(at, new_id(), b"payload") for at in due])))
+        return list(self.operate(FireByHand(name, revision, [Due(at, new_id(), b"payload") for at in due], 0)))
 
     def register(self, *streams: int, delay: int = 1000, count: int = 3) -> Worker:
         row = self.call("register_worker", "host", os.getpid(), 8, Ints(streams), delay, count)[0]
@@ -439,7 +439,7 @@ class Worker:
     def fire(self, tick: Claimed, *due: int, seen: int = 0, missed: int = 0, next: int = 4_000_000_000_000) -> bool:
         """Fire due times (milliseconds) and put the tick back; whether its lease was live."""
         made = [Due(at, new_id(), b"payload") for at in due]
-        return bool(self.operate(FireSchedule(tick.message_id, tick.lease, seen, missed, next, made)))
+        return bool(self.operate(FireSchedule(tick.message_id, tick.lease, seen, missed, next, tick.stream_id, made)))
 
     def operate(self, operation: Operation) -> Any:
         context = Context(self.session.sender, self.session.batches)

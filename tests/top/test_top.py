@@ -51,6 +51,34 @@ FROM durable.stream s WHERE s.name = 'away';
 """
 
 
+#: What whoever may send, or work, can make names of: sequences of terminals, in both ways of writing them, lines, text
+#: that runs backwards, wide characters, and as much as fits.
+HOSTILE = """
+SELECT durable.open_streams(ARRAY[
+    E'ev\\x1b[31mil\\x1b]0;owned\\x07\\u0085\\u202e', repeat('long', 50), '名前', E'two\\nlines\\t']);
+INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, last_failure)
+SELECT gen_random_uuid(), s.stream_id, 0, now() - interval '1 hour', now(), E'act\\x1b[2J\\u009b31mor\\u200b',
+       '\\x1b5b324a1b',
+       E'Traceback\\n\\x1b]52;c;AAAA\\x07 \\u009dno'
+FROM durable.stream s;
+INSERT INTO durable.dead_letter (
+    message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload)
+SELECT gen_random_uuid(), s.stream_id, 0, now(), 3, 3, E'act\\x1b[2Jor', 'poison', E'a\\r\\x1b[1mb\\u202e', '\\x1b'
+FROM durable.stream s;
+INSERT INTO durable.run (run_id, workflow_id, stream_id, name, status, started_at, last_event, task_failure)
+SELECT '00000000-0000-4000-8000-000000000001', E'w\\x1b[5m' || repeat('長', 150), s.stream_id, E'na\\x1b[7mme',
+       'running', now() - interval '2 hours', 3, E'Evil: \\x1b[31mred\\x1b]52;c;AAAA\\x07'
+FROM durable.stream s WHERE s.name = '名前';
+INSERT INTO durable.worker (login, principal_id, host, pid, stream_ids, threads, reclaim_delay, reclaim_count, beat_at)
+SELECT session_user, 1, E'ho\\x1b[31mst' || repeat('x', 180), 4711, ARRAY[s.stream_id], 4, interval '30 s', 3,
+       now() - interval '9 min'
+FROM durable.stream s WHERE s.name = '名前';
+INSERT INTO durable.escalation (escalation_id, run_id, seq, stream_id, role, priority, opened_at)
+SELECT gen_random_uuid(), '00000000-0000-4000-8000-000000000001', 2, s.stream_id, E'cl\\x1b[31merk', 0, now()
+FROM durable.stream s WHERE s.name = '名前';
+"""
+
+
 class Work:
     """A worker with a message that it runs, one that is delayed, and those that it refuses."""
 
@@ -94,8 +122,8 @@ def work(database_url: str) -> Iterator[Work]:
 def start(database_url: str) -> Iterator[Callable[..., Screen]]:
     screens: list[Screen] = []
 
-    def open_screen(url: str = database_url, **size: Any) -> Screen:
-        screens.append(Screen(*TOP, url, "top", "--interval", "200ms", **size))
+    def open_screen(url: str = database_url, **options: Any) -> Screen:
+        screens.append(Screen(*TOP, url, "top", "--interval", "200ms", **options))
         return screens[-1]
 
     yield open_screen
@@ -191,6 +219,24 @@ def test_a_monitor_sees_figures_and_no_names(database_url: str, work: Work, star
     durable.revoke_worker_role("watching", url=database_url)
 
 
+def test_who_may_not_look(database_url: str) -> None:
+    login = durable.provision_worker_role(database_url, name="scoped", streams=["mails"])
+    done = CliRunner().invoke(main, ["--url", login.url, "top", "--once"])
+    assert done.exit_code == 1
+    assert (
+        "an administrator of the namespace, or a monitor: `dramatiq-durable role provision NAME --kind" in done.output
+    )
+    durable.revoke_worker_role("scoped", url=database_url)
+
+
+def test_an_older_schema(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("DELETE FROM durable.migration WHERE version = (SELECT max(version) FROM durable.migration)")
+    done = CliRunner().invoke(main, ["--url", database_url, "top", "--once"])
+    assert done.exit_code == 1
+    assert "Run `dramatiq-durable migrate`" in done.output
+
+
 def test_what_cannot_be(database_url: str) -> None:
     def refused(*arguments: str, url: str = database_url) -> str:
         done = CliRunner().invoke(main, ["--url", url, "top", *arguments])
@@ -198,7 +244,7 @@ def test_what_cannot_be(database_url: str) -> None:
         return done.output
 
     assert "--json goes with --once" in refused("--json")
-    assert "--once prints one frame" in refused()
+    assert "no terminal that can show a screen: --once prints one frame" in refused()
     assert "is not from 100ms to 1h" in refused("--interval", "1ms")
     assert "not a duration" in refused("--interval", "soon")
 
@@ -264,6 +310,115 @@ def test_keys(database_url: str, work: Work, start: Callable[..., Screen]) -> No
     assert screen.is_as_before()
 
 
+def test_what_the_keys_and_columns_are(work: Work, start: Callable[..., Screen]) -> None:
+    screen = start(width=80, height=24)
+    screen.shows("payments", "? help")
+    screen.press("x\x1b[15~€0")
+    screen.press("?")
+    shown = screen.shows("another table", "STUCK says why", "q back")
+    assert "…" not in shown
+    # Any key leads back, and does nothing else.
+    screen.press("q")
+    screen.shows("STREAMS", "> mails")
+    screen.press("q")
+    assert screen.wait() == 0
+
+
+def test_one_message_closely(work: Work, database_url: str, start: Callable[..., Screen]) -> None:
+    wait_until(lambda: dead(work))
+    trouble(database_url)
+    screen = start(width=100, height=40)
+    screen.shows("> away")
+    screen.press("j\r")
+    screen.shows("stream mails", "in/s: ", "paused: no", "dead-letter list --stream mails", "MESSAGES 1")
+    screen.press("\r")
+    shown = screen.shows("TRACEBACK", "arguments: 1", "reason: rejected", "dead-letter show ", "failure: ValueError")
+    assert "Traceback (most recent call last):" in shown
+    assert 'raise ValueError(f"could not do {n}")' in shown
+    screen.press("qq\x1b[F\r")
+    screen.shows("stream payments", "leased", "MESSAGES 2")
+    screen.press("\r")
+    screen.shows("state: leased", 'arguments: "o-17"', "none was kept", "message abort ")
+    # What a worker holds; a run, with more of why its task fails than has room in a line.
+    screen.press("qq2\r")
+    screen.shows("worker 1", "silent: ", "worker show 1")
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("UPDATE durable.run SET task_failure = 'Nondeterminism: ' || repeat('very ', 30) || 'long'")
+    screen.press("q4/order-17\r\r")
+    shown = screen.shows("run 00000000-0000-4000-8000-000000000001", "workflow show --run-id ", "very")
+    assert "".join(line.strip() for line in shown.splitlines()).replace(" ", "").count("very" * 30 + "long") == 1
+    screen.press("\x03")
+    assert screen.wait() == 0
+
+
+def test_what_stands_out(database_url: str) -> None:
+    """Somebody who has never seen the code finds what is wrong, also without colours."""
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("SELECT durable.open_streams('{paused,stands}'); SELECT durable.pause_stream('paused', true)")
+        conn.execute(
+            "INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, actor, payload, kind) "
+            "SELECT gen_random_uuid(), s.stream_id, 0, now() - interval '10 minutes', now(), 'a', '{}', k "
+            "FROM durable.stream s, (VALUES ('m'), ('w')) x (k) WHERE s.name IN ('paused', 'stands')"
+        )
+        conn.execute(
+            "INSERT INTO durable.worker (login, principal_id, host, pid, stream_ids, threads, reclaim_delay, "
+            "reclaim_count) SELECT session_user, 1, 'web-9', 4711, array_agg(s.stream_id), 4, interval '1 hour', 3 "
+            "FROM durable.stream s"
+        )
+        conn.execute(
+            "INSERT INTO durable.dead_letter (message_id, stream_id, priority, enqueued_at, died_at, attempt, deaths, "
+            "actor, reason, failure, payload) SELECT gen_random_uuid(), s.stream_id, 0, now(), "
+            "now() - n * interval '1 minute', 3, 3, 'crash', r, 'the worker died 3 times', '{}' "
+            "FROM durable.stream s, (VALUES ('poison', 7), ('poison', 9), ('rejected', 90)) x (r, n) "
+            "WHERE s.name = 'stands'"
+        )
+    shown = once(database_url, width=160)
+    stuck = shown.partition(" STUCK ")[2]
+    for line in (
+        r"! +poison +stands +2 +7m[ \d]*s? +the latest: crash \S+, attempt 3, the worker died 3 times",
+        r"! +nothing ends +stands +2 +10m[ \d]*s? +a ",
+        r"! +timers overdue +stands +1",
+        r"! +timers overdue +paused +1",
+        r"  +paused +paused +2 +10m[ \d]*s? +a ",
+    ):
+        assert re.search(rf"^{line}", stuck, re.MULTILINE), (line, stuck)
+    assert "rejected" not in stuck, "that was longer ago than an hour"
+    assert shown.splitlines()[0].endswith("  5 stuck")
+
+
+@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}, {"LC_ALL": "C"}, {"PYTHONIOENCODING": "latin-1"}])
+def test_no_name_writes_to_the_terminal(
+    database_url: str, start: Callable[..., Screen], environment: dict[str, str]
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute(HOSTILE)
+    screen = start(width=90, height=30, environment=environment)
+    screen.shows("STUCK", "ev\\x1b[31mil")
+    for keys, seen in (
+        ("\r", "MESSAGES 2"), ("\r", "TRACEBACK"), ("qq", "STREAMS"), ("2\r", "host: ho\\x1b[31mst"),
+        ("q", "STREAMS"), ("3\r", "task failure"), ("\r", "task failure: Evil: \\x1b[31mred"), ("qq", "STREAMS"),
+        ("s\t/ev\x1b", "STREAMS"),
+    ):  # fmt: skip
+        screen.press(keys)
+        screen.shows(seen)
+    screen.press("q")
+    assert screen.wait() == 0
+    # What is left without our own sequences is letters.
+    left = re.sub(r"\x1b\[(\?25[lh]|\?1049[lh]|[0-9;]*m|[HJK])|\r+\n", "", screen.output)
+    assert [c for c in set(left) if not c.isprintable()] == []
+    assert {*re.findall(r"\x1b\[([0-9;]*)m", screen.output)} <= {
+        "0", "1", "2", "2;4", "7", "1;7", "31", "33", "7;31", "7;33", "1;31", "1;33", "1;36",
+    }  # fmt: skip
+    assert max(cell_len(line) for line in screen.frame) <= 90
+
+
+def test_a_terminal_that_shows_no_screen(start: Callable[..., Screen]) -> None:
+    screen = start(environment={"TERM": "dumb"})
+    assert screen.wait() == 2
+    wait_until(lambda: "--once prints one frame" in screen.output)
+    assert ENTER not in screen.output
+
+
 def test_it_goes_on_until_it_is_paused(database_url: str, work: Work, start: Callable[..., Screen]) -> None:
     screen = start()
     screen.shows("mails")
@@ -290,8 +445,7 @@ def test_rates_and_dead_letters_that_grow(work: Work, start: Callable[..., Scree
     screen.shows("mails")
     assert re.search(r"! +dead: rejected +mails +1 ", screen.text)
     work.broken.send(2)
-    screen.shows("could not do 2")
-    assert re.search(r"! +dead: rejected +mails +2 ", screen.text)
+    wait_until(lambda: re.search(r"! +dead: rejected +mails +2 .* could not do 2", screen.text), timeout=30)
     sent = threading.Event()
 
     def send() -> None:

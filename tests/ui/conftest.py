@@ -122,14 +122,14 @@ class Client:
         self.cookies = httpx.Cookies()
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return self._ask("GET", path, **options)
+        return self.ask("GET", path, **options)
 
     def post(self, path: str, **options: Any) -> httpx.Response:
-        return self._ask("POST", path, **options)
+        return self.ask("POST", path, **options)
 
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app)
+            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url=self._base, cookies=self.cookies) as client:
                 answer = await client.request(method, path, **options)
                 self.cookies = client.cookies

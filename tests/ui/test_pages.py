@@ -8,12 +8,16 @@ import uuid
 from html.parser import HTMLParser
 from urllib.parse import urljoin
 
+import httpx
 import psycopg
 import pytest
 
 import dramatiq_durable as durable
 from dramatiq_durable import escalations
+from dramatiq_durable.cli.target import Target
+from dramatiq_durable.ui.app import create_app
 from dramatiq_durable.ui.html import Html, render, tag, visible
+from dramatiq_durable.ui.style import SHEET
 from tests.support import wait_until
 from tests.support.postgres import Cluster
 from tests.support.scratch import scratch
@@ -38,6 +42,9 @@ class Read(HTMLParser):
         self.labelled: set[str] = set()
         self.fields: set[str] = set()
         self.hidden: dict[str, str] = {}
+        self.said = ""
+        self._box = 0
+        self.seen: list[str] = []
         self.feed(text)
         assert self.open == []
         assert len(self.ids) == len(set(self.ids)), self.ids
@@ -47,8 +54,14 @@ class Read(HTMLParser):
         given = dict(attrs)
         assert name in NAMES.split(), name
         assert not any(key.startswith("on") or key == "style" for key in given), given
+        if self.open[-1:] == ["table"] and "caption" not in self.seen:
+            assert name == "caption", "a table has no caption"
+        self.seen = [*self.seen, name] if name != "table" else []
+        assert name != "th" or given["scope"] == "col"
         if name not in VOID:
             self.open.append(name)
+        if given.get("role") in ("status", "alert"):
+            self._box = len(self.open)
         if (id := given.get("id")) is not None:
             self.ids.append(id)
         if name == "label":
@@ -65,9 +78,13 @@ class Read(HTMLParser):
 
     def handle_endtag(self, name: str) -> None:
         assert self.open.pop() == name
+        if len(self.open) < self._box:
+            self._box = 0
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self._box:
+            self.said += data
 
 
 def look(client: Client, path: str, status: int = 200) -> Read:
@@ -173,6 +190,32 @@ def test_an_odd_event_hides_no_other(
     assert "ActivityCompleted" in page
 
 
+def test_what_is_no_json_and_a_run_without_events(site: Site, opened: OpenSite) -> None:
+    with psycopg.connect(site.url) as conn:
+        conn.execute("UPDATE durable.event SET payload = '\\xff' WHERE event_id = 1 OR type LIKE 'Workflow%%'")
+        conn.execute("DELETE FROM durable.event WHERE run_id = %s", [site.runs["tries"]])
+    client = opened()
+    for name in ("good", "bad", "ask"):
+        assert "<no JSON, 1 bytes>" in look(client, f"/runs/{site.runs[name]}").text
+    assert "There are no events here" in look(client, f"/runs/{site.runs['tries']}").text
+
+
+def test_when_a_task_that_failed_comes_again(site: Site, opened: OpenSite) -> None:
+    with psycopg.connect(site.url) as conn:
+        conn.execute("UPDATE durable.run SET task_failure = 'Nondeterminism: x' WHERE run_id = %s", [site.runs["ask"]])
+        conn.execute(
+            "INSERT INTO durable.message (message_id, stream_id, priority, due_at, enqueued_at, kind, run_id, actor, "
+            "payload, attempt, last_failure) SELECT gen_random_uuid(), r.stream_id, -1, now() + interval '2 hours', "
+            "now(), 't', r.run_id, r.name, '', 3, 'Nondeterminism: x' FROM durable.run r WHERE r.run_id = %s",
+            [site.runs["ask"]],
+        )
+    client = opened()
+    assert "its task fails" in look(client, "/runs").text
+    page = look(client, f"/runs/{site.runs['ask']}").text
+    assert "Nondeterminism: x" in page
+    assert re.search(r"Attempt \d of the task: .* \(in 1h 59m\)", page)
+
+
 def test_many_runs_have_pages_and_filters(site: Site, opened: OpenSite) -> None:
     with psycopg.connect(site.url) as conn:
         conn.execute(
@@ -261,10 +304,27 @@ def test_what_a_login_may_not_see_is_said(cluster: Cluster, opened: OpenSite) ->
             assert "login" in look(client, path, 403).text
 
 
-def test_a_database_that_is_away() -> None:
-    from dramatiq_durable.cli.target import Target
-    from dramatiq_durable.ui.app import create_app
+def test_a_mistake_of_ours_is_a_page_too(opened: OpenSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise LookupError("<secret>")
 
+    client = opened()
+    monkeypatch.setattr(Target, "rows", breaks)
+    text = look(client, "/streams", 500).said
+    assert "LookupError" in text
+    assert "secret" not in text
+
+
+def test_only_what_there_is_can_be_done(opened: OpenSite) -> None:
+    client = opened(allow_actions=True)
+    for path, allowed in (("/runs", "GET, HEAD"), ("/streams", "GET, HEAD"), ("/runs/0", "GET, HEAD")):
+        for method in ("POST", "PUT", "DELETE"):
+            answer = client.ask(method, path, headers=ORIGIN)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+            assert Read(answer.text).said
+
+
+def test_a_database_that_is_away() -> None:
     target = Target("postgresql://127.0.0.1:1/none?connect_timeout=1", None)
     look(Client(create_app(target), "http://localhost"), "/runs", 503)
     target.close()
@@ -309,6 +369,29 @@ def newest(site: Site) -> int | None:
     return None if rows[0][0] is None else int(rows[0][0])
 
 
+def test_escalations_have_pages(site: Site, opened: OpenSite) -> None:
+    with psycopg.connect(site.url) as conn:
+        conn.execute(
+            "INSERT INTO durable.escalation (escalation_id, run_id, seq, stream_id, role, subject, priority, status, "
+            "opened_at) SELECT gen_random_uuid(), %s, 1000 + n, 1, 'many', 's' || n, n %% 2, "
+            "CASE WHEN n > 120 THEN 'resolved' ELSE 'open' END, now() FROM generate_series(1, 130) n",
+            [site.runs["ask"]],
+        )
+    client = opened()
+    for query, count in (("role=many", 120), ("role=many&status=any", 130), ("role=many&status=resolved", 10)):
+        path, found = f"/escalations?{query}", []
+        while path:
+            look(client, path)
+            text = client.get(path).text
+            found += re.findall(r">s(\d+)</a>", text)
+            more = re.search(r'<a href="([^"]*)">Next page', text)
+            path = html.unescape(more[1]) if more else ""
+        assert len(found) == len(set(found)) == count
+    look(client, "/escalations?after=x", 404)
+    gone = look(client, "/escalations?after=00000000-0000-4000-8000-000000000000", 404)
+    assert "begin with the first page" in gone.text
+
+
 def test_claim_release_and_resolve(site: Site, opened: OpenSite) -> None:
     client = opened(allow_actions=True)
     (asked,) = escalations.list(run_id=site.runs["ask"])
@@ -335,7 +418,49 @@ def test_claim_release_and_resolve(site: Site, opened: OpenSite) -> None:
     assert escalations.get(asked.id).result == {"ok": "<b>"}
 
 
+def test_a_stream_is_paused_and_goes_on(site: Site, opened: OpenSite) -> None:
+    client, page = opened(allow_actions=True), "/stream?name=mail"
+
+    def post(verb: str, name: str = "mail") -> httpx.Response:
+        fields = {"form_token": form_token(client, page), "name": name}
+        return client.post(f"/stream/{verb}", data=fields, headers=ORIGIN)
+
+    for verb, done, before in (("pause", "paused", "active"), ("resume", "resumed", "paused")):
+        assert before in look(client, page).text
+        assert f"<button>{verb.title()}" in client.get(page).text
+        for said in (done, f"{done}-before"):
+            # Sent twice, it says that it was so before.
+            assert post(verb).headers["location"] == f"/stream?name=mail&done={said}"
+            assert Read(client.get(f"/stream?name=mail&done={said}").text).said
+        with psycopg.connect(site.url) as conn:
+            rows = conn.execute("SELECT paused FROM durable.stream WHERE name = 'mail'").fetchall()
+        assert rows == [(verb == "pause",)]
+    assert post("pause", "nowhere").status_code == 403
+    assert Read(client.get("/stream?name=mail&done=<b>").text).said == ""
+
+
+def test_a_letter_is_dropped_by_who_is_sure(site: Site, opened: OpenSite) -> None:
+    client, number = opened(allow_actions=True), letter(site)
+    token = form_token(client, f"/dead-letters/{number}")
+
+    def post(**fields: str) -> httpx.Response:
+        fields = {"form_token": token, "letter": str(number), **fields}
+        return client.post("/dead-letters/drop", data=fields, headers=ORIGIN)
+
+    assert post().status_code == 400
+    assert "Drop" in look(client, f"/dead-letters/{number}").text
+    assert newest(site) == number
+    for done, text in (("dropped", "was dropped"), ("dropped-before", "no such letter any more")):
+        assert post(sure="on").headers["location"] == f"/dead-letters?done={done}"
+        assert text in look(client, f"/dead-letters?done={done}").said
+    assert newest(site) is None
+    look(client, f"/dead-letters/{number}", 404)
+
+
 ACTIONS = [
+    ("/stream/pause", {"name": "mail"}),
+    ("/stream/resume", {"name": "mail"}),
+    ("/dead-letters/drop", {"letter": "1", "sure": "on"}),
     ("/dead-letters/redrive", {"letter": "1"}),
     ("/escalations/{id}/claim", {"by": "ann"}),
     ("/escalations/{id}/release", {"by": "ann"}),
@@ -373,6 +498,8 @@ def test_nothing_is_done_for_other_sites_and_nothing_read_only(
     assert "read-only" in reader.get(page).text
     assert escalations.get(asked.id).status == "waiting"
     assert newest(site) == letter(site)
+    with psycopg.connect(site.url) as conn:
+        assert conn.execute("SELECT bool_or(paused) FROM durable.stream").fetchall() == [(False,)]
 
 
 # --- who looks ------------------------------------------------------------------------------------------------
@@ -451,6 +578,27 @@ def test_without_a_token_only_this_machines_names_are_answered_to(opened: OpenSi
 
 
 # --- HTML -----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_read_can_be_told_from_what_is_behind_it() -> None:
+    """The contrasts of WCAG 2, AA: 4.5 for text, 3 for what else has to be seen."""
+
+    def luminance(colour: str) -> float:
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    for look in re.findall(r":root \{(.*?)\}", SHEET, re.DOTALL):
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", look))
+        assert len(colours) == 12
+        for behind in ("page", "card", "code"):
+            for name, least in (
+                *((text, 4.5) for text in ("ink", "soft", "link", "open", "good", "bad")),
+                # Bars, the frames of fields (soft), and of what has the focus.
+                *((shape, 3) for shape in ("bar", "open", "bad", "soft", "focus")),
+            ):
+                light, dark = sorted((luminance(colours[name]), luminance(colours[behind])), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= least, (name, behind)
 
 
 def test_everything_is_escaped() -> None:

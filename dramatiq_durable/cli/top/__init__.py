@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import sys
 import threading
@@ -13,7 +14,7 @@ import click
 from psycopg.conninfo import conninfo_to_dict
 
 from ...durations import parse_duration
-from ...errors import DatabaseUnavailable, DurableError
+from ...errors import DatabaseUnavailable, DurableError, NotPermitted
 from ..output import print_json
 from ..target import Target
 from .frame import Seen, frame
@@ -50,22 +51,25 @@ def interval(ctx: click.Context, param: click.Parameter, value: str) -> float:
 def command(target: Target, interval: float, once: bool, as_json: bool) -> None:
     """Watch streams, workers, runs, and what is slow or stuck.
 
-    Keys: arrows or j and k choose a row, tab another table, enter looks closer, q goes back and ends; s sorts,
-    / filters, p pauses. It needs a monitor's login; an administrator's sees messages and runs one by one.
+    Keys: arrows or j and k choose a row, tab another table, enter looks closer, q goes back and ends, ? shows all keys
+    and what the columns are. It needs a monitor's login; an administrator's sees messages and runs one by one.
 
     Each look is a few bounded calls, however much there is; of more than 2,000 messages of a stream or runs of a status
-    the number is estimated. change/s: how much a stream grew. in, out, runs: what Postgres has counted of all streams.
+    the number is estimated. in/s and out/s: messages that come and that end, of the last ten seconds or so.
     """
     if as_json and not once:
         raise click.UsageError("--json goes with --once")
-    if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise click.UsageError("this is no terminal: --once prints one frame")
+    terminal = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
+    if not once and not terminal:
+        raise click.UsageError("this is no terminal that can show a screen: --once prints one frame")
     looker = Looker(target)
     try:
         if once:
             _once(target, looker, interval, as_json)
         else:
             _live(target, looker, interval)
+    except NotPermitted as e:
+        raise click.ClickException(f"{e}: `dramatiq-durable role provision NAME --kind monitor` makes one") from e
     finally:
         looker.close()
 
@@ -88,7 +92,10 @@ def _once(target: Target, looker: Looker, interval: float, as_json: bool) -> Non
     width = shutil.get_terminal_size((WIDTH, 24)).columns
     lines = frame(View(), Seen(_where(target), look), width, None)
     shown = rendered(lines, width) if sys.stdout.isatty() else [line.plain for line in lines]
-    click.echo("\n".join(line.rstrip() for line in shown))
+    said = "\n".join(line.rstrip() for line in shown)
+    # Names are of any alphabet, and the place where this goes may have few letters.
+    encoding = sys.stdout.encoding or "utf-8"
+    click.echo(said.encode(encoding, "replace").decode(encoding))
 
 
 class Reader(threading.Thread):

@@ -22,7 +22,7 @@ UNBOUNDED = 200
 
 #: What belongs to what is seen closely.
 WITHIN = {
-    "stream": "messages", "worker": "messages", "runs": "runs", "run": "waits for", "message": "last failure",
+    "stream": "messages", "worker": "messages", "runs": "runs", "run": "waits for", "message": "traceback",
 }  # fmt: skip
 
 #: Facts of a stream and of a worker that are seen closely, in this order.
@@ -167,6 +167,8 @@ def _drilled(view: View, seen: Seen, width: int) -> list[Text]:
     for name, value in facts.items():
         if value is None or value in ([], {}, ""):
             continue
+        if isinstance(value, dict):
+            value = [f"{count} {what}" for what, count in sorted(value.items())]
         shown = duration(value) if name in AGES else rate(value) if name.endswith("_rate") else shown_fact(value)
         fact = f"  {name.replace('_rate', '/s').replace('_', ' ')}: {shown}"
         if line and cell_len(line) + cell_len(fact) > width:
@@ -178,7 +180,8 @@ def _drilled(view: View, seen: Seen, width: int) -> list[Text]:
             first, *_ = chop_cells(line, width)
             lines.append(Text(first))
             line = f"    {line[len(first) :]}"
-    lines.append(Text(line))
+    if line:
+        lines.append(Text(line))
     if seen.look is not None and seen.look.sees_all:
         lines += [Text(f"  $ dramatiq-durable {shown_fact(command)}", "dim") for command in _commands(kind, key, facts)]
     return lines
@@ -194,16 +197,18 @@ def _commands(kind: str, key: str, facts: dict[str, Any]) -> list[str]:
         if facts["dead"]:
             found.append(f"dead-letter list --stream {quoted}")
         return found
-    if kind == "message":
-        dead = facts.get("state") == "dead"
+    if kind == "message" and facts:
+        dead, message = facts.get("dead_letter_id"), facts["message_id"]
         return (
-            [f"dead-letter show {facts['message_id']}" if dead else f"message abort {facts['message_id']}"]
-            if facts
-            else []
+            [f"message abort {message}"]
+            if dead is None
+            else [f"dead-letter show {dead}", f"dead-letter redrive {dead}"]
         )
     if kind == "run":
         return [f"workflow show --run-id {quoted}"]
-    return [f"worker show {quoted}" if kind == "worker" else f"workflow list --status {quoted}"]
+    if kind == "worker":
+        return [f"worker show {quoted}"]
+    return [f"workflow list --status {quoted}"] if kind == "runs" else []
 
 
 def _rooms(sections: list[Section], left: int | None, focused: int) -> list[int]:

@@ -259,46 +259,41 @@ class Looker:
 
     # --- a closer look -----------------------------------------------------------------------------------
     def _stream(self, name: str) -> Detail:
-        codecs, now = self._target.broker.codecs, datetime.now(UTC)
-        rows = []
+        now, rows = datetime.now(UTC), []
         self._messages = {}
         for row in self._rows("peek_messages", name, None, None, MOST):
             late = (now - row["due_at"]).total_seconds()
-            if row["kind"] in ("s", "t", "w", "q"):
-                what = f"a task of the run {row['run_id']}"
-            else:
-                what = call(decode(row["payload"], row["kind"], codecs))
-            rows.append({
-                "message": row["message_id"], "state": row["state"], "actor": row["actor"],
-                "due": -late if late < 0 else None,
-                "for": _age(row["since"] or row["due_at"], now) if late >= 0 else None,
-                "attempt": row["attempt"], "worker": row["worker_id"], "what": what,
-                "last failure": last_line(codecs.decode_text(row["last_failure"])),
-                "drill": self._keep(row, row["state"], what, codecs.decode_text(row["last_failure"])),
-            })  # fmt: skip
+            rows.append(self._message(row, row["state"], row["last_failure"]))
+            rows[-1]["due"] = -late if late < 0 else None
+            rows[-1]["for"] = _age(row["since"] or row["due_at"], now) if late >= 0 else None
         for row in self._rows("list_dead_letters", None, None, name, None, None, None, None, None, MOST):
-            rows.append({
-                "message": row["message_id"], "state": "dead", "actor": row["actor"], "due": None,
-                "for": _age(row["died_at"], now), "attempt": row["attempt"], "worker": None, "what": row["reason"],
-                "last failure": last_line(codecs.decode_text(row["failure"])),
-                "drill": self._keep(
-                    row, "dead", call(decode(row["payload"], row["kind"], codecs)), codecs.decode_text(row["failure"])
-                ),
-            })  # fmt: skip
+            rows.append(self._message(row, row["reason"], row["failure"]))
+            rows[-1]["for"] = _age(row["died_at"], now)
         columns = ("message", "state", "actor", "due", "for", "attempt", "worker", "what", "last failure")
         return Detail({}, columns, rows, note="" if rows else "it is empty")
 
-    def _keep(self, row: Facts, state: str, what: str, failure: str | None) -> tuple[str, str]:
-        """Keep what is known of a message; answers how it is seen closely."""
+    def _message(self, row: Facts, state: str, failure: str | None) -> Facts:
+        """A message, or a dead letter, as a row; kept, to be seen closely."""
+        codecs = self._target.broker.codecs
+        shown = {
+            "message": row["message_id"], "state": state, "actor": row["actor"], "due": None, "attempt": row["attempt"],
+            "worker": row.get("worker_id"), "last failure": last_line(codecs.decode_text(failure)),
+        }  # fmt: skip
+        if row["kind"] in ("s", "t", "w", "q"):
+            return shown | {"what": f"a task of the run {row['run_id']}", "drill": ("run", str(row["run_id"]))}
+        decoded = decode(row["payload"], row["kind"], codecs)
         names = (
-            "message_id", "actor", "attempt", "deaths", "reason", "priority", "enqueued_at", "due_at", "died_at",
-            "worker_id", "unique_key",
+            "message_id", "actor", "state", "reason", "attempt", "deaths", "priority", "enqueued_at", "due_at",
+            "died_at", "worker_id", "unique_key", "dead_letter_id",
         )  # fmt: skip
-        facts = {"state": state, **{name: row[name] for name in names if row.get(name) is not None}, "arguments": what}
-        lines = [{"failure": line} for line in (failure or "").splitlines()]
-        key = f"{row['actor']} {row['message_id']}" + (f" {row['dead_letter_id']}" if state == "dead" else "")
-        self._messages[key] = Detail(facts, ("failure",), lines, note="it has not failed")
-        return "message", key
+        facts = {name: row[name] for name in names if row.get(name) is not None}
+        facts |= {"arguments": call(decoded), "last_failure": codecs.decode_text(failure)}
+        traceback = decoded.get("options", {}).get("traceback")
+        lines = traceback.splitlines() if isinstance(traceback, str) else []
+        key = f"{row['actor']} {row.get('dead_letter_id', row['message_id'])}"
+        note = "none was kept"
+        self._messages[key] = Detail(facts, ("traceback",), [{"traceback": line} for line in lines], note)
+        return shown | {"what": facts["arguments"], "drill": ("message", key)}
 
     def _worker(self, key: str) -> Detail:
         now = datetime.now(UTC)
@@ -336,7 +331,8 @@ class Looker:
         [run] = found
         names = ("workflow_id", "run_id", "name", "queue_name", "status", "started_at", "closed_at", "last_event")
         facts = {name: run[name] for name in names}
-        facts["task_failure"] = last_line(codecs.decode_text(run["task_failure"])) or None
+        # Its last line, however long: that one says most.
+        facts["task_failure"] = (codecs.decode_text(run["task_failure"]) or "").strip().rpartition("\n")[2][:1000]
         pending = ("number", "kind", "name", "attempt", "last failure", "next attempt")
         rows = [dict(zip(pending, row.values(), strict=False)) for row in self._rows("pending_of", run_id)]
         for row in rows:

@@ -161,7 +161,7 @@ class Terminal:
             self.ended = True
 
     def _write(self, text: str) -> None:
-        data = text.encode("utf-8", "replace")
+        data = text.encode(sys.stdout.encoding or "utf-8", "replace")
         while data:
             data = data[os.write(self._out, data) :]
 
