@@ -317,10 +317,10 @@ def test_a_mistake_of_ours_is_a_page_too(opened: OpenSite, monkeypatch: pytest.M
 
 def test_only_what_there_is_can_be_done(opened: OpenSite) -> None:
     client = opened(allow_actions=True)
-    for path, allowed in (("/runs", "GET, HEAD"), ("/streams", "GET, HEAD"), ("/runs/0", "GET, HEAD")):
+    for path in ("/runs", "/streams", "/runs/0"):
         for method in ("POST", "PUT", "DELETE"):
             answer = client.ask(method, path, headers=ORIGIN)
-            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+            assert (answer.status_code, {*answer.headers["allow"].split(", ")}) == (405, {"GET", "HEAD"})
             assert Read(answer.text).said
 
 
