@@ -82,7 +82,8 @@ BEGIN
     SET beat = w.beat + 1, beat_at = clock_timestamp(),
         held = ARRAY(SELECT h FROM unnest(w.held) h WHERE h = ANY (p_holding)) || v_left,
         rates = CASE WHEN cardinality(p_streams) > 0 THEN ARRAY(
-            SELECT nullif(least(greatest(p_rates[array_position(p_streams, s.id)], 0), 1000000), 0)
+            SELECT (SELECT nullif(least(greatest(max(g.rate), 0), 1000000), 0) FROM unnest(p_streams, p_rates) g (id, rate)
+                    WHERE g.id = s.id)
             FROM unnest(w.stream_ids) WITH ORDINALITY s (id, n) ORDER BY s.n) ELSE '{}' END
     WHERE w.worker_id = v_worker.worker_id RETURNING w.stream_ids INTO v_streams;
     RETURN QUERY

@@ -302,7 +302,7 @@ def test_every_procedure_by_every_kind(db: Session, limited: Limited, grant: Gra
             name: told[name] for name in differ
         }
     else:
-        counts = {"stream_counts", "stream_is_empty", "list_workers", "queue_counts", "read_gauges"}
+        counts = {"stream_counts", "stream_is_empty", "list_workers", "queue_counts", "read_gauges", "stream_rates"}
         for name in allowed - counts - {"schema_version", "namespace_identity"}:
             assert told[name][0].startswith("('error'") or told[name][0] == "('answer', [(-1,)])", (name, told[name])
         # Counts, and neither payloads nor arguments.

@@ -128,6 +128,8 @@ def scalar(kind: str, scene: Scene, rng: random.Random) -> str:
         )
     if kind == "bytea":
         return rng.choice(["", "\\x00", "\\x" + "ff" * 1000])
+    if kind == "double precision":
+        return rng.choice(["0", "1", "-1", "0.5", "1e308", "-1e308", "NaN", "Infinity", "-Infinity", "x"])
     if kind == "boolean":
         return rng.choice(["t", "f"])
     if kind == "jsonb":

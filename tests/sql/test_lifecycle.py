@@ -44,7 +44,8 @@ def test_the_next_run_has_what_is_said_and_nothing_else(db: Session) -> None:
         "SELECT type, payload, attributes FROM durable.event WHERE run_id = %s", Uuid(nxt)
     )
     assert (type, payload) == ("WorkflowStarted", b"[2]")
-    assert attributes == {"memo": {"a": 1}, "previous": str(uuid.UUID(bytes=begun.run))}
+    before = str(uuid.UUID(bytes=begun.run))
+    assert attributes == {"memo": {"a": 1}, "previous": before, "first": before}
     rows = db.sql("SELECT workflow_id, first_run_id, next_run_id FROM durable.run WHERE run_id = %s", Uuid(nxt))
     assert rows == [("w", begun.run, None)]
     (task,) = begun.worker.claim()
