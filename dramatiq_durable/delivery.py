@@ -15,6 +15,7 @@ from dramatiq.middleware import TimeLimitExceeded
 from .errors import ActivityCancelled, NotEncodable, PayloadTooLarge
 from .interrupts import Interruptible
 from .operations import Leave
+from .telemetry.texts import one_line
 
 #: The most bytes of a message.
 MAX_PAYLOAD = 16 * 1024 * 1024
@@ -124,6 +125,10 @@ class Delivery(MessageProxy, Interruptible):
         self.attempt = attempt
         self.reclaimed = reclaimed
         self.sealed = sealed
+
+    def __str__(self) -> str:
+        # Logs have it: whoever sent it chose the names of its actor and its arguments.
+        return one_line(super().__str__())
 
     def doom(self, reason: str) -> None:
         """Interrupt an activity that is of no more use: it was "cancelled", or its lease is "gone"."""

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode
 
 import dramatiq_durable as durable
+from dramatiq_durable.delivery import Delivery
 from dramatiq_durable.telemetry.logs import LogFields
 from dramatiq_durable.telemetry.runs import describe
 from dramatiq_durable.telemetry.texts import MESSAGE, TRACEBACK
@@ -81,6 +82,15 @@ def test_times_that_nobody_has(broker: durable.DurableBroker, start_worker: Star
     assert _ns(-1) == 0
     assert 0 < _ns(Event(1, "TimerFired", 2**62).at) < 2**63
     assert _ns(1_700_000_000_000) == 1_700_000_000_000_000_000
+
+
+def test_a_message_is_one_line(broker: durable.DurableBroker) -> None:
+    message = dramatiq.Message("default", f"take{ODD}", (ODD,), {ODD: 1}, {})
+    shown = str(Delivery(message, broker, stream_id=1, key=b"", lease=b""))
+    assert shown.isprintable()
+    assert shown.startswith("take\\ud800\\n2026")
+    plain = dramatiq.Message("default", "take", (1, "é"), {"to": "ann"}, {})
+    assert str(Delivery(plain, broker, stream_id=1, key=b"", lease=b"")) == str(plain) == "take(1, 'é', to='ann')"
 
 
 def test_a_record_has_one_line(broker: durable.DurableBroker, start_worker: Start, exported: Exported) -> None:

@@ -100,7 +100,7 @@ NASTY = [
 ]  # fmt: skip
 FIELDS = {
     "/runs": ("where", "name", "status", "order", "after"),
-    "/stream": ("name", "state", "actor"),
+    "/stream": ("name", "state", "actor", "done"),
     "/dead-letters": ("stream", "actor", "reason", "text", "below", "redriven", "kept"),
     "/escalations": ("role", "subject", "type", "status", "after", "done"),
     "/runs/00000000-0000-4000-8000-000000000000": ("after", "stack"),
@@ -156,6 +156,9 @@ def test_actions_of_a_login_that_may_not(cluster: Cluster, opened: OpenSite) -> 
             token = _form_of(client)
             for path, fields in (
                 ("/dead-letters/redrive", {"letter": "1"}),
+                ("/dead-letters/drop", {"letter": "1", "sure": "on"}),
+                ("/stream/pause", {"name": "theirs"}),
+                ("/stream/pause", {"name": "mine"}),
                 (f"/escalations/{id}/claim", {"by": "eve"}),
                 (f"/escalations/{id}/resolve", {"by": "eve", "payload": "1"}),
             ):
@@ -167,6 +170,7 @@ def test_actions_of_a_login_that_may_not(cluster: Cluster, opened: OpenSite) -> 
         with psycopg.connect(made.url) as conn:
             assert conn.execute("SELECT status FROM durable.escalation").fetchall() == [("open",)]
             assert conn.execute("SELECT count(*) FROM durable.dead_letter").fetchall() == [(2,)]
+            assert conn.execute("SELECT bool_or(paused) FROM durable.stream").fetchall() == [(False,)]
 
 
 def _form_of(client: Client) -> str:
