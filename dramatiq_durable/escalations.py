@@ -40,6 +40,9 @@ from .workflow.options import check_name
 Status = Literal["waiting", "claimed", "resolved", "cancelled", "timed_out"]
 STATUSES: tuple[Status, ...] = ("waiting", "claimed", "resolved", "cancelled", "timed_out")
 
+#: What the run is told of.
+_TELLING = ("resolve", "cancel")
+
 T = TypeVar("T")
 
 
@@ -296,7 +299,12 @@ def _read(broker: dramatiq.Broker | None, call: Callable[[Procedures, Connection
 
 
 def _change(broker: dramatiq.Broker | None, operation: ChangeEscalation) -> Escalation:
-    return _shown(_submit(broker, operation), _broker(broker).codecs)
+    spans = _broker(broker).telemetry.spans() if operation.verb in _TELLING else None
+    if spans is None:
+        return _shown(_submit(broker, operation), _broker(broker).codecs)
+    with spans.telling("escalation", operation.verb, str(uuid.UUID(bytes=operation.escalation))) as carrier:
+        operation.trace = carrier.get("traceparent")
+        return _shown(_submit(broker, operation), _broker(broker).codecs)
 
 
 def _submit(broker: dramatiq.Broker | None, operation: ChangeEscalation | ClaimEscalation) -> Any:

@@ -19,6 +19,8 @@ from dramatiq import Actor, Message
 from .codecs import Codecs
 from .delivery import EVENT, current_delivery
 from .errors import NotPermitted
+from .telemetry import TRACE, WORKFLOW
+from .telemetry.context import carried
 from .workflow.client import durable_broker
 from .workflow.converter import loads
 from .workflow.handle import outside_of_workflows
@@ -152,5 +154,6 @@ def message_of(queue_name: str, actor: str, key: bytes, payload: bytes, codecs: 
     """
     facts, _, value = payload.removeprefix(MARK).partition(b"\n")
     described = json.loads(facts)
+    options = {EVENT: described, WORKFLOW: described["workflow_id"], **carried(described.pop(TRACE, None))}
     emitted = loads(codecs.decode(value, f"what was emitted to {described['topic']!r}"))
-    return Message(queue_name, actor, (emitted,), {}, {EVENT: described}, str(UUID(bytes=key)), described["at"])
+    return Message(queue_name, actor, (emitted,), {}, options, str(UUID(bytes=key)), described["at"])

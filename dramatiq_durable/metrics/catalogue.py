@@ -109,7 +109,8 @@ STEPS = _counter(
 )  # fmt: skip
 EVENTS = _counter(
     "workflow_events", "event", "workflow type",
-    "Events recorded in histories, by their type: signals, updates, timers, activities, children, escalations.",
+    "Events that steps recorded, by their type: signals, updates, timers, activities, children, escalations; and "
+    "`UpdateRejected`, which leaves no history.",
 )  # fmt: skip
 FAILURES = _counter(
     "workflow_task_failures", "task", "workflow reason",

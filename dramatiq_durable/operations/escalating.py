@@ -19,7 +19,7 @@ class ChangeEscalation(SingleOperation):
     """Claim, release, resolve, cancel or reassign an escalation.  Answers it as it stands then, as JSON."""
 
     procedure = "change_escalation"
-    parameters = 9
+    parameters = 10
     rank = 27
     rides = True
 
@@ -29,6 +29,8 @@ class ChangeEscalation(SingleOperation):
     ms: int | None = None
     role: str | None = None
     payload: bytes | None = None
+    #: The span that it comes from, as W3C's traceparent.
+    trace: str | None = None
     #: The same call again is answered as before.
     call: bytes = field(default_factory=lambda: os.urandom(16))
 
@@ -37,7 +39,7 @@ class ChangeEscalation(SingleOperation):
         (i,) = items
         return [
             *(context.sender, context.number(), i.verb, Uuid(i.escalation), Uuid(i.call)),
-            *(i.by, i.ms, i.role, i.payload),
+            *(i.by, i.ms, i.role, i.payload, i.trace),
         ]
 
     @classmethod

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Level = Literal["off", "info", "debug"]
 LEVELS: Final = ("off", "info", "debug")
 
-#: Where a run's first event has the context that it was started in, and the option of an activity's message that has
-#: its run's workflow id.
+#: Where a run's first event has the context that it was started in, and the option that has a run's workflow id in what
+#: it sends: to activities, and to those who are subscribed to its topics.
 TRACE: Final = "trace"
 WORKFLOW: Final = "durable_workflow"
 

@@ -89,8 +89,8 @@ _RETURNS: Final = {
     events.UPDATE_COMPLETED: "update",
 }
 
-#: What a run tells another one.
-_TELLING: Final = (events.SIGNAL_SENT, events.CANCEL_SENT)
+#: What a run tells others.
+_TELLING: Final = (events.SIGNAL_SENT, events.CANCEL_SENT, events.TOPIC_EMITTED)
 
 #: What a run is told from outside, by our words for it.
 _TOLD: Final = {
@@ -98,6 +98,8 @@ _TOLD: Final = {
     events.CANCEL_REQUESTED: "cancel",
     events.UPDATE_ACCEPTED: "update",
     events.UPDATE_REJECTED: "update",
+    events.ESCALATION_RESOLVED: "escalation",
+    events.ESCALATION_CANCELLED: "escalation",
 }
 
 #: Of so many commands it is known here when they were asked for, and their names.
@@ -199,7 +201,7 @@ class RunTrace:
             elif event.type in _CLOSINGS:
                 self._close(event)
             elif event.type in _TELLING and event.attributes is not None and "traceparent" in self.carrier:
-                # What another run is told has its place in this one's trace.
+                # What others are told has its place in the run's trace.
                 event.attributes.setdefault(TRACE, {"traceparent": self.carrier["traceparent"]})
             elif event.type in _TOLD and event.attributes is not None and TRACE in event.attributes:
                 self._told(event, event.attributes[TRACE], _failure_of(event, step))

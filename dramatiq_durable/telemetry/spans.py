@@ -284,7 +284,6 @@ def _with(message: Message[Any], carrier: dict[str, str]) -> Message[Any]:
 def _run_of(delivery: Delivery) -> dict[str, Any]:
     if delivery.run_id is None:
         return {}
-    return {
-        "dramatiq_durable.run_id": delivery.run_id,
-        "dramatiq_durable.workflow_id": carried_text(workflow_id_in(delivery.options) or delivery.run_id),
-    }
+    # Of an activity that names no other, the run's id is the workflow's.
+    workflow_id = carried_text(workflow_id_in(delivery.options) or delivery.run_id)
+    return {"dramatiq_durable.run_id": delivery.run_id, "dramatiq_durable.workflow_id": workflow_id}

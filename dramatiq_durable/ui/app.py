@@ -167,9 +167,13 @@ class Shown:
         body = [
             None if wrong is None else box(wrong, bad=True),
             tag("form", hidden, then, field, tag("button", "Go on"), method="post", action="/login", class_="act"),
-            tag("p", "It was said where this was started.", class_="soft"),
+            tag(
+                "p",
+                "It is the DRAMATIQ_DURABLE_UI_TOKEN of whoever started this, or else was written there.",
+                class_="soft",
+            ),
         ]
-        return self._page(request, Page("Who are you?", body, "", status=403 if wrong else 200))
+        return self._page(request, Page("Token", body, "", status=403 if wrong else 200))
 
     async def missing(self, request: Request, error: Exception) -> Response:
         return self._page(request, _sorry("There is no such page", request.scope["path"], 404))

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ..broker import DurableBroker
@@ -99,7 +98,8 @@ class Go:
 
 def document(page: Page, view: View) -> str:
     """A whole page."""
-    namespace = view.target.namespace
+    # Who has not given the token yet learns no names.
+    namespace = view.target.namespace if page.here else "dramatiq-durable"
     items = [
         tag("li", tag("a", name, href=path, aria_current="page" if path == page.here else None))
         for path, name in PAGES.items()
@@ -119,7 +119,9 @@ def document(page: Page, view: View) -> str:
             "header",
             tag("strong", namespace),
             tag("nav", tag("ul", items), aria_label="Pages") if page.here else None,
-            tag("span", "actions are allowed" if view.allow_actions else "read-only", class_="soft"),
+            tag("span", "actions are allowed" if view.allow_actions else "read-only", class_="soft")
+            if page.here
+            else None,
         ),
         tag("main", tag("h1", page.title), page.body, id="content", tabindex="-1"),
     )
@@ -268,22 +270,27 @@ def action(view: View, path: str, button: str, *fields: Child, **attributes: Any
     return tag("form", hidden, fields, tag("button", button), action=path, method="post", class_="act", **attributes)
 
 
-def pager(path: str, query: Mapping[str, str | int | None], cursor: str, first: bool, next: str | int | None) -> Html:
-    """Ways to the first and to the next page."""
-    plain_query = {name: what for name, what in query.items() if name != cursor}
-    links = [] if first else [link("First page", path, **plain_query)]
-    links += [] if next is None else [link("Next page", path, **plain_query, **{cursor: next})]
+def pager(
+    path: str,
+    query: Mapping[str, str | int | None],
+    cursor: str,
+    first: bool,
+    next: str | int | None,
+    last: int | None = None,
+) -> Html:
+    """Ways to the first and to the next page, and to the last where that is known."""
+    links = [] if first else [link("First page", path, **query)]
+    links += [] if next is None else [link("Next page", path, **query, **{cursor: next})]
+    links += [] if next is None or last is None else [link("Last page", path, **query, **{cursor: last})]
     return tag("nav", links, class_="more", aria_label="More of the list") if links else Html("")
 
 
-def sliced(
-    view: View, path: str, all: Sequence[T], query: Mapping[str, str | int | None] = MappingProxyType({})
-) -> tuple[Sequence[T], Html]:
+def sliced(view: View, path: str, all: Sequence[T]) -> tuple[Sequence[T], Html]:
     """A page of what was read as a whole, and the ways to the others; ``from`` says where it begins."""
     begin = view.number("from") or 0
     shown = all[begin : begin + SLICE]
     next = begin + SLICE if begin + SLICE < len(all) else None
-    return shown, pager(path, query, "from", begin == 0, next)
+    return shown, pager(path, {}, "from", begin == 0, next)
 
 
 Handler = Callable[[View], Page | Go]

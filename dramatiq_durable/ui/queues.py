@@ -134,7 +134,7 @@ def stream(view: View) -> Page:
     known = _gauges(view).get(name, defaultdict(float))
     paused = bool(known["paused"])
     return Page(
-        name,
+        f"Stream {name}",
         [
             _said(view, PAUSED),
             facts(

@@ -168,9 +168,10 @@ def run(view: View) -> Page:
     last = [] if told.status == "running" else _events(view, run_id, told.history_length - 1, 1)
     end = told.closed_at or datetime.now(UTC)
     here = f"/runs/{run_id}"
+    others = pager(here, {}, "after", after == 0, more, max(told.history_length - EVENTS, 0))
     reason = last[0].attributes.get("reason") if last else None
     return Page(
-        told.workflow_id,
+        f"Run {told.workflow_id}",
         [
             _summary(told, reason),
             section("Failure", failure(told.failure)) if told.failure else None,
@@ -183,10 +184,13 @@ def run(view: View) -> Page:
             section("Result", value(told.result)) if told.status == "completed" else None,
             section(
                 "Timeline",
-                tag("p", f"Bars: from the start to {'the end' if told.closed_at else 'now'}, ",
+                tag("p", f"Events {events[0].event_id:,} to {events[-1].event_id:,} of {told.history_length:,}. "
+                    if len(events) < told.history_length and events else None,
+                    f"Bars: from the start to {'the end' if told.closed_at else 'now'}, ",
                     lasted((end - told.started_at).total_seconds()), ".", class_="soft"),
+                others,
                 timeline(events, told.started_at, end, told.closed_at is not None and more is None),
-                pager(here, {}, "after", after == 0, more),
+                others if events else None,
             ),
         ],
         "/runs",
@@ -209,7 +213,7 @@ def _summary(told: Description, reason: Any) -> Html:
             link("its children", "/runs", where=f"parent_id = '{told.run_id}'"), ", ",
             link("runs of this workflow id", "/runs", where=_equals("workflow_id", told.workflow_id)),
         ]),
-        ("events", told.history_length),
+        ("events", f"{told.history_length:,}"),
         ("search", value(told.search) if told.search else None),
         ("memo", value(told.memo) if told.memo else None),
         ("entity", value(told.entity) if told.entity else None),
@@ -256,7 +260,7 @@ def _pending(view: View, told: Description, here: str) -> list[Child]:
         )
         for asked in people
     ]  # fmt: skip
-    columns = ("what", "name", "#number", "#attempt", "next", "last failure, progress")
+    columns = ("what", "name", "#number", "#attempt", "next", "remarks")
     return [
         table("What the run waits for", columns, rows, "No activity, timer, child or person: a signal, or its worker."),
         tag("p", f"There are {len(others) - PENDING:,} more.") if len(others) > PENDING else None,

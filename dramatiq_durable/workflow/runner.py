@@ -368,7 +368,8 @@ class Runner:
                 # The first event is stored already: only its commands are new.
                 if event.event_id == 1:
                     advance.expected = 1
-                    advance.begins = True
+                    # A run without any other event may be loaded again: it has begun only once.
+                    advance.begins = delivery.kind == "s"
                 advance.events += step.events[1:] if event.event_id == 1 else step.events
                 for command in step.commands:
                     refused = self.carrier.carry_out(command, advance, execution)

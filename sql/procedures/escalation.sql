@@ -175,9 +175,10 @@ $$;
 
 -- What is done from outside -----------------------------------------------------------------------------------
 
--- Internal: resolve or cancel an open escalation whose row is locked, and tell its run.
+-- Internal: resolve or cancel an open escalation whose row is locked, and tell its run.  p_trace: as for post().
 CREATE FUNCTION {schema}.close_escalation(
-    p_escalation {schema}.escalation, p_status text, p_by text, p_result bytea, p_call uuid, p_later boolean)
+    p_escalation {schema}.escalation, p_status text, p_by text, p_result bytea, p_call uuid, p_later boolean,
+    p_trace text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
@@ -195,7 +196,8 @@ BEGIN
     WHERE m.message_id = t.message_id AND m.stream_id = t.stream_id;
     INSERT INTO {schema}.inbox (run_id, type, seq, name, payload, attributes)
     VALUES (p_escalation.run_id, CASE p_status WHEN 'resolved' THEN 'EscalationResolved' ELSE 'EscalationCancelled' END,
-            p_escalation.seq, p_escalation.role, p_result, CASE WHEN p_by IS NOT NULL THEN json_build_object('by', p_by) END);
+            p_escalation.seq, p_escalation.role, p_result,
+            {schema}.with_fact({schema}.trace_of(p_trace), 'by', to_json(p_by)));
     PERFORM {schema}.add_tasks(ARRAY[p_escalation.run_id], p_later);
 END
 $$;
@@ -206,11 +208,11 @@ $$;
 --   resolve   with p_payload, by its holder, or by anybody where nobody holds it
 --   cancel    whoever holds it
 --   reassign  to the role p_role; it is nobody's then
--- p_call: the call's own id.  The same call again is answered as before.
+-- p_call: the call's own id.  The same call again is answered as before.  p_trace: the span that it comes from, as for post().
 -- Answers missing; or ok, or conflict (it is closed, or another has it), and the escalation as it stands.
 CREATE FUNCTION {schema}.change_escalation(
     p_sender uuid, p_batch bigint, p_verb text, p_escalation uuid, p_call uuid, p_by text, p_ms bigint, p_role text,
-    p_payload bytea)
+    p_payload bytea, p_trace text DEFAULT NULL)
 RETURNS TABLE (answer text, escalation text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '250ms'
 SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off
@@ -254,10 +256,10 @@ BEGIN
             WHERE e.escalation_id = p_escalation;
         ELSIF p_verb = 'resolve' AND (v_holder IS NULL OR v_holder = p_by) THEN
             answer := 'ok';
-            PERFORM {schema}.close_escalation(v_found, 'resolved', p_by, p_payload, p_call, p_sender IS NULL);
+            PERFORM {schema}.close_escalation(v_found, 'resolved', p_by, p_payload, p_call, p_sender IS NULL, p_trace);
         ELSIF p_verb = 'cancel' THEN
             answer := 'ok';
-            PERFORM {schema}.close_escalation(v_found, 'cancelled', NULL, NULL, p_call, p_sender IS NULL);
+            PERFORM {schema}.close_escalation(v_found, 'cancelled', NULL, NULL, p_call, p_sender IS NULL, p_trace);
         END IF;
         SELECT e.* INTO v_found FROM {schema}.escalation e WHERE e.escalation_id = p_escalation;
     END IF;

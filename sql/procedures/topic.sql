@@ -50,10 +50,10 @@ BEGIN
             SELECT v_id, v_to.stream_id, v_to.priority, clock_timestamp(), clock_timestamp(), 'p', p_run, v_first.event_id,
                    v_to.actor,
                    -- Who emitted it, a line, and the value as the run gave it.
-                   convert_to(E'event\n' || json_build_object(
+                   convert_to(E'event\n' || {schema}.with_fact(json_build_object(
                        'topic', e.name, 'workflow_id', r.workflow_id, 'run_id', p_run, 'event_id', e.event_id,
-                       'workflow', r.name, 'queue_name', q.name, 'at', (extract(epoch FROM e.at) * 1000)::bigint)::text || E'\n',
-                       'UTF8') || coalesce(e.payload, 'null')
+                       'workflow', r.name, 'queue_name', q.name, 'at', (extract(epoch FROM e.at) * 1000)::bigint),
+                       'trace', {schema}.readable(e.attributes) -> 'trace')::text || E'\n', 'UTF8') || coalesce(e.payload, 'null')
             FROM {schema}.event e JOIN {schema}.run r ON r.run_id = e.run_id JOIN {schema}.stream q ON q.stream_id = r.stream_id
             WHERE e.run_id = p_run AND e.event_id = v_first.event_id;
             IF FOUND THEN

@@ -193,8 +193,10 @@ def test_a_worker_that_is_killed(worker: Worker, web: Web, exported: Exported) -
     with exported.tracer.start_as_current_span("POST /orders"):
         web.accept("o-1", 500)
     first.wait_for("holding charge")
-    # What had accepted the order has ended, too: else it is done again, as any actor is.
-    first.wait_for('"process shop"')
+    # What had accepted the order has ended, too: else it is done again, as any actor is.  And what is named as a parent
+    # later is told of.
+    for name in ("process shop", "WORKFLOW/START/order", "WORKFLOW/START/ledger"):
+        first.wait_for(f'"{name}"')
     first.kill()
     second = worker()
     token = second.wait_for("token ").removeprefix("token ")

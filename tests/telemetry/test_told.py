@@ -161,3 +161,66 @@ def test_an_update_that_comes_before_the_code_begins_is_told_once(
     handle.get_update("u").result(timeout=10)
     told(exported, "update", "add")
     exported.trace()
+
+
+@pytest.mark.parametrize("verb", ["resolve", "cancel"])
+def test_an_escalation(verb: str, broker: durable.DurableBroker, start_worker: Start, exported: Exported) -> None:
+    @durable.workflow(queue_name="orders")
+    async def order() -> Any:
+        try:
+            return await durable.escalate(role="clerk")
+        except durable.EscalationCancelled:
+            return "cancelled"
+
+    start_worker(broker)
+    with exported.tracer.start_as_current_span("POST /orders"):
+        handle = order.start()
+    wait_until(lambda: durable.escalations.list(role="clerk"))
+    [escalation] = durable.escalations.list(role="clerk")
+    durable.escalations.claim(escalation.id, by="ann")
+    with exported.tracer.start_as_current_span("POST /decisions"):
+        if verb == "resolve":
+            durable.escalations.resolve(escalation.id, {"ok": True}, by="ann")
+        else:
+            durable.escalations.cancel(escalation.id)
+    assert handle.result(timeout=10) == ({"ok": True} if verb == "resolve" else "cancelled")
+    [span] = told(exported, "escalation", "clerk")
+    assert parent_of(exported, span) == "send escalation"
+    assert span.context.trace_id == exported.one("POST /decisions").context.trace_id
+    assert [link.context.span_id for link in span.links] == [exported.one("WORKFLOW/START/order").context.span_id]
+    sent = exported.one("send escalation")
+    assert sent.attributes["dramatiq_durable.escalation"] == verb
+    assert sent.attributes["messaging.destination.name"] == escalation.id
+
+
+def test_one_who_is_subscribed_to_a_topic(
+    broker: durable.DurableBroker, start_worker: Start, exported: Exported
+) -> None:
+    seen: list[Any] = []
+
+    @durable.subscribe("paid")
+    @dramatiq.actor(queue_name="receipts", min_backoff=1, max_backoff=2)
+    def send_receipt(payload: Any) -> None:
+        seen.append((payload, durable.event_info()))
+        with exported.tracer.start_as_current_span("smtp"):
+            pass
+        if len(seen) == 1:
+            raise ValueError("not yet")
+
+    @durable.workflow(queue_name="orders")
+    async def order() -> None:
+        await durable.emit("paid", 500)
+
+    start_worker(broker)
+    with exported.tracer.start_as_current_span("request"):
+        handle = order.options(workflow_id="o-1").start()
+    handle.result(timeout=10)
+    wait_until(lambda: len(exported.all("process receipts")) == 2)
+    exported.one("WORKFLOW/COMPLETE/order")
+    exported.trace()
+    for span in exported.all("process receipts"):
+        assert parent_of(exported, span) == "WORKFLOW/START/order"
+        assert span.attributes["dramatiq_durable.workflow_id"] == "o-1"
+        assert span.attributes["dramatiq_durable.run_id"] == handle.run_id
+    assert [(payload, info.topic, info.attempt) for payload, info in seen] == [(500, "paid", 1), (500, "paid", 2)]
+    assert len({span.context.span_id for span in exported}) == len(exported.names())

@@ -45,6 +45,12 @@ FOCUS = """
 """
 
 
+#: Which element of the page has the focus, by its place; -1: none.
+PLACE = """
+document.activeElement === document.body ? -1 : [...document.querySelectorAll("*")].indexOf(document.activeElement)
+"""
+
+
 def test_every_page_light_and_dark_narrow_and_wide(site: Site, run_process: Processes, tmp_path: Path) -> None:
     _, address = start(run_process, site.url, "--listen", "127.0.0.1:0", "--allow-actions")
     pictures = Path(os.environ.get("UI_PICTURES", tmp_path))
@@ -117,6 +123,59 @@ def test_with_the_keyboard_alone(site: Site, run_process: Processes, tmp_path: P
         assert "It is resolved" in chromium.ask("document.body.textContent")
         assert chromium.said == []
     assert escalations.get(asked.id).result == {"ok": True}
+
+
+@pytest.mark.parametrize("width", [375, 1600])
+def test_whatever_has_the_focus_is_seen_in_the_order_of_the_page(
+    site: Site, run_process: Processes, tmp_path: Path, width: int
+) -> None:
+    _, address = start(run_process, site.url, "--listen", "127.0.0.1:0", "--allow-actions")
+    (asked,) = escalations.list(run_id=site.runs["ask"])
+    with browser(tmp_path / "profile") as chromium:
+        chromium.look(width, False)
+        for path in (
+            *("/runs", f"/runs/{site.runs['good']}", f"/runs/{site.runs['tries']}", "/stream?name=mail"),
+            *("/dead-letters", "/dead-letters/1", f"/escalations/{asked.id}"),
+        ):
+            chromium.go(address + path)
+            assert chromium.ask("[...document.querySelectorAll('[tabindex]')].every(e => e.tabIndex <= 0)")
+            places: list[int] = []
+            while True:
+                chromium.press("Tab")
+                place = chromium.ask(PLACE)
+                if place < 0 or place in places:
+                    break
+                _, name, visible, there = chromium.ask(FOCUS)
+                assert visible, (path, name)
+                assert there, (path, name)
+                places.append(place)
+            assert places == sorted(places), path
+            assert len(places) > 8, path
+        assert chromium.said == []
+
+
+def test_the_token_is_given_and_leads_on(site: Site, run_process: Processes, tmp_path: Path) -> None:
+    env = {"DRAMATIQ_DURABLE_UI_TOKEN": "a-token-of-some-length"}
+    process, address = start(run_process, site.url, "--listen", "127.0.0.1:0", **env)
+    with browser(tmp_path / "profile") as chromium:
+        for dark, width in ((False, 1600), (True, 375)):
+            chromium.look(width, dark)
+            chromium.go(f"{address}/runs?status=failed")
+            assert chromium.ask("location.pathname") == "/login"
+            assert chromium.ask("document.documentElement.scrollWidth") <= width
+            assert chromium.ask(CONTRAST) == []
+        chromium.ask("document.querySelector('[name=token]').focus()")
+        for text, then in (("not-the-token-at-all", "/login"), ("a-token-of-some-length", "/runs?status=failed")):
+            chromium.ask("document.querySelector('[name=token]').focus()")
+            chromium.call("Input.insertText", text=text)
+            chromium._events.clear()
+            chromium.press("Enter", "\r")
+            chromium.loaded()
+            assert chromium.ask("location.pathname + location.search") == then
+        assert "a-token" not in chromium.ask("document.documentElement.outerHTML + location.href + document.cookie")
+        # It would have a name beside the password; there is none.
+        assert [text for text in chromium.said if not re.search(r"status of 403|username fields", text)] == []
+    assert "a-token" not in process.output
 
 
 def test_another_site_cannot_send_its_form(site: Site, run_process: Processes, tmp_path: Path) -> None:

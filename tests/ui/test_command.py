@@ -58,7 +58,7 @@ def test_the_token_of_the_environment(database_url: str, run_process: Processes,
         assert "DRAMATIQ_DURABLE_UI_TOKEN: the token is too short" in process.output
     else:
         process, address = start(run_process, database_url, "--listen", "127.0.0.1:0", **env)
-        assert httpx.get(f"{address}/runs").headers["location"].startswith("/login?")
+        assert httpx.get(f"{address}/runs").headers["location"] == "/login?next=%2Fruns"
         assert token not in process.output
 
 

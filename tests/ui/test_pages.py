@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from urllib.parse import urljoin
 
@@ -154,6 +155,10 @@ def test_a_long_history_has_pages(site: Site, opened: OpenSite) -> None:
         )
         conn.execute("UPDATE durable.run SET last_event = 450 WHERE run_id = %s", [run])
     client, path, found = opened(), f"/runs/{run}", []
+    first = look(client, path)
+    assert "Events 1 to 200 of 450." in first.text
+    assert f"/runs/{run}?after=250" in first.links
+    assert "Events 251 to 450 of 450." in look(client, f"/runs/{run}?after=250").text
     while path:
         answer = client.get(path)
         found += [
@@ -418,6 +423,28 @@ def test_claim_release_and_resolve(site: Site, opened: OpenSite) -> None:
     assert escalations.get(asked.id).result == {"ok": "<b>"}
 
 
+def test_of_two_who_answer_at_once_one_wins(site: Site, opened: OpenSite) -> None:
+    (asked,) = escalations.list(run_id=site.runs["ask"])
+    here, clients = f"/escalations/{asked.id}", [opened(allow_actions=True) for _ in range(4)]
+    tokens = [form_token(client, here) for client in clients]
+
+    def answer(number: int) -> httpx.Response:
+        fields = {"form_token": tokens[number], "by": f"p{number}", "payload": str(number)}
+        return clients[number].post(f"{here}/resolve", data=fields, headers=ORIGIN)
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(answer, range(4)))
+    assert sorted(answer.status_code for answer in answers) == [303, 409, 409, 409]
+    won = next(number for number, answer in enumerate(answers) if answer.status_code == 303)
+    assert escalations.get(asked.id).result == won
+    for lost in (answer for answer in answers if answer.status_code == 409):
+        assert "is resolved already" in Read(lost.text).said
+    # And by whom it was, is there to be seen.
+    assert f"p{won}" in look(clients[0], here).text
+    # Once more, by the same.
+    assert answer(won).status_code == 409
+
+
 def test_a_stream_is_paused_and_goes_on(site: Site, opened: OpenSite) -> None:
     client, page = opened(allow_actions=True), "/stream?name=mail"
 
@@ -511,7 +538,8 @@ def test_the_token(opened: OpenSite) -> None:
     assert client.get("/").headers["location"] == "/login"
     assert client.get("/runs").headers["location"] == "/login?next=%2Fruns"
     assert client.post("/dead-letters/redrive").status_code == 401
-    assert "namespace" not in client.get("/login").text
+    assert "<strong>durable<" not in client.get("/login").text
+    assert "read-only" not in client.get("/login").text
     origin = {"Origin": "http://pages.example:9193"}
     form = form_token(client, "/login")
     for wrong in ("", "ü", token[:-1], token + "x"):

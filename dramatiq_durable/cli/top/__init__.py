@@ -191,11 +191,11 @@ def _live(target: Target, looker: Looker, interval: float) -> None:
                 terminal.show(frame(view, reader.seen, width, height))
                 for key in terminal.keys(REDRAW):
                     view.press(key)
-                    # The next key is about what this one has led to.
                     if view.drills != drills:
                         drills = list(view.drills)
                         reader.forget()
                         reader.hurry()
-                        view.arrange(reader.seen.look, reader.seen.detail)
+                    # The next key is about what this one has led to.
+                    view.arrange(reader.seen.look, reader.seen.detail)
         finally:
             reader.end()

@@ -257,27 +257,30 @@ def _table(view: View, section: Section, width: int, room: int, *, chosen: bool)
 
 def _fitting(section: Section, width: int) -> list[tuple[int, int]]:
     """Which columns there is room for, and how much each gets."""
-    sizes = [
+    columns = section.columns
+    natural = [
         max([cell_len(column.title), *(cell_len(row.cells[n]) for row in section.rows)])
-        for n, column in enumerate(section.columns)
+        for n, column in enumerate(columns)
     ]
-    kept = list(range(len(sizes)))
-    for n in kept:
-        if not section.columns[n].wide:
-            sizes[n] = min(sizes[n], WIDEST)
+    natural = [size if column.wide else min(size, WIDEST) for size, column in zip(natural, columns, strict=True)]
+    wide = next((n for n, column in enumerate(columns) if column.wide), None)
+    least = 0 if wide is None else min(natural[wide], WIDE)
+    kept = list(range(len(columns)))
+    sizes = list(natural)
 
     def room() -> int:
         """For the wide one."""
-        return width - sum(sizes[n] + 2 for n in kept if not section.columns[n].wide)
+        return width - sum(sizes[n] + 2 for n in kept if n != wide)
 
-    wide = next((n for n in kept if section.columns[n].wide), None)
-    least = 0 if wide is None else min(sizes[wide], WIDE)
-    for n in kept:
-        column = section.columns[n]
-        if room() < 2 * least and not (column.wide or column.right):
-            sizes[n] = max(min(sizes[n], NARROW), sizes[n] - (2 * least - room()))
-    while room() < least and len(kept) > 2:
-        kept.remove(max((n for n in kept if n != wide), key=lambda n: section.columns[n].rank))
+    while True:
+        # Texts give way first, the longest before the others; then columns, those that say least.
+        sizes[:] = natural
+        texts = [n for n in kept if n != wide and not columns[n].right]
+        while room() < 2 * least and any(sizes[n] > NARROW for n in texts):
+            sizes[max(texts, key=sizes.__getitem__)] -= 1
+        if room() >= least or len(kept) <= 2:
+            break
+        kept.remove(max((n for n in kept if n != wide), key=lambda n: columns[n].rank))
     if wide is not None:
         sizes[wide] = min(sizes[wide], max(room(), 1))
     return [(n, sizes[n]) for n in kept]

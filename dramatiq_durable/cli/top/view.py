@@ -214,7 +214,9 @@ class _Cell(str):
 
 
 def _cell(value: Any, shown: str | None = None) -> str:
-    made = _Cell(" ".join(text(cell(value) if shown is None else shown).plain.split()))
+    plain = text(cell(value) if shown is None else shown).plain
+    # One line; what is indented, as a traceback is, stays so.
+    made = _Cell(" " * (len(plain) - len(plain.lstrip(" "))) + " ".join(plain.split()))
     made.value = value if isinstance(value, (int, float)) or value is None else str(made)
     return made
 
@@ -302,7 +304,8 @@ def _detail(detail: Detail | None) -> Section:
     if detail is None:
         return Section("detail", [], [], "...")
     ages = {"for", "due"}
-    right = {"for", "due", "attempt", "worker", "events", "number"}
+    # Figures, and times: half of one says nothing.
+    right = {"for", "due", "attempt", "worker", "events", "number", "started", "next attempt"}
     # Ids are long, and say least.
     ranks = {"message": 9, "run": 9, "started": 8, "next attempt": 7, "worker": 6, "events": 5, "attempt": 4}
     columns = [
