@@ -56,6 +56,8 @@ _LATENESS = {"w": catalogue.TIMERS, "c": catalogue.SCHEDULES}
 #: Those that are alive, what those counted that are not, and what OpenTelemetry is told of every histogram.
 _recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
 _past: Counted = {}
+#: Those whose group commit is gone, until what they have counted is in `_past`.
+_gone: deque[Recorder] = deque()
 _names = Names()
 _lock = threading.RLock()
 _listen: Callable[[Metric, Labels], Callable[[float], None]] | None = None
@@ -445,6 +447,7 @@ def counted() -> Counted:
     """Everything that this process has counted so far, of all namespaces."""
     found: Counted = {}
     with _lock:
+        _take_over()
         recorders = list(_recorders)
         for one in (_past, *(recorder.counted() for recorder in recorders)):
             for metric, series in one.items():
@@ -454,16 +457,27 @@ def counted() -> Counted:
 
 
 def retire(recorder: Recorder) -> None:
-    """Its group commit is gone: what it has counted stays."""
-    with _lock:
-        _recorders.discard(recorder)
-        for metric, series in recorder.counted().items():
+    """Its group commit is gone: what it has counted stays.
+
+    It takes no lock: the garbage collector comes here, on a thread that may hold any of ours.
+    """
+    _gone.append(recorder)
+
+
+def _take_over() -> None:
+    """Keep what those have counted that are gone.  The lock is held."""
+    while _gone:
+        gone = _gone.popleft()
+        _recorders.discard(gone)
+        for metric, series in gone.counted().items():
             for labels, value in series.items():
                 _merge(_past, metric, labels, value)
 
 
 def digest() -> None:
     """Called once in a while: see `Recorder.digest`."""
+    with _lock:
+        _take_over()
     for recorder in list(_recorders):
         recorder.digest()
 

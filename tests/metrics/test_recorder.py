@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,23 @@ def test_what_a_broker_counted_outlives_it(fresh: Recorder) -> None:
     before = recorder.counted()[catalogue.STARTED]["fresh", name]
     recorder.retire(fresh)
     assert recorder.counted()[catalogue.STARTED]["fresh", name] == before == 1
+
+
+def test_a_broker_may_go_while_something_is_counted(fresh: Recorder) -> None:
+    """The garbage collector comes whenever it likes, also on a thread that holds a lock of its metrics."""
+    name = unique_name()
+    fresh.count(catalogue.STARTED, name)
+    done = threading.Event()
+
+    def collect() -> None:
+        with fresh._lock:
+            recorder.retire(fresh)
+        done.set()
+
+    threading.Thread(target=collect, daemon=True).start()
+    assert done.wait(5)
+    assert recorder.counted()[catalogue.STARTED]["fresh", name] == 1
+    assert fresh not in recorder._recorders
 
 
 @pytest.fixture
