@@ -50,6 +50,8 @@ KINDS = {
     "w": "task",
     "q": "query",
 }
+#: A run's first task.
+FIRST = "s"
 #: Of which kinds it is told, besides, how late they were.
 _LATENESS = {"w": catalogue.TIMERS, "c": catalogue.SCHEDULES}
 
@@ -371,9 +373,10 @@ class Recorder:
             ):
                 if number:
                     add(metric, (_names.fold("workflow", workflow), label), number)
-            if course.started:
-                add(catalogue.STARTED, (_names.fold("workflow", workflow),), course.started)
         for key, lane in lanes:
+            if key[1] == FIRST and lane.acked:
+                # Each run has one of these, and it is done once, whatever comes before it or after.
+                add(catalogue.STARTED, (_names.fold("workflow", key[2]),), lane.acked)
             if any(lane.processing.counts):
                 add(*self._processing(key), lane.processing)
             for metric, number in (
