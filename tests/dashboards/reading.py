@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -96,6 +97,13 @@ def parts(expression: promql_parser.Expr) -> list[Any]:
 
     promql_parser.walk(expression, visit)
     return found
+
+
+def near(rule: dict[str, Any], case: dict[str, Any]) -> bool:
+    """Whether a case has something of what an alert asks for."""
+    there = {re.split(r"[{ ]", series["series"])[0] for series in case["input_series"]}
+    asked = {str(selector.name) for selector in selected(promql_parser.parse(rule["expr"]))} - {"up", "ALERTS"}
+    return not asked.isdisjoint(there)
 
 
 def selected(expression: promql_parser.Expr) -> Iterator[promql_parser.VectorSelector]:

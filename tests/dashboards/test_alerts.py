@@ -13,7 +13,7 @@ import yaml
 from click import Command, Context, Group, UsageError
 
 from dramatiq_durable.cli import main
-from tests.dashboards.reading import CASES, LABELS, check, rules, selected
+from tests.dashboards.reading import CASES, LABELS, check, near, rules
 from tests.support import ROOT
 
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
@@ -31,10 +31,6 @@ def anchors(page: str) -> set[str]:
     """What the headings of a page are called in links."""
     headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def metrics(text: str) -> set[str | None]:
-    return {selector.name for selector in selected(promql_parser.parse(text))}
 
 
 def left(expression: str) -> set[str]:
@@ -135,11 +131,10 @@ def test_each_has_a_firing_and_a_quiet_case() -> None:
     fires: set[str] = set()
     quiet: set[str] = set()
     for case in cases:
-        there = {re.split(r"[{ ]", series["series"])[0] for series in case["input_series"]}
         (test,) = case["promql_expr_test"]
         # All that fire are listed, so what is not there does not.
         assert test["expr"].startswith("count by (alertname, ")
         names = {re.findall(r'alertname="(\w+)"', sample["labels"])[0] for sample in test["exp_samples"]}
         fires |= names
-        quiet |= {rule["alert"] for rule in rules() if rule["alert"] not in names and metrics(rule["expr"]) & there}
+        quiet |= {rule["alert"] for rule in rules() if rule["alert"] not in names and near(rule, case)}
     assert fires == quiet == {rule["alert"] for rule in rules()}
