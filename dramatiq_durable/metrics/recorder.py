@@ -234,6 +234,7 @@ class Recorder:
         cell = self._waits.get(key)
         if cell is None:
             with self._lock:
+                self._stream(key[0])
                 cell = self._waits[key] = Cell(catalogue.WAIT.bounds)
                 cell.also = self._waits_also(key)
         return cell
@@ -258,6 +259,9 @@ class Recorder:
 
     def _sends(self, stream_id: int, kind: str, number: int = 1) -> None:
         key = (stream_id, kind)
+        if key not in self._sent:
+            # Its name has its place from now on.
+            self._stream(stream_id)
         self._sent[key] = self._sent.get(key, 0) + number
 
     def _enqueued(self, operation: EnqueueKeyed) -> None:
