@@ -96,7 +96,7 @@ ERRORS = _counter(
     "database_errors", "error", "sqlstate_class",
     "Errors of the database by the class of their SQLSTATE (its first two characters); `none`: it has none.",
 )  # fmt: skip
-STARTED = _counter("workflow_runs_started", "run", "workflow", "Runs whose first step was recorded by this worker.")
+STARTED = _counter("workflow_runs_started", "run", "workflow", "Runs whose first task was done by this worker.")
 CLOSED = _counter(
     "workflow_runs_closed", "run", "workflow status",
     "Runs that a step of this worker closed; what was terminated or ran out of time is closed by the database.",

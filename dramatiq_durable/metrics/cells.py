@@ -84,10 +84,10 @@ class Lane:
 class Course:
     """How the runs of one workflow go on here."""
 
-    __slots__ = ("closed", "events", "recorded", "started")
+    __slots__ = ("closed", "events", "recorded")
 
     def __init__(self) -> None:
-        self.recorded = self.started = 0
+        self.recorded = 0
         #: By the types of events, by the statuses of runs.
         self.events: dict[str, int] = {}
         self.closed: dict[str, int] = {}

@@ -50,6 +50,8 @@ KINDS = {
     "w": "task",
     "q": "query",
 }
+#: A run's first task.
+FIRST = "s"
 #: Of which kinds it is told, besides, how late they were.
 _LATENESS = {"w": catalogue.TIMERS, "c": catalogue.SCHEDULES}
 
@@ -234,6 +236,7 @@ class Recorder:
         cell = self._waits.get(key)
         if cell is None:
             with self._lock:
+                self._stream(key[0])
                 cell = self._waits[key] = Cell(catalogue.WAIT.bounds)
                 cell.also = self._waits_also(key)
         return cell
@@ -258,6 +261,9 @@ class Recorder:
 
     def _sends(self, stream_id: int, kind: str, number: int = 1) -> None:
         key = (stream_id, kind)
+        if key not in self._sent:
+            # Its name has its place from now on.
+            self._stream(stream_id)
         self._sent[key] = self._sent.get(key, 0) + number
 
     def _enqueued(self, operation: EnqueueKeyed) -> None:
@@ -373,9 +379,10 @@ class Recorder:
             ):
                 if number:
                     add(metric, (_names.fold("workflow", workflow), label), number)
-            if course.started:
-                add(catalogue.STARTED, (_names.fold("workflow", workflow),), course.started)
         for key, lane in lanes:
+            if key[1] == FIRST and lane.acked:
+                # Each run has one of these, and it is done once, whatever comes before it or after.
+                add(catalogue.STARTED, (_names.fold("workflow", key[2]),), lane.acked)
             if any(lane.processing.counts):
                 add(*self._processing(key), lane.processing)
             for metric, number in (

@@ -51,7 +51,6 @@ class WorkflowCounts:
             return
         course = recorder.course(workflow)
         course.recorded += 1
-        course.started += advance.begins
         for event in advance.events:
             course.events[event.type] = course.events.get(event.type, 0) + 1
         if advance.close is not None:

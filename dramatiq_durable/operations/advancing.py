@@ -63,8 +63,6 @@ class Advance(LeaseOperation):
     left: set[int] = field(default_factory=set)
     #: When timers are due that were running before a reset, by their numbers: milliseconds since the epoch.
     due: dict[int, int] = field(default_factory=dict)
-    #: Whether it is the run's first step, made of its first task.
-    begins: bool = False
     #: The step of the same execution that this one builds upon, until this one is settled.
     before: Advance | None = None
     #: What it is in its run's trace: see `telemetry`.

@@ -368,8 +368,6 @@ class Runner:
                 # The first event is stored already: only its commands are new.
                 if event.event_id == 1:
                     advance.expected = 1
-                    # A run without any other event may be loaded again: it has begun only once.
-                    advance.begins = delivery.kind == "s"
                 advance.events += step.events[1:] if event.event_id == 1 else step.events
                 for command in step.commands:
                     refused = self.carrier.carry_out(command, advance, execution)
