@@ -17,15 +17,18 @@ import time
 import traceback
 from typing import Any
 
+from benchmarks import instructions
 from benchmarks.systems.base import System, late, option, started, with_moment
 
 
 class Player:
     """The commands that every system has; those of a system's own go to the system."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, counting: int | None) -> None:
         self.system = system
         self._cpu = 0.0
+        self._counting = counting
+        self._counted = 0
 
     def prepare(self) -> None:
         self.system.prepare()
@@ -59,6 +62,7 @@ class Player:
 
     def work(self, threads: int = 8) -> None:
         self._cpu = cpu_seconds()
+        self._counted = 0 if self._counting is None else instructions.counted(self._counting)
         self.system.start(threads)
 
     def progress(self) -> int:
@@ -73,6 +77,7 @@ class Player:
             "last": max(started, default=0),
             "late": late,
             "cpu": cpu_seconds() - self._cpu,
+            "instructions": None if self._counting is None else instructions.counted(self._counting) - self._counted,
             **self.system.counts(),
         }
 
@@ -90,10 +95,12 @@ def main() -> None:
     # What a library prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # Before anything that starts threads: they are counted with the thread that started them.
+    counting = instructions.count()
     system = importlib.import_module(f"benchmarks.systems.{sys.argv[1]}").Contender(
         os.environ["BENCHMARK_URL"], int(option("STREAMS", "1"))
     )
-    player = Player(system)
+    player = Player(system, counting)
     for line in sys.stdin:
         command = json.loads(line)
         try:

@@ -135,12 +135,14 @@ class Workers:
         reports = [player.ask("report") for player in self.players]
         stopped = [player.ask("stop") for player in self.players]
         busy = [r for r in reports if r["n"]]
+        counted = [r["instructions"] for r in reports]
         first = min((r["first"] for r in busy), default=0) / 1e9
         return {
             "n": sum(r["n"] for r in reports),
             "first": first,
             "seconds": max((r["last"] for r in busy), default=0) / 1e9 - first,
             "late": sorted(late / 1e6 for r in reports for late in cast(list[int], r["late"])),
+            "instructions": None if None in counted else sum(counted),
             "cpu": sum(r["cpu"] for r in reports),
             "round_trips": sum(s.get("round_trips", 0) for s in stopped),
         }

@@ -324,7 +324,8 @@ def _shown(text: str, codecs: Codecs) -> Escalation:
             facts[name] = readable(codecs.decode(bytes.fromhex(facts[name]), f"the {name} of an escalation"))
     for name in ("opened_at", "times_out_at", "claimed_until", "closed_at"):
         facts[name] = None if facts[name] is None else datetime.fromtimestamp(facts[name] / 1000, UTC)
-    facts["metadata"] = facts["metadata"] or {}
+    metadata = readable((facts["metadata"] or "{}").encode())
+    facts["metadata"] = metadata if isinstance(metadata, dict) else {"unreadable": metadata}
     return Escalation(**facts)
 
 

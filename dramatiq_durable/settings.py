@@ -110,13 +110,18 @@ def _modules(text: str) -> tuple[str, ...]:
     return names
 
 
+#: What only commands read: their --app, and the token of their page.
+_OF_COMMANDS = ("APP", "UI_TOKEN")
+
+
 def _warn_of_unknown(environ: Mapping[str, str]) -> None:
     """A misspelt setting would be as good as none: another database would be used, say.  It is no error, because an
     environment may be shared with other versions."""
     known = [field.name.strip("_").upper() for field in fields(Settings)]
     for name in sorted(environ):
         setting = name.removeprefix(PREFIX)
-        if name.startswith(PREFIX) and not setting.startswith("TEST_") and setting not in known:
+        ours = setting in known or setting in _OF_COMMANDS or setting.startswith("TEST_")
+        if name.startswith(PREFIX) and not ours:
             near = difflib.get_close_matches(setting, known, n=1)
             meant = f". Did you mean {PREFIX}{near[0]}?" if near else f". The settings are {', '.join(known)}."
             logger.warning("%s is no setting of dramatiq-durable, and is ignored%s", name, meant)

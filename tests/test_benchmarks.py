@@ -53,6 +53,14 @@ def test_costs_latency_and_idleness_are_counted() -> None:
     assert "statements, 200 streams" in found["idle"]
 
 
+def test_traces_are_compared_with_none() -> None:
+    found = tables("telemetry")
+    for table in (found["telemetry"], found["telemetry of workflows"]):
+        assert table["nothing of OpenTelemetry"]["value"] == 1
+        assert table["an SDK, debug"]["value"] > 0
+        assert table["an SDK, off"]["target"] == {"sign": "≤", "bound": 1.02}
+
+
 def test_the_share_of_our_imports_is_counted() -> None:
     found = tables("imports")["imports"]
     share = found["share of ours in all imports"]

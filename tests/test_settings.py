@@ -71,7 +71,14 @@ def test_a_bad_value_is_named_with_its_variable_and_an_example(name: str, value:
 
 
 def test_a_misspelt_setting_is_shown_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    environ = {"ULR": "postgresql://me:secret@localhost/shop", "COLOUR": "red", "TEST_PG": "", "URL": ""}
+    environ = {
+        "ULR": "postgresql://me:secret@localhost/shop",
+        "COLOUR": "red",
+        "TEST_PG": "",
+        "URL": "",
+        "APP": "shop",
+        "UI_TOKEN": "secret",
+    }
     assert Settings.from_env({f"DRAMATIQ_DURABLE_{name}": value for name, value in environ.items()}) == Settings()
     colour, url = caplog.messages
     assert "DRAMATIQ_DURABLE_COLOUR is no setting" in colour

@@ -33,23 +33,11 @@ def measure(bench: Bench) -> None:
     bench.report.show(alone_table)
 
 
-def finish(
-    bench: Bench,
-    runs: int,
-    processes: int,
-    question: str = "workflows",
-    environment: Mapping[str, str] = WITH_WORKFLOWS,
-) -> dict[str, Any]:
+def finish(bench: Bench, runs: int, processes: int) -> dict[str, Any]:
     """Start runs, then let workers finish them; answers costs of one step."""
-    url = bench.place(OURS, question)
-    bench.sender(OURS, question, environment).ask("start_runs", n=runs)
-    with psycopg.connect(url, autocommit=True) as conn, bench.counters.counting() as counted:
-        with bench.working(OURS, question, processes, environment=environment) as workers:
-            began = time.perf_counter()
-            while _running(conn):
-                time.sleep(0.02)
-            seconds = time.perf_counter() - began
-            report = workers.report()
+    bench.sender(OURS, "workflows", WITH_WORKFLOWS).ask("start_runs", n=runs)
+    with bench.counters.counting() as counted:
+        seconds, report = work_off(bench, "workflows", WITH_WORKFLOWS, processes)
     steps = runs * STEPS
     found: Mapping[str, float] = {
         "commits_a_step": counted.commits / steps,
@@ -58,6 +46,20 @@ def finish(
         "CPU_µs_a_step": report["cpu"] / steps * 1e6,
     }
     return {"seconds": seconds, **found}
+
+
+def work_off(
+    bench: Bench, question: str, environment: Mapping[str, str], processes: int = 1
+) -> tuple[float, dict[str, Any]]:
+    """Let workers finish the runs that were started; answers how many seconds it took, and what they report."""
+    with (
+        psycopg.connect(bench.place(OURS, question), autocommit=True) as conn,
+        bench.working(OURS, question, processes, environment=environment) as workers,
+    ):
+        began = time.perf_counter()
+        while _running(conn):
+            time.sleep(0.02)
+        return time.perf_counter() - began, workers.report()
 
 
 def _running(conn: psycopg.Connection) -> bool:

@@ -16,6 +16,9 @@ from prometheus_client.utils import floatToGoString
 from .cells import Cell
 from .recorder import counted
 
+#: How large a file is at first, in bytes.
+SIZE = 1 << 16
+
 
 class Files:
     """This process's files in a directory.
@@ -56,6 +59,11 @@ class Files:
         if file is None:
             # Its first word tells the collector the type; the rest only has to be this process's own.
             path = Path(self.directory) / f"{type}_dramatiqdurable{os.getpid()}.db"
+            if not path.exists():
+                # Whoever reads the directory in this moment chokes on a file that is empty: this one was never seen so.
+                new = path.with_suffix(".new")
+                new.write_bytes(bytes(SIZE))
+                new.rename(path)
             file = self._files[type] = MmapedDict(os.fspath(path))
         if (type, key) not in self._left:
             self._left[type, key] = file.read_value(key)[0]

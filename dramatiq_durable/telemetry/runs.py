@@ -196,8 +196,7 @@ class RunTrace:
     def note(self, execution: Execution, step: Step) -> None:
         for event in step.events:
             if event.type in (events.WORKFLOW_STARTED, events.WORKFLOW_RESET):
-                what = {**self._attributes, "dramatiq_durable.attempt": self._info.attempt}
-                self._due.append(_Written(f"WORKFLOW/START/{self._info.name}", "start", _ns(event.at), None, what))
+                self._begin(event)
             elif event.type in _CLOSINGS:
                 self._close(event)
             elif event.type in _TELLING and event.attributes is not None and "traceparent" in self.carrier:
@@ -221,6 +220,12 @@ class RunTrace:
         for n, name, at, given in execution.traced or ():
             self._due.append(_Written(name, f"trace:{n}", at, at, {**self._attributes, **given}))
         execution.traced = None
+
+    def _begin(self, event: Event) -> None:
+        if any(span.what == "start" for span in self._due):
+            return  # A reset may have kept nothing but the start: both are in the first step.
+        what = {**self._attributes, "dramatiq_durable.attempt": self._info.attempt}
+        self._due.append(_Written(f"WORKFLOW/START/{self._info.name}", "start", _ns(event.at), None, what))
 
     def _close(self, event: Event) -> None:
         kind, status = _CLOSINGS[event.type]

@@ -111,6 +111,8 @@ def create_app(
     # Around all of it: what fails is answered with its headers, too.
     failing = {404: shown.missing, 405: shown.looking, 500: shown.broken}
     app = Starlette(routes=routes, exception_handlers=failing)
+    # It would lead to whatever the request calls its host.
+    app.router.redirect_slashes = False
     return Guard(app, secrets, hosts)
 
 

@@ -29,8 +29,8 @@ BEGIN
 END
 $$;
 
--- Internal: an escalation as those outside see it.  Values are the bytes that the run knows, in hexadecimal; times are
--- milliseconds since the epoch.
+-- Internal: an escalation as those outside see it.  Values are the bytes that the run knows, in hexadecimal, and metadata
+-- a text (one that nobody can read hides nothing else); times are milliseconds since the epoch.
 CREATE FUNCTION {schema}.show_escalation(p_escalation {schema}.escalation)
 RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -51,7 +51,7 @@ BEGIN
         'priority', p_escalation.priority,
         'status', v_status,
         'payload', encode(p_escalation.payload, 'hex'),
-        'metadata', p_escalation.metadata,
+        'metadata', p_escalation.metadata::text,
         'opened_at', (extract(epoch FROM p_escalation.opened_at) * 1000)::bigint,
         'times_out_at', (extract(epoch FROM p_escalation.times_out_at) * 1000)::bigint,
         'claimed_by', CASE v_status WHEN 'claimed' THEN p_escalation.claimed_by END,

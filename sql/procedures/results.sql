@@ -205,7 +205,7 @@ BEGIN
         UPDATE {schema}.message m
         SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
             unsettled = coalesce(m.unsettled, 0) + 1,
-            last_failure = t.failure || format(' (time %s of %s)', coalesce(m.unsettled, 0) + 1, c_times),
+            last_failure = left(t.failure, 1000000) || format(' (time %s of %s)', coalesce(m.unsettled, 0) + 1, c_times),
             -- What was aborted meanwhile does not wait for its end.
             due_at = v_now + CASE WHEN m.abort_at IS NULL THEN power(2, least(coalesce(m.unsettled, 0), 7)) * interval '30 seconds'
                                   ELSE interval '0' END
@@ -223,7 +223,7 @@ BEGIN
         USING unnest(p_messages, p_leases, p_failures) WITH ORDINALITY t (message_id, lease, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = p_worker_id
           AND m.kind IN ('m', 'j', 'a')
-        RETURNING t.n, m.*, t.failure || format(' (%s times)', c_times) AS failure),
+        RETURNING t.n, m.*, left(t.failure, 1000000) || format(' (%s times)', c_times) AS failure),
     buried AS (
         INSERT INTO {schema}.dead_letter (
             message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)

@@ -389,7 +389,7 @@ BEGIN
             due_at = v_now + t.n * interval '1 microsecond'
                      + CASE WHEN m.abort_at IS NULL THEN least(greatest(t.delay, 0), 315360000000) ELSE 0 END
                        * interval '1 millisecond',
-            payload = coalesce(t.payload, m.payload), last_failure = t.failure, unsettled = NULL,
+            payload = coalesce(t.payload, m.payload), last_failure = left(t.failure, 1000000), unsettled = NULL,
             kind = CASE WHEN m.kind = 'j' AND t.payload IS NOT NULL THEN 'm' ELSE m.kind END,
             redriven = CASE WHEN t.payload IS NULL THEN m.redriven END
         FROM unnest(p_messages, p_leases, p_delays, p_payloads, p_failures, p_counted)
@@ -464,7 +464,7 @@ BEGIN
               WITH ORDINALITY t (message_id, lease, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id
           AND m.kind IN ('m', 'j')
-        RETURNING t.n, m.*, t.payload AS new_payload, t.failure),
+        RETURNING t.n, m.*, t.payload AS new_payload, left(t.failure, 1000000) AS failure),
     buried AS (
         INSERT INTO {schema}.dead_letter (
             message_id, stream_id, priority, enqueued_at, attempt, deaths, actor, reason, failure, payload, kind, group_id, unique_key)

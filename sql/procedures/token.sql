@@ -117,7 +117,8 @@ BEGIN
         IF p_types[i] = 'ActivityFailed' AND p_delays[i] IS NOT NULL AND NOT {schema}.is_cancelled(p_runs[i], p_seqs[i]) THEN
             -- The token goes with the attempt.
             UPDATE {schema}.message m
-            SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1, last_failure = p_failures[i],
+            SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1,
+                last_failure = left(p_failures[i], 1000000),
                 due_at = clock_timestamp() + least(greatest(p_delays[i], 0), 315360000000) * interval '1 millisecond'
             WHERE m.message_id = v_message.message_id AND m.stream_id = v_message.stream_id;
             PERFORM {schema}.wake(ARRAY[v_message.stream_id], p_sender IS NULL);

@@ -161,7 +161,7 @@ BEGIN
         USING unnest(p_messages, p_leases, p_failed, p_payloads, p_failures)
               WITH ORDINALITY t (message_id, lease, failed, payload, failure, n)
         WHERE m.message_id = t.message_id AND m.lease_token = t.lease AND m.worker_id = v_worker.worker_id AND m.kind = 'p'
-        RETURNING t.n, t.failed, t.failure, t.payload AS new_payload, m.*
+        RETURNING t.n, t.failed, left(t.failure, 1000000) AS failure, t.payload AS new_payload, m.*
     LOOP
         v_done := v_done || v_row.n;
         IF v_row.failed THEN

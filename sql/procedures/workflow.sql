@@ -134,7 +134,7 @@ DECLARE
 BEGIN
     SELECT * INTO v_worker FROM {schema}.authenticate(p_worker);
     UPDATE {schema}.message m
-    SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1, last_failure = p_failure,
+    SET lease_token = NULL, worker_id = NULL, started = false, attempt = m.attempt + 1, last_failure = left(p_failure, 1000000),
         due_at = clock_timestamp() + least(greatest(p_delay, 0), 315360000000) * interval '1 millisecond'
     WHERE m.message_id = p_message AND m.lease_token = p_lease AND m.worker_id = v_worker.worker_id
       AND m.kind IN ('s', 't', 'w')
@@ -142,7 +142,7 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    UPDATE {schema}.run r SET task_failure = p_failure WHERE r.run_id = v_run AND r.status = 'running';
+    UPDATE {schema}.run r SET task_failure = left(p_failure, 1000000) WHERE r.run_id = v_run AND r.status = 'running';
     -- Whoever sleeps learns when it is due.
     PERFORM {schema}.wake(ARRAY[v_stream]);
     RETURN true;
@@ -316,7 +316,7 @@ BEGIN
         END IF;
     END LOOP;
     INSERT INTO {schema}.event (run_id, event_id, type, at, seq, name, payload, attributes)
-    SELECT v_run[e.s], e.id, e.type, to_timestamp(e.at / 1000.0), e.seq, e.name, e.payload, e.attributes::json
+    SELECT v_run[e.s], e.id, left(e.type, 200), to_timestamp(e.at / 1000.0), e.seq, e.name, e.payload, e.attributes::json
     FROM unnest(p_event_step, p_event_id, p_event_type, p_event_at, p_event_seq, p_event_name, p_event_payload, p_event_attributes)
          e (s, id, type, at, seq, name, payload, attributes)
     WHERE v_ok[e.s] AND e.id > 0;

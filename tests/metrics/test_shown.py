@@ -203,16 +203,17 @@ def test_dramatiqs_own_metrics_are_beside_ours(
     (tmp_path / "shop.py").write_text(APP)
     (tmp_path / "metrics").mkdir()
     (tmp_path / "watched.py").write_text(
-        "import dramatiq, dramatiq_durable.app\n"
+        "import dramatiq\n"
         "from dramatiq.middleware.prometheus import Prometheus\n"
         "dramatiq.get_broker().add_middleware(Prometheus())\n"
         "import shop\n"
     )
     port = free_port()
     worker = run_process.dramatiq(
-        *("dramatiq_durable.app", "watched", "--processes", "2", "--threads", "2", "--path", str(tmp_path)),
+        *("dramatiq_durable.app", "--processes", "2", "--threads", "2", "--path", str(tmp_path)),
         env={
             "DRAMATIQ_DURABLE_URL": database_url,
+            "DRAMATIQ_DURABLE_IMPORT": "watched",
             "dramatiq_prom_port": str(port),
             "dramatiq_prom_host": "127.0.0.1",
             "dramatiq_prom_db": str(tmp_path / "metrics"),

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import json
+import struct
 import sys
 import time
 from collections import Counter
@@ -81,7 +82,11 @@ class Worker:
     def now(self, before: Seen | None = None) -> Seen:
         """What it has written; of one that writes at its end, nothing before."""
         if self.shown == "prometheus":
-            families = MultiProcessCollector(CollectorRegistry(), str(self.folder)).collect()
+            try:
+                families = MultiProcessCollector(CollectorRegistry(), str(self.folder)).collect()
+            except struct.error:
+                # A file of prometheus_client's own metrics is empty in the moment in which it is made.
+                return self.now(before)
         elif not self.last.exists():
             return Seen([], before)
         elif self.shown == "otel":

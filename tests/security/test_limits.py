@@ -371,3 +371,25 @@ def test_others_have_no_lot(db: Session, limited: Limited) -> None:
     assert db.value("SELECT count(lot) FROM durable.message") == 1
     for _ in range(3):
         assert session.enqueue(stream, *[b"x"] * 100) == [1] * 100, "no limit, where none was set"
+
+
+def test_a_failure_is_no_larger_than_anybody_reads(db: Session, limited: Limited) -> None:
+    session = limited(consume=("own",), produce=("own",))
+    stream = session.stream("own")
+    worker, large = session.register(stream), "x" * 20_000_000
+    session.enqueue(stream, *[b"x"] * 4)
+    again, dead, back, back_dead = worker.claim()
+    assert worker.settle("reschedule", [again], Longs([3_600_000]), Blobs([None]), Texts([large])) == []
+    assert worker.settle("bury", [dead], Blobs([None]), Texts([large])) == []
+    db.sql("UPDATE durable.message SET unsettled = 4 WHERE message_id = %s", Uuid(back_dead.message_id))
+    assert worker.settle("fail_settling", [back, back_dead], Texts([large, large])) == []
+    session.start(stream, "w")
+    task = worker.one()
+    assert worker.call("fail_task", Uuid(task.message_id), Uuid(task.lease), large, 3_600_000) == [(True,)]
+    session.start(stream, "v")
+    assert worker.advance(step(worker.one(), 1, (large, 1, "x"))) == ["ok"]
+    assert db.value("SELECT max(length(type)) FROM durable.event") == 200
+    for column, table in (("last_failure", "message"), ("failure", "dead_letter"), ("task_failure", "run")):
+        sizes = db.sql(f"SELECT length({column}) FROM durable.{table} WHERE {column} IS NOT NULL")
+        assert sizes
+        assert all(1_000_000 <= size <= 1_000_100 for (size,) in sizes), table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 import uuid
 from typing import Any
 
@@ -253,3 +254,26 @@ def test_what_a_worker_says_that_it_holds_is_bounded(db: Session, grant: Grant) 
     )
     leased = {row[1]: row[3] for row in db.call("read_gauges", 100) if row[0] == "stream_leased_messages"}
     assert leased == {"own": 0}
+
+
+def test_top_reads_little_of_what_is_large(db: Session, grant: Grant, database_url: str) -> None:
+    eve = grant(consume=("own",), produce=("own",), kind="worker")
+    stream = eve.stream("own")
+    worker, large = eve.register(stream), b"x" * 16_000_000
+    eve.enqueue(stream, large, large)
+    dead = worker.claim(1)
+    assert worker.settle("bury", dead, Blobs([None]), Texts(["y" * 900_000 + "\nat last"])) == []
+    target = Target(database_url, None)
+    looker = Looker(target)
+    look = looker.look()
+    assert "at last" in next(line["detail"] for line in look.stuck if "dead" in line["what"])
+    tracemalloc.start()
+    try:
+        rows = looker.detail("stream", "own").rows
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+        looker.close()
+        target.close()
+    assert [row["last failure"] for row in rows] == ["", "at last"]
+    assert all(str(row["what"]).startswith("xxx") for row in rows)

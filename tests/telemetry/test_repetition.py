@@ -119,3 +119,26 @@ def test_a_query_that_brings_it_back_leaves_it_awake(
         handle.signal("approved")
         assert handle.result(timeout=10) == "awake"
     assert caplog.text.count("the order goes on") == 1
+
+
+def test_a_reset_to_the_first_thing_that_it_was_told(
+    broker: durable.DurableBroker, start_worker: Start, exported: Exported
+) -> None:
+    """The new run has the old one's start, and is told that it is new: it begins once."""
+
+    @durable.workflow(queue_name="orders")
+    async def order() -> None:
+        await durable.trace("begun")
+        await durable.wait_for_signal("approved")
+
+    start_worker(broker)
+    handle = order.start()
+    handle.signal("approved")
+    handle.result(timeout=10)
+    exported.one("WORKFLOW/COMPLETE/order")
+    assert [e.type for e in handle.history()] == ["WorkflowStarted", "SignalReceived", "WorkflowCompleted"]
+    again = handle.reset(2)
+    again.result(timeout=10)
+    wait_until(lambda: len(exported.all("WORKFLOW/COMPLETE/order")) == 2)
+    starts = [span.attributes["dramatiq_durable.run_id"] for span in exported.all("WORKFLOW/START/order")]
+    assert starts == [handle.run_id, again.run_id]

@@ -60,6 +60,7 @@ def test_the_token_of_the_environment(database_url: str, run_process: Processes,
         process, address = start(run_process, database_url, "--listen", "127.0.0.1:0", **env)
         assert httpx.get(f"{address}/runs").headers["location"] == "/login?next=%2Fruns"
         assert token not in process.output
+        assert "no setting" not in process.output
 
 
 def test_without_the_extra_it_says_what_to_install(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from dramatiq_durable.ui import app
+from tests.test_cli_commands import run
 from tests.ui.conftest import OpenSite
 from tests.ui.test_pages import look
 
@@ -116,3 +117,86 @@ def test_what_takes_too_long_is_given_up(database_url: str, opened: OpenSite, mo
     assert "That takes too long" in page.text
     # The connection is none the worse.
     assert look(client, "/runs?where=workflow_id+%3D+'none'").text
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+#: How deep Python's own JSON goes is a matter of the frames that are there already.
+DEPTHS = [100, 400, 900, 2_000]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_however_deep_something_is_the_page_is_there(database_url: str, opened: OpenSite, depth: int) -> None:
+    run_id, deep = uuid.uuid4(), nested(depth)
+
+    def inside(*names: str) -> str:
+        return "{" + ", ".join(f'"{name}": {deep}' for name in names) + "}"
+
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SELECT durable.open_streams('{mail}')")
+        conn.execute(
+            "INSERT INTO durable.run (run_id, workflow_id, stream_id, name, status, started_at, last_event, memo) "
+            "VALUES (%s, 'deep', 1, 'n', 'running', now(), 2, %s::text::json)",
+            [run_id, inside("k")],
+        )
+        conn.execute(
+            "INSERT INTO durable.run_state (run_id, search, entity) VALUES (%s, %s::text::jsonb, %s::text::jsonb)",
+            [run_id, inside("s"), inside("e")],
+        )
+        conn.execute(
+            "INSERT INTO durable.event (run_id, event_id, type, at, seq, payload, attributes) "
+            "SELECT %s, n, CASE n WHEN 1 THEN 'WorkflowStarted' ELSE 'ActivityFailed' END, now(), n, "
+            "convert_to(%s, 'UTF8'), %s::text::json FROM generate_series(1, 2) n",
+            [run_id, deep, f'{{"failure": {inside("message", "cause")}, "options": {deep}}}'],
+        )
+        conn.execute(
+            "INSERT INTO durable.escalation (escalation_id, run_id, seq, stream_id, role, priority, status, opened_at, "
+            "payload, metadata) VALUES (%s, %s, 1, 1, 'r', 0, 'open', now(), convert_to(%s, 'UTF8'), %s::text::jsonb)",
+            [run_id, run_id, deep, inside("k")],
+        )
+    client = opened()
+    for path in ("/runs", f"/runs/{run_id}", "/escalations", f"/escalations/{run_id}"):
+        look(client, path)
+
+
+PAYLOADS = [
+    '{"args": [], "kwargs": {}, "options": []}',
+    '{"args": [], "kwargs": [], "options": {}}',
+    '{"args": {"a": 1}, "kwargs": {}, "options": {}}',
+    '{"args": "text", "kwargs": {}, "options": null}',
+    '{"args": [], "kwargs": {}, "options": {"traceback": [1]}}',
+    "[1]",
+    "\udcff",
+    *(f'{{"args": {nested(depth)}, "kwargs": {{"k": {nested(depth)}}}, "options": {{}}}}' for depth in DEPTHS),
+]
+
+
+@pytest.mark.parametrize("kind", ["m", "j"])
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_whatever_a_message_carries_the_others_are_seen(
+    database_url: str, opened: OpenSite, payload: str, kind: str
+) -> None:
+    known = '"queue_name": "mail", "actor_name": "a", "message_id": "i", "message_timestamp": 1, '
+    data = payload.replace('{"args"', "{" + known + '"args"', 1).encode("utf-8", "surrogateescape")
+    with psycopg.connect(database_url) as conn:
+        conn.execute("SELECT durable.open_streams('{mail}')")
+        for table, more, values in (
+            ("message", "due_at", "now()"),
+            ("dead_letter", "attempt, deaths, reason", "1, 0, 'rejected'"),
+        ):
+            conn.execute(
+                f"INSERT INTO durable.{table} (message_id, stream_id, priority, enqueued_at, actor, kind, payload, "
+                f"{more}) SELECT gen_random_uuid(), 1, 0, now(), 'a' || n, %s, CASE n WHEN 2 THEN %s ELSE '' END, "
+                f"{values} FROM generate_series(1, 3) n".encode(),
+                [kind, data],
+            )
+    client = opened()
+    for path in ("/stream?name=mail", "/dead-letters"):
+        text = look(client, path).text
+        assert all(f"a{n}" in text for n in (1, 2, 3))
+    look(client, "/dead-letters/2")
+    for command in (("stream", "peek", "mail"), ("dead-letter", "list"), ("dead-letter", "show", "2")):
+        run(database_url, *command)
+        run(database_url, *command, "--json")

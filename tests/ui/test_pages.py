@@ -280,6 +280,7 @@ def test_many_dead_letters_have_pages_and_filters(database_url: str, opened: Ope
         ("/escalations?status=odd", 400),
         ("/escalations/nobody", 404),
         ("/%3Cscript%3E", 404),
+        ("/runs/", 404),
     ],
 )
 def test_what_makes_no_sense_gets_a_page_that_says_so(

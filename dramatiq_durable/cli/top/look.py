@@ -29,6 +29,29 @@ WINDOW, LATEST = 10.0, 1_000
 
 Facts = dict[str, Any]
 
+
+def _short(text: str) -> str:
+    """A column of text: of what is large the end, which says most of a failure."""
+    return f"CASE WHEN octet_length({text}) <= 65536 THEN {text} ELSE right({text}, 4000) END AS {text}"
+
+
+#: A column of bytes: of what is large the beginning.
+_PAYLOAD = "CASE WHEN octet_length(payload) <= 65536 THEN payload ELSE substr(payload, 1, 1000) END AS payload"
+
+#: What is read where a row may be of any size: whoever sends a message, or runs it, decides that.
+_COLUMNS = {
+    "find_stuck": f"what, stream, name, id, run_id, kind, worker_id, since, attempt, {_short('failure')}",
+    "peek_messages": "message_id, state, actor, kind, run_id, priority, due_at, enqueued_at, attempt, deaths, "
+    f"worker_id, since, unique_key, {_short('last_failure')}, {_PAYLOAD}",
+    "list_dead_letters": "dead_letter_id, message_id, actor, reason, kind, priority, enqueued_at, died_at, attempt, "
+    f"deaths, unique_key, {_short('failure')}, {_PAYLOAD}",
+    "list_workflows": "run_id, workflow_id, name, queue_name, started_at, closed_at, last_event, "
+    + _short("task_failure"),
+    "get_run": "run_id, workflow_id, name, queue_name, status, started_at, closed_at, last_event, "
+    + _short("task_failure"),
+    "pending_of": f"seq, kind, name, attempt, {_short('last_failure')}, next_attempt_at",
+}
+
 _STREAM = {
     "stream_ready_messages": "ready",
     "stream_leased_messages": "leased",
@@ -171,7 +194,8 @@ class Looker:
             )
             self._sees_all = bool(found[0]["sees_all"])
         marks = ", ".join(["%s"] * len(arguments))
-        return self._ask(f"SELECT * FROM {self._schema}.{procedure}({marks})", arguments)
+        columns = _COLUMNS.get(procedure, "*")
+        return self._ask(f"SELECT {columns} FROM {self._schema}.{procedure}({marks})", arguments)
 
     def _started(self) -> int | None:
         """How many runs Postgres has seen started since ever; None: it does not count."""
