@@ -9,6 +9,7 @@
 CREATE FUNCTION {schema}.stream_rates(p_seconds double precision, p_most int)
 RETURNS TABLE (name text, ended double precision, came double precision)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '2s'
 SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan
 AS $$
 #variable_conflict use_column
