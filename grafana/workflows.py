@@ -71,7 +71,7 @@ def dashboard() -> Any:
     )
     page.lines(
         "Started",
-        "Runs a second whose first step was recorded.",
+        "Runs a second whose first task was done.",
         (rate("workflow_runs_started_total", FLOW, WHERE), NAME),
         unit="cps",
     )
