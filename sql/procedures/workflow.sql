@@ -161,7 +161,7 @@ $$;
 --   p_drop:   timers that are withdrawn
 --   p_child:  child workflows to start;  p_cancel: children to cancel
 -- A step that would close the run over signals or updates that its code has not seen is refused, and so is one that takes
--- back an escalation that is no longer open.
+-- back an escalation that is no longer open, or takes from the inbox what is no longer there.
 -- An event numbered 0 is not recorded, only carried out.
 --
 -- Answers (step, status, NULL, NULL): ok, stale (the delivery's lease is gone) or refused (the run went on elsewhere,
@@ -261,6 +261,18 @@ BEGIN
                   AND b.inbox_id NOT IN (SELECT u.id FROM unnest(p_inbox_id) u (id) WHERE u.id IS NOT NULL));
         END IF;
     END LOOP;
+    -- A rejected update leaves no event, by which one could tell that another step has taken it from the inbox meanwhile.
+    IF cardinality(p_inbox_id) > 0 THEN
+        FOR i IN
+            SELECT DISTINCT u.s FROM unnest(p_inbox_step, p_inbox_id) u (s, id)
+            WHERE v_ok[u.s] AND NOT EXISTS (SELECT 1 FROM {schema}.inbox b WHERE b.run_id = v_run[u.s] AND b.inbox_id = u.id)
+        LOOP
+            v_ok[i] := false;
+        END LOOP;
+        FOR i IN 1 .. v_steps LOOP
+            v_ok[i] := v_ok[i] AND (p_after[i] >= 1 AND NOT v_ok[p_after[i]]) IS NOT TRUE;
+        END LOOP;
+    END IF;
 
     -- A command to a stream that the caller has no right to is the workflow's failure to see, not the worker's.
     IF cardinality(p_send_stream) > 0 OR cardinality(p_child_stream) > 0 THEN

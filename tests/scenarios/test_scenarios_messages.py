@@ -395,6 +395,8 @@ def test_registered_later_and_replaced(start_worker: StartWorker) -> None:
     handle.signal("n", 2)
     handle.signal("begin")
     handle.signal("change")
+    # What comes together is seen together: the next one is to find the other handler.
+    wait_until(lambda: any(event.name == "change" for event in handle.history()))
     handle.signal("n", 3)
     assert handle.result(timeout=10) == [["one", 1], ["one", 2], ["two", 3]]
 

@@ -256,7 +256,7 @@ def test_inbox_items_of_another_run_cannot_be_taken(db: Session, begun: Begun) -
     _, other = db.start(begun.stream, "other")
     db.post(other)
     foreign = db.inbox(other)[0][0]
-    assert begun.worker.advance(step(begun.task, 1, ("SignalReceived", None, "go"), inbox=[foreign])) == ["ok"]
+    assert begun.worker.advance(step(begun.task, 1, ("SignalReceived", None, "go"), inbox=[foreign])) == ["refused"]
     assert len(db.inbox(other)) == 1
 
 

@@ -37,6 +37,30 @@ def said(task: Claimed, expected: int, type: str, id: str, **more: Any) -> Any:
 # --- updates ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("type", ["UpdateRejected", "UpdateAccepted"])
+def test_who_comes_after_a_rejection_looks_again(db: Session, type: str) -> None:
+    """A rejection leaves no event: the run is where it was, and yet somebody has had an answer."""
+    run, worker = begin(db)
+    db.update(run, "u")
+    db.post(run, name="n")
+    asked, signal = inbox_ids(db, run)
+    one, other = worker.claim(5)
+    attributes = {"update_id": "u", "failure": {"type": "No"}}
+    first = step(one, 1, inbox=[asked])
+    first.last = 1
+    first.events = [Event(0, "UpdateRejected", 0, None, "set", None, attributes)]
+    assert worker.advance(first) == ["ok"]
+    second = said(other, 1, type, "u")
+    second.inbox = [asked]
+    third = step(other, 2, ("SignalReceived", None, "n"), inbox=[signal])
+    third.before = second
+    assert worker.advance(second, third) == ["refused", "refused"]
+    assert db.updates(run, "u")[0][0] == "rejected"
+    assert db.run(run) == ("running", 1)
+    assert inbox_ids(db, run) == [signal]
+    assert worker.advance(step(other, 1, ("SignalReceived", None, "n"), inbox=[signal])) == ["ok"]
+
+
 def test_an_update_is_asked_for_once_and_answered_for_ever(db: Session) -> None:
     run, worker = begin(db)
     assert [db.update(run, "u"), db.update(run, "u"), db.update(None, "v", workflow_id="w")] == [
