@@ -138,8 +138,9 @@ def test_a_step_cannot_take_or_drop_what_is_anothers(scene: Scene, own: Own) -> 
     scene.db.post(scene.run)
     foreign = scene.db.inbox(scene.run)[0][0]
     before = everything(scene.db)[3]
-    advance = step(own.task, 1, ("Sent", 1), inbox=[foreign], drops=[1], cancels=[1])
-    assert own.worker.advance(advance) == ["ok"]
+    for missing in (foreign, foreign + 1000):
+        assert own.worker.advance(step(own.task, 1, ("Sent", 1), inbox=[missing])) == ["refused"]
+    assert own.worker.advance(step(own.task, 1, ("Sent", 1), drops=[1], cancels=[1])) == ["ok"]
     assert everything(scene.db)[3] == before
     assert scene.victim.complete(scene.activity) == []
 
