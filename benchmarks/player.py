@@ -95,8 +95,9 @@ def main() -> None:
     # What a library prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    # Before anything that starts threads: they are counted with the thread that started them.
-    counting = instructions.count()
+    # Before anything that starts threads: they are counted with the thread that started them.  Only where it is asked
+    # for: it makes a change from one thread to another dearer by a third.
+    counting = instructions.count() if option("INSTRUCTIONS", "") else None
     system = importlib.import_module(f"benchmarks.systems.{sys.argv[1]}").Contender(
         os.environ["BENCHMARK_URL"], int(option("STREAMS", "1"))
     )

@@ -33,7 +33,10 @@ def measure(bench: Bench) -> None:
 
 
 def _compare(bench: Bench, table: Table, what: str, n: int, turn: Any) -> None:
-    turns = {mode: (OURS, partial(turn, f"{what}{i}", dict(had))) for i, (mode, had) in enumerate(MODES.items())}
+    turns = {
+        mode: (OURS, partial(turn, f"{what}{i}", {**had, "BENCHMARK_INSTRUCTIONS": "on"}))
+        for i, (mode, had) in enumerate(MODES.items())
+    }
     found = bench.rounds(table, turns)
     # The least of all rounds: what is more was somebody else's doing, or that of a commit with less company.
     cpu = {mode: min(report["cpu"] for report in reports) / n * 1e6 for mode, reports in found.items()}
