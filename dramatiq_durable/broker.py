@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from dramatiq import Actor, Consumer, Middleware
 from dramatiq.errors import QueueNotFound
 
-from . import topics
+from . import time_limits, topics
 from .claimer import Claimer
 from .codecs import Codec, Codecs, decode_only
 from .consumer import DurableConsumer, IdleConsumer
@@ -37,6 +37,7 @@ from .settings import Settings, check_url
 from .settling import Settler
 from .telemetry import Telemetry, logs
 from .wakeup import Listener
+from .work_queue import WorkQueue
 from .workflow.carrying import TASK_PRIORITY
 from .workflow.interceptors import Interceptors, WorkflowInterceptor
 from .workflow.options import check_name
@@ -342,7 +343,7 @@ class DurableBroker(Sending, Processing):
                         self._record_start(delivery)
                     if delivery.kind == "a" and LIMITS in delivery.options:
                         self._begin_limited(delivery)
-                    super().emit_before(signal, *args, **kwargs)
+                    self._before_process(delivery)
                     delivery.calling = True
                     return
         elif signal == "worker_boot":
@@ -352,11 +353,14 @@ class DurableBroker(Sending, Processing):
                     "the broker is readonly: this worker is given nothing; make its broker without readonly=True"
                 )
             else:
+                args[0].work_queue = WorkQueue()
+                time_limits.unlock(self.middleware)
                 with self._lock:
                     self._ensure_claimer().serve(args[0])
         elif signal == "worker_shutdown" and self._claimer is not None:
             self._claimer.leave(args[0])
-        super().emit_before(signal, *args, **kwargs)
+        if self.hearing("before_" + signal):
+            super().emit_before(signal, *args, **kwargs)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
@@ -365,7 +369,8 @@ class DurableBroker(Sending, Processing):
         if signal == "skip_message" and isinstance(args[0], Delivery):
             self._after_skip(args[0])
             return
-        super().emit_after(signal, *args, **kwargs)
+        if self.hearing("after_" + signal):
+            super().emit_after(signal, *args, **kwargs)
         if signal == "worker_shutdown" and self._claimer is not None and not self._claimer.serves_others(args[0]):
             self._stop_claimer()
 

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 #: How long finished messages may wait for company before they are committed, in seconds.
 LINGER = 0.004
 
+#: From so many messages of a claim on, the next claim is sent before they are handed over: see `_next_claim_first`.
+MANY = 64
+
 
 class Claimer(threading.Thread):
     """Commits and claims for a worker process until it is stopped.
@@ -79,10 +82,14 @@ class Claimer(threading.Thread):
         self.pace = Pace()
         self.reports = Reports(membership, self._as_worker, poll_interval)
         self._done: deque[bytes] = deque()
+        #: Rows that were claimed and are not handed over yet; only this thread knows of them.
+        self._coming: deque[tuple[Any, ...]] = deque()
         self._reserved = 0
         self._lock = threading.Lock()
         self._event = threading.Event()
         self._asleep = False
+        #: It is woken when no more than so many messages are left of those that were handed over.
+        self._wake_at = 0
         #: Where there may be something to claim: on streams of runs (True), on the others (False).
         self._more = {True, False}
         self._known_streams: list[int] = []
@@ -140,18 +147,20 @@ class Claimer(threading.Thread):
         """Commit an operation with the next batch, which is soon; nobody waits for it."""
         self.commit.post(operation)
         # While there is other work to do, finished messages may wait a little for company.
-        if self._asleep and len(self.held) <= max(self.threads, self.pace.ahead // 2, 1):
+        if self._asleep and len(self.held) <= self._wake_at:
             self._asleep = False
             self._event.set()
 
     def finished(self, delivery: Delivery) -> None:
         """A delivery was settled (its operation is posted): its place is free."""
-        if self.held.pop(delivery.lease, None) is not None:
-            self._done.append(delivery.key)
+        if self._let_go(delivery):
             self.pace.finished += 1
-            consumer = self.consumers.get(delivery.stream_id)
-            if consumer is not None:
-                consumer.freed()
+
+    def _let_go(self, delivery: Delivery) -> bool:
+        if self.held.pop(delivery.lease, None) is None:
+            return False
+        self._done.append(delivery.key)
+        return True
 
     def post_instead(self, delivery: Delivery, operation: Operation) -> None:
         """What was to settle a delivery was refused: another operation has to, with the next batch.
@@ -171,8 +180,10 @@ class Claimer(threading.Thread):
         consumer = self.consumers.get(stream_id)
         if consumer is None or not consumer.drained or self._draining:
             return False
+        if self.fixed and self._room_on(consumer) <= 0:
+            return False
         with self._lock:
-            if not swap and len(self.held) + self._reserved >= self.capacity():
+            if not swap and self._free() <= 0:
                 return False
             self._reserved += 1
             return True
@@ -215,6 +226,7 @@ class Claimer(threading.Thread):
     def run(self) -> None:
         self.commit.lead_with(self.urge)
         self.commit.on_reconnect = self._reconnected
+        self.commit.meanwhile = self._hand_over
         try:
             while self._stop_by is None or (self.commit.pending and not self._given_up()):
                 try:
@@ -239,11 +251,12 @@ class Claimer(threading.Thread):
         finally:
             self.commit.lead_with(None)
             self.commit.on_reconnect = None
+            self.commit.meanwhile = None
             if self.commit.pending:
                 self.commit.run_batch(give_up=self._given_up)
 
     def _turn(self) -> None:
-        self.pace.measure()
+        self.pace.measure(self.threads)
         if self.membership.token is not None and self.membership.due_in() <= 0:
             self._beat()
         if self.reports.due():
@@ -253,13 +266,15 @@ class Claimer(threading.Thread):
             self.commit.run_batch(*claims, give_up=self._given_up)
         if claims:
             self._arrived(claims)
+        if not self._next_claim_first():
+            self._hand_over()
         self._give_back_stale()
         self._sleep()
 
     def _sleep(self) -> None:
         # While nothing is to be claimed, the wake-ups that ask for a claim stay unanswered.
-        kinds = [of_runs for of_runs in (True, False) if of_runs in self._more]
-        wanted = self._second_look or any(self._room(of_runs) > 0 for of_runs in kinds)
+        kinds = [of_runs for of_runs in (True, False) if self._second_look or of_runs in self._more]
+        wanted = any(self._room(of_runs) > 0 for of_runs in kinds)
         if wanted and self.consumers and not self._resting():
             return
         now = time.monotonic()
@@ -268,6 +283,7 @@ class Claimer(threading.Thread):
             until = min(until, now + max(self.membership.due_in(), 0.0))
         if self._free() > 0 and self.consumers and not self._resting():
             until = min(until, self._next_look)
+        self._wake_at = max(self.threads, self.capacity() // 2 - len(self._coming), 1)
         self._asleep = True
         due_in = self.commit.due_in()
         if due_in <= 0:
@@ -281,7 +297,7 @@ class Claimer(threading.Thread):
         self._asleep = False
 
     def _free(self) -> int:
-        return self.capacity() - len(self.held) - self._reserved
+        return self.capacity() - len(self.held) - len(self._coming) - self._reserved
 
     def _room(self, of_runs: bool) -> int:
         """How many messages are worth a claim.
@@ -293,11 +309,19 @@ class Claimer(threading.Thread):
         if of_runs not in kinds:
             return 0
         free = self._free()
-        if len(self.held) >= max(self.threads, 1) and free * 2 < self.capacity() and not self.fixed:
-            free = 0
+        if not self.fixed:
+            half = self.capacity() // 2
+            if len(self.held) + len(self._coming) >= max(self.threads, 1) and free < half:
+                free = 0
+            free = min(free, max(half, self.threads))
         if of_runs:
-            free = max(free, 0) + self.threads - sum(d.kind in TASK_KINDS for d in list(self.held.values()))
+            kinds_held = [d.kind for d in list(self.held.values())] + [row[3] for row in self._coming]
+            free = max(free, 0) + self.threads - sum(kind in TASK_KINDS for kind in kinds_held)
         return free
+
+    def _room_on(self, consumer: DurableConsumer) -> int:
+        """How many more messages a consumer may be given whose prefetch is kept."""
+        return consumer.prefetch - sum(d.stream_id == consumer.stream_id for d in list(self.held.values()))
 
     def _resting(self) -> bool:
         """Whether nothing is to be claimed: the worker is stopping, or paused."""
@@ -327,7 +351,7 @@ class Claimer(threading.Thread):
         streams, limits = [], []
         # The stream that was not looked at for longest comes first, so that a total that is used up goes round.
         for stream_id, consumer in sorted(self.consumers.copy().items(), key=lambda item: item[1].turn):
-            limit = min(total, consumer.room()) if self.fixed else total
+            limit = min(total, self._room_on(consumer)) if self.fixed else total
             if consumer.of_runs is of_runs and limit > 0:
                 streams.append(stream_id)
                 limits.append(limit)
@@ -352,7 +376,7 @@ class Claimer(threading.Thread):
                 # What the others brought is leased: it is handed over all the same.
                 continue
             rows, next_due = claim.answer
-            self._hand_over(claim, rows)
+            self._take_stock(claim, rows)
             # A claim that brought something has cleared the wish to be woken; where it took all, the next sets it.
             self._registered_wait = not rows
             if len(rows) >= claim.total:
@@ -364,19 +388,16 @@ class Claimer(threading.Thread):
         if failed is not None:
             raise failed
 
-    def _hand_over(self, claim: Claim, rows: list[tuple[Any, ...]]) -> None:
+    def _take_stock(self, claim: Claim, rows: list[tuple[Any, ...]]) -> None:
+        """Note what a claim has brought, and what that says of its streams."""
         counts = dict.fromkeys(claim.streams, 0)
         if rows:
             self.pace.claimed()
             self.commit.metrics.claimed(rows)
+            self._coming.extend(rows)
         for row in rows:
             # A tick takes nobody's place.
             counts[row[2]] += row[3] not in (TICK, ALARM, DEADLINE)
-            delivery = self.deliver(row)
-            if delivery is not None:
-                self.take(delivery)
-            else:
-                self._done.append(row[0])
         left = claim.total
         for stream_id, limit in zip(claim.streams, claim.limits, strict=True):
             consumer = self.consumers.get(stream_id)
@@ -386,6 +407,26 @@ class Claimer(threading.Thread):
                 consumer.turn = self._looks
                 consumer.drained = counts[stream_id] < min(limit, left)
             left -= counts[stream_id]
+
+    def _next_claim_first(self) -> bool:
+        """Whether what has come waits until the next claim is sent, to be handed over while that is answered.
+
+        So neither side waits for the other: this thread, once the others have all that they can do, would come to send
+        a claim only when they are done.  Nobody is kept waiting by it: as long as the others have work.
+        """
+        if len(self._coming) < MANY or self.fixed or self._resting():
+            return False
+        return any(self._room(of_runs) > 0 for of_runs in self._more) or len(self.held) > self.threads
+
+    def _hand_over(self) -> None:
+        """Give the consumers what has come.  On this thread alone: another may still lead while it begins."""
+        while self._coming and threading.current_thread() is self:
+            row = self._coming.popleft()
+            delivery = self.deliver(row)
+            if delivery is not None:
+                self.take(delivery)
+            else:
+                self._done.append(row[0])
 
     def _join(self) -> bool:
         """Register, or say which streams are consumed now."""
@@ -430,10 +471,11 @@ class Claimer(threading.Thread):
         )
         self.membership.token = None
         self._registered_wait = False
+        self._coming.clear()
         # What was not begun here is begun by those who have it now.
         for delivery in self._not_begun():
             delivery.settled = True
-            self.finished(delivery)
+            self._let_go(delivery)
 
     def _holding(self) -> list[bytes]:
         """The messages that are leased to this process, as it knows.
@@ -441,6 +483,7 @@ class Claimer(threading.Thread):
         In this order: what was finished is queued for its commit before it leaves ``held``.
         """
         held = [delivery.key for delivery in list(self.held.values())]
+        held += [row[0] for row in self._coming]
         return held + self.commit.leased_messages()
 
     def _reconnected(self, conn: Connection) -> None:
@@ -480,7 +523,7 @@ class Claimer(threading.Thread):
         release = Release(delivery.key, delivery.lease)
         release.lane = self.commit.metrics.lane(delivery)
         self.post(release)
-        self.finished(delivery)
+        self._let_go(delivery)
 
     # --- the end ----------------------------------------------------------------------------------------
 
@@ -494,11 +537,11 @@ class Claimer(threading.Thread):
     def _not_begun(self) -> list[Delivery]:
         """Every delivery that no thread has begun, Dramatiq's own queue included."""
         found = self._unstarted()
-        if self.worker is not None:
-            for item in iter_queue(self.worker.work_queue):
+        for worker in self.workers:
+            for item in iter_queue(worker.work_queue):
                 if isinstance(item.message, Delivery):
                     found.append(item.message)
-                self.worker.work_queue.task_done()
+                worker.work_queue.task_done()
         return found
 
     def stop(self, timeout: float = 30.0) -> None:

@@ -1,9 +1,8 @@
-"""Dramatiq's consumer: hands a stream's deliveries to its threads, and takes their outcomes."""
+"""Dramatiq's consumer: hands a stream's deliveries to a Worker's threads, and takes their outcomes."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -11,17 +10,15 @@ from typing import TYPE_CHECKING
 
 from dramatiq import Consumer
 from dramatiq.broker import MessageProxy
+from dramatiq.worker import ConsumerThread
 
 from .claimer import Claimer
 from .delivery import Delivery
 from .operations import Release
+from .work_queue import WorkQueue
 
 if TYPE_CHECKING:
     from .broker import DurableBroker
-
-
-#: How many times its prefetch a worker's threads are handed at once.
-LEAD = 3
 
 
 class IdleConsumer(Consumer):
@@ -40,7 +37,11 @@ class IdleConsumer(Consumer):
 
 
 class DurableConsumer(Consumer):
-    """Hands a stream's deliveries to Dramatiq, at most ``prefetch`` at a time, and takes their outcomes.
+    """Hands a stream's deliveries to Dramatiq, and takes their outcomes.
+
+    A Worker's threads are given them by the thread that claimed them.  The Worker's own thread for this consumer,
+    which would do no more than carry them over, gets what is not that simple: of unknown actors, or while it is paused.
+    Without a Worker, whoever iterates gets them.
 
     A consumer that Dramatiq restarts takes over from its predecessor: outcomes go by the lease, not by the consumer.
     Of several Workers in a process the latest is handed the messages; when it stops, the one before it has them again.
@@ -62,12 +63,16 @@ class DurableConsumer(Consumer):
         self.turn = 0
         self._predecessor: DurableConsumer | None = None
         self._closed = False
-        self._handed = 0
         self._ready: SimpleQueue[Delivery] = SimpleQueue()
-        self._ahead: deque[Delivery] = deque()
-        self._lock = threading.Lock()
+        thread = threading.current_thread()
+        #: The Worker's thread that iterates, if there is a Worker.
+        self._thread = thread if isinstance(thread, ConsumerThread) else None
+        #: The Worker's queue, once its thread has come to iterate: before, it could not take the outcomes.
+        self._work_queue: WorkQueue | None = None
 
     def __next__(self) -> MessageProxy | None:
+        if self._work_queue is None and self._thread is not None and isinstance(self._thread.work_queue, WorkQueue):
+            self._work_queue = self._thread.work_queue
         try:
             return self._ready.get(timeout=self.timeout)
         except Empty:
@@ -110,7 +115,6 @@ class DurableConsumer(Consumer):
         if before is None:
             del self.claimer.consumers[self.stream_id]
         else:
-            before._handed = 0
             self.claimer.consumers[self.stream_id] = before
             self.claimer.wake()
 
@@ -124,45 +128,19 @@ class DurableConsumer(Consumer):
             for delivery in predecessor.unoffer():
                 self.offer(delivery)
 
-    def room(self) -> int:
-        """How many more messages it may be given."""
-        return self.prefetch - self._handed - len(self._ahead)
-
-    def _window(self) -> int:
-        """How many deliveries may be with Dramatiq at once.
-
-        A worker's threads finish as many as it would prefetch between two turns of the thread that refills them: with a
-        few times as many, they need not wait for each other at every message.  A prefetch that was asked for is kept.
-        """
-        return self.prefetch if self.claimer.fixed else self.prefetch * LEAD
-
     def offer(self, delivery: Delivery) -> None:
-        with self._lock:
-            if self._handed < self._window():
-                self._handed += 1
-            else:
-                self._ahead.append(delivery)
-                return
-        self._ready.put(delivery)
-
-    def freed(self) -> None:
-        """One of its deliveries was settled: the next may go."""
-        with self._lock:
-            if self._ahead:
-                delivery = self._ahead.popleft()
-            else:
-                self._handed = max(0, self._handed - 1)
+        """Hand a delivery over."""
+        queue, thread = self._work_queue, self._thread
+        if queue is not None and thread is not None and not thread.paused:
+            actor = self.broker.actors.get(delivery.actor_name)
+            if actor is not None:
+                queue.add(actor.priority, delivery)
                 return
         self._ready.put(delivery)
 
     def unoffer(self) -> list[Delivery]:
-        """Take back what Dramatiq has not asked for yet."""
+        """Take back what was not handed over."""
         found: list[Delivery] = []
-        with self._lock:
-            # Each is freed later as if it had been handed out: count it as such.
-            found.extend(self._ahead)
-            self._handed += len(self._ahead)
-            self._ahead.clear()
         with suppress(Empty):
             while True:
                 found.append(self._ready.get_nowait())

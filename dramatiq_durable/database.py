@@ -10,10 +10,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.waiting import Wait
 
 from . import arrays
 from .errors import (
@@ -37,6 +39,33 @@ from .migrate import check_namespace, expected_version
 logger = logging.getLogger(__name__)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+
+RV = TypeVar("RV")
+
+
+class LeadersConnection(psycopg.Connection[tuple[Any, ...]]):
+    """One whose thread can do something else while the server works."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def wait(self, gen: PQGen[RV], *args: Any, **kwargs: Any) -> RV:
+        if self.meanwhile is not None:
+            gen = _and_meanwhile(gen, self.meanwhile)
+        return super().wait(gen, *args, **kwargs)
+
+
+def _and_meanwhile(gen: PQGen[RV], meanwhile: Callable[[], None]) -> PQGen[RV]:
+    """What is sent and received, with something else in between: where all was sent, and an answer is waited for."""
+    try:
+        wants = next(gen)
+        while wants != Wait.R:
+            wants = gen.send((yield wants))
+        meanwhile()
+        while True:
+            wants = gen.send((yield wants))
+    except StopIteration as e:
+        return cast(RV, e.value)
+
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 
@@ -78,7 +107,7 @@ class Database:
                 raise translate_connect_error(e, url) from e
         return self._conninfo
 
-    def connect(self) -> Connection:
+    def connect(self) -> LeadersConnection:
         """A new connection in autocommit mode.
 
         Raises:
@@ -87,7 +116,7 @@ class Database:
           SchemaOutOfDate: the namespace was not migrated to this package's version.
         """
         try:
-            conn = psycopg.connect(self.conninfo, autocommit=True)
+            conn = LeadersConnection.connect(self.conninfo, autocommit=True)
         except psycopg.Error as e:
             raise translate_connect_error(e, self.conninfo) from e
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from dramatiq import Message
+from dramatiq import JSONEncoder, Message
 from dramatiq.broker import MessageProxy
 from dramatiq.message import get_encoder
 from dramatiq.middleware import TimeLimitExceeded
@@ -19,6 +20,11 @@ from .telemetry.texts import one_line
 
 #: The most bytes of a message.
 MAX_PAYLOAD = 16 * 1024 * 1024
+
+#: With this begin the bytes of a message whose row says the rest of it.
+PACKED = b'{"args":'
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 #: Kinds of messages that carry a run forward, or ask it something; they have no payload of their own.
 TASK_KINDS = ("s", "t", "w", "q")
@@ -126,6 +132,11 @@ class Delivery(MessageProxy, Interruptible):
         self.reclaimed = reclaimed
         self.sealed = sealed
 
+    @property
+    def message(self) -> Delivery:
+        """Itself: it stands in a Worker's queue as one of Dramatiq's items would."""
+        return self
+
     def __str__(self) -> str:
         # Logs have it: whoever sent it chose the names of its actor and its arguments.
         return one_line(super().__str__())
@@ -170,15 +181,36 @@ def key_of(message_id: str) -> bytes:
     return uuid.uuid5(uuid.NAMESPACE_OID, message_id).bytes
 
 
-def encode_message(message: Message[Any] | Delivery) -> bytes:
+def id_of(key: bytes) -> str:
+    """A row's id as text."""
+    text = key.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def encode_message(message: Message[Any] | Delivery, key: bytes | None = None) -> bytes:
     """A message's bytes, as Dramatiq's encoder makes them.
+
+    Where that is Dramatiq's own, and the message goes to a row, the bytes are of what the row does not say by itself:
+    its arguments, options and time, as JSON.  From these, and the row, `decode_message` makes the same message again.
+
+    Parameters:
+      message: what is encoded.
+      key(bytes | None): the id of the row; None: the bytes go elsewhere.
 
     Raises:
       NotEncodable: the encoder refuses a value; which one is said.
       PayloadTooLarge: the bytes are over the cap.
     """
     try:
-        payload = message.encode()
+        if key is not None and type(get_encoder()) is JSONEncoder and message.message_id == id_of(key):
+            rest: dict[str, Any] = {"args": message.args, "at": message.message_timestamp}
+            if message.kwargs:
+                rest["kwargs"] = message.kwargs
+            if message.options:
+                rest["options"] = message.options
+            payload = _to_json(rest).encode()
+        else:
+            payload = message.encode()
     except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as e:
         raise NotEncodable(
             f"the message for {message.actor_name!r} cannot be encoded: {e}. {_blame(message)}Send plain values, or "
@@ -190,6 +222,24 @@ def encode_message(message: Message[Any] | Delivery) -> bytes:
             "keep the data elsewhere and send a reference to it"
         )
     return payload
+
+
+def decode_message(payload: bytes, kind: str, queue_name: str, actor_name: str, key: bytes) -> Message[Any]:
+    """The message of a row.
+
+    Parameters:
+      payload(bytes), kind(str), key(bytes): of the row; what SQL wrote (kind ``j``) is JSON, whatever the encoder.
+      queue_name(str), actor_name(str): the names that the row's stream and actor have.
+
+    Raises whatever the encoder does for bytes that are not its own.
+    """
+    if payload.startswith(PACKED):
+        rest = json.loads(payload.decode())
+        kwargs, options = rest.get("kwargs", {}), rest.get("options", {})
+        return Message(queue_name, actor_name, tuple(rest["args"]), kwargs, options, id_of(key), rest["at"])
+    if kind == "j":
+        return Message(**JSONEncoder().decode(payload))
+    return Message.decode(payload)
 
 
 def _blame(message: Message[Any] | Delivery) -> str:

@@ -144,7 +144,7 @@ class Maker:
     def _send(self, template: Message[Any], id: uuid.UUID, at: datetime, due: int | None) -> Due:
         options = {"schedule": self._name, "schedule_due": at.isoformat()}
         message = template.copy(message_id=str(id), message_timestamp=self._now, options=options)
-        return Due(due, id.bytes, encode_message(message))
+        return Due(due, id.bytes, encode_message(message, id.bytes))
 
 
 def from_ms(ms: int) -> datetime:

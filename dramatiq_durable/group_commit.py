@@ -89,6 +89,8 @@ class GroupCommit:
         self.procedures = Procedures(database.namespace, metrics=self.metrics)
         #: Called on the leading thread after a connection was lost and made again, before anything else is run.
         self.on_reconnect: Callable[[Connection], None] | None = None
+        #: What the leading thread does while the database is at work, or away.
+        self.meanwhile: Callable[[], None] | None = None
         self._statements: dict[type[Operation], bytes] = {}
         self._forget()
 
@@ -266,6 +268,7 @@ class GroupCommit:
                 error = translate(e) if isinstance(e, psycopg.Error) else e
                 transient = isinstance(error, DatabaseUnavailable)
                 self.drop_connection()
+                self._meanwhile()
                 # Some may have had their turn, one by one, before the connection broke: they are not run again.
                 batch = [operation for operation in batch if not operation.finished]
                 if not transient or give_up():
@@ -309,6 +312,7 @@ class GroupCommit:
             except DurableError as e:
                 self.metrics.failed(e.__cause__)
                 raise
+            conn.meanwhile = self._meanwhile
             conn.add_notice_handler(self._notice)
             if self._lost:
                 logger.info("connected to the database again")
@@ -323,6 +327,14 @@ class GroupCommit:
             self._conn, self._lost = conn, False
             self._cursor = conn.cursor(binary=True)
         return self._conn
+
+    def _meanwhile(self) -> None:
+        if self.meanwhile is not None:
+            try:
+                self.meanwhile()
+            except Exception:
+                # It is no part of what is being asked of the database.
+                logger.exception("what is done while the database works has failed")
 
     def _run(self, conn: Connection, batch: list[Operation], give_up: Callable[[], bool]) -> list[Operation]:
         """Run a batch; answers what has to be run again.  Raises what makes the connection unusable."""

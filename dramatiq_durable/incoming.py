@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from dramatiq import Message
-from dramatiq.encoder import JSONEncoder
 
 from . import topics
 from .codecs import is_encoded
-from .delivery import ALARM, DEADLINE, NOTE, TASK_KINDS, TICK, Delivery
+from .delivery import ALARM, DEADLINE, NOTE, TASK_KINDS, TICK, Delivery, decode_message, id_of
 from .errors import CodecFailed
 from .firing import take_tick
 from .operations import Expire, ExpireRun, LookAgain, LookAtEnd, Operation
@@ -50,14 +48,13 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
     sealed = kind in ("a", "p") or (payload is not None and is_encoded(payload))
     try:
         if kind in TASK_KINDS:
-            message = Message(queue_name, actor, (), {}, {}, str(UUID(bytes=key)))
+            message = Message(queue_name, actor, (), {}, {}, id_of(key))
         elif payload.startswith(topics.MARK):
             message = topics.message_of(queue_name, actor, key, payload, broker.codecs)
         else:
             # An activity's, or one with an event that was given before, which may have become a dead letter.
             payload = broker.codecs.decode(payload, f"the message for {actor!r}")
-            # What SQL wrote is JSON, whatever encoder is set here.
-            message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
+            message = decode_message(payload, kind, queue_name, actor, key)
             # Delays are over when a message is handed out; Dramatiq would keep it in memory for its eta.
             message.options.pop("eta", None)
             if not isinstance(message.actor_name, str):
@@ -65,12 +62,12 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
             if message.queue_name != queue_name:
                 message = message.copy(queue_name=queue_name)
     except CodecFailed as e:
-        logger.error("message %s on %r goes back: %s", UUID(bytes=key), queue_name, e)
+        logger.error("message %s on %r goes back: %s", id_of(key), queue_name, e)
         _back(broker, broker.settler.not_for_here(key, lease, e), stream_id, kind)
         return None
     except Exception as e:
         # Whatever an encoder raises: its neighbours are handed out.
-        logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", UUID(bytes=key), queue_name, e)
+        logger.error("message %s on %r cannot be decoded and is dead-lettered: %s", id_of(key), queue_name, e)
         _back(broker, broker.settler.undecodable(key, lease, kind, attempt, e), stream_id, kind)
         return None
     return Delivery(
@@ -80,7 +77,7 @@ def delivery_of(broker: DurableBroker, row: tuple[Any, ...]) -> Delivery | None:
         key=key,
         lease=lease,
         kind=kind,
-        run_id=None if run_id is None else str(UUID(bytes=run_id)),
+        run_id=None if run_id is None else id_of(run_id),
         seq=seq,
         attempt=attempt,
         reclaimed=reclaimed,

@@ -58,13 +58,14 @@ def operation_of(broker: Queues, message: Message[Any] | Delivery, delay: int | 
             raise ValueError(f"broker_priority is a whole number, the highest comes first, not {urgency!r}")
         # As with RabbitMQ, where it comes from.
         priority = -urgency
+    key = key_of(message.message_id)
     plain = (
         broker.stream_id(message.queue_name),
-        key_of(message.message_id),
+        key,
         check_name(message.actor_name, "an actor's name"),
         max(-(2**31), min(int(priority), 2**31 - 1)),
         delay or 0,
-        encode_message(message),
+        encode_message(message, key),
     )
     unique_key, group = message.options.get("unique_key"), message.options.get("group_completion_uuid")
     if unique_key is None and group is None:

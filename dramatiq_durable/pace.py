@@ -6,7 +6,7 @@ import time
 
 #: How much work, in seconds at the present rate, is claimed ahead of the threads, and how many messages at the most.
 AHEAD = 0.04
-MOST_AHEAD = 500
+MOST_AHEAD = 1000
 
 #: Messages that were claimed ahead go back when nothing was claimed or finished for so long, in seconds.
 STALE = 1.0
@@ -26,16 +26,20 @@ class Pace:
         self._rate = 0.0
         self._measured = self._last_finished = self._last_claimed = time.monotonic()
 
-    def measure(self) -> None:
-        """How many messages a second are finished: what is claimed ahead follows it."""
+    def measure(self, threads: int) -> None:
+        """How many messages a second are finished: what is claimed ahead follows it.
+
+        It believes a time that is long, or in which each of the threads has finished several: that some end together
+        says little.
+        """
         now = time.monotonic()
         elapsed = now - self._measured
-        if elapsed < 0.02:
+        if elapsed < 0.005:
             return
         finished, self.finished = self.finished, 0
         if finished:
             self._last_finished = now
-        self._rate += (finished / elapsed - self._rate) * min(1.0, elapsed / 0.1)
+        self._rate += (finished / elapsed - self._rate) * min(1.0, max(elapsed / 0.1, finished / (8 * max(threads, 1))))
         self._measured = now
         # It follows a rising rate at once and a falling one slowly: work that is under way keeps its places.
         self.ahead = min(MOST_AHEAD, max(int(self._rate * AHEAD), int(self.ahead * 0.9)))

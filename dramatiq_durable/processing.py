@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dramatiq import Actor, Broker
+from dramatiq import Actor
 from dramatiq.errors import ActorNotFound
-from dramatiq.middleware import Interrupt, Retries, SkipMessage
+from dramatiq.middleware import Interrupt, MiddlewareError, Retries, SkipMessage
 from dramatiq.results import Results
 
 from .attempt import judge
 from .calls import Call
 from .delivery import LIMITS, Delivery, current_delivery
 from .errors import Abort
+from .hooks import Hooks
 from .operations import MarkStarted, StartActivity
 from .results import PostgresBackend
 from .workflow import retry
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Processing(Broker):
+class Processing(Hooks):
     """A broker's doings with the delivery that one of its threads processes."""
 
     commit: GroupCommit
@@ -89,6 +90,16 @@ class Processing(Broker):
             return Call(actor, delivery)  # type: ignore[return-value]
         return actor
 
+    def _before_process(self, delivery: Delivery) -> None:
+        """The actor is about to begin: as Dramatiq does it, but for the middleware that has nothing to do here."""
+        for middleware in self.hearing("before_process_message"):
+            try:
+                middleware.before_process_message(self, delivery)
+            except MiddlewareError:
+                raise
+            except Exception:
+                logger.critical("Unexpected failure in before_process_message of %r.", middleware, exc_info=True)
+
     def _after_process(self, delivery: Delivery, *, result: Any = None, exception: BaseException | None = None) -> None:
         """The actor has ended: its hooks say what becomes of the message."""
         if delivery.kind == "a" and exception is None:
@@ -110,7 +121,7 @@ class Processing(Broker):
         delivery.hooks = True
         outcome: dict[str, Any] = {"result": result} if exception is None else {"exception": exception}
         try:
-            for middleware in reversed(self.middleware):
+            for middleware in reversed(self.hearing("after_process_message")):
                 if (final or policy) and isinstance(middleware, Retries):
                     # What was aborted is not tried again, however it ended; a policy has decided by itself.
                     continue

@@ -22,6 +22,7 @@ from dramatiq import Actor, Message
 
 from .broker import DurableBroker
 from .cron import Cron
+from .delivery import encode_message
 from .durations import Duration, parse_duration
 from .errors import InvalidName, InvalidSchedule, ScheduleNotFound
 from .firing import MOST_BYTES, Maker, to_ms
@@ -357,8 +358,9 @@ def fires_of(broker: DurableBroker, target: Any, args: Any, kwargs: Any) -> Fire
     if (spans := broker.telemetry.spans()) is not None:
         message = message.copy(options=spans.carrier_of())
     # The same definition has the same bytes: each message gets an id and a time of its own.
-    operation = operation_of(broker, message.copy(message_id=str(uuid.UUID(int=0)), message_timestamp=0))
-    return Fires("m", message.queue_name, operation.actor, operation.priority, operation.payload)
+    message = message.copy(message_id=str(uuid.UUID(int=0)), message_timestamp=0)
+    operation = operation_of(broker, message)
+    return Fires("m", message.queue_name, operation.actor, operation.priority, encode_message(message))
 
 
 def _runs(broker: DurableBroker, workflow: Workflow[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fires:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from dramatiq import Message, Middleware
+from dramatiq import Message
 from dramatiq.common import current_millis
 
-from .delivery import Delivery, current_delivery
+from .delivery import Delivery, current_delivery, encode_message
+from .hooks import Hooks
 from .outgoing import check_send, operation_of, stored, with_eta
 from .queues import Queues
 from .workflow.replay import current
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .telemetry import Telemetry
 
 
-class Sending(Queues):
+class Sending(Queues, Hooks):
     """A broker's doings with what is sent."""
 
     commit: GroupCommit
@@ -72,6 +73,7 @@ class Sending(Queues):
                 # A copy of the message that is being processed, or the same one again in a pipeline: no repetition of
                 # what is stored under this id.
                 operation.message_id = uuid4().bytes
+                operation.payload = encode_message(message)
             if delivery is not None and delivery.hooks:
                 delivery.leaving().sends.append(operation)
             else:
@@ -122,7 +124,7 @@ class Sending(Queues):
     def _enqueue_many(self, messages: Sequence[Message[Any]], delay: int | None) -> list[Message[Any]]:
         delays = [check_send(self, m, delay) for m in messages]
         messages = [m if d is None else with_eta(m, d) for m, d in zip(messages, delays, strict=True)]
-        if self._hears("before_enqueue"):
+        if self.hearing("before_enqueue"):
             for message, due in zip(messages, delays, strict=True):
                 self.emit_before("enqueue", message, due)
         operations = [operation_of(self, m, d) for m, d in zip(messages, delays, strict=True)]
@@ -132,16 +134,10 @@ class Sending(Queues):
             if operation.error is not None:
                 raise operation.error
         messages = [stored(m, o) for m, o in zip(messages, operations, strict=True)]
-        if self._hears("after_enqueue"):
+        if self.hearing("after_enqueue"):
             for message, due in zip(messages, delays, strict=True):
                 self.emit_after("enqueue", message, due)
         return messages
-
-    def _hears(self, hook: str) -> bool:
-        """Whether any middleware does something there.  Usually none does, and to tell each of them of each message
-        would be a fifth of what one among many costs."""
-        nothing = getattr(Middleware, hook)
-        return any(getattr(getattr(m, hook), "__func__", None) is not nothing for m in self.middleware)
 
     def count_member(self, delivery: Delivery) -> None:
         """A member of a group has succeeded: its ack counts it, and sends the callbacks if it is the last."""

@@ -322,11 +322,11 @@ def payload_of(delivery: Delivery) -> bytes | None:
         return True
 
     try:
-        return encode_message(delivery)
+        return encode_message(delivery, delivery.key)
     except (NotEncodable, PayloadTooLarge):
         options = {name: value for name, value in delivery.options.items() if storable(name, value)}
     try:
-        return encode_message(replace(delivery._message, options=options))
+        return encode_message(replace(delivery._message, options=options), delivery.key)
     except (NotEncodable, PayloadTooLarge):
         return None
 

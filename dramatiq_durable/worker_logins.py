@@ -63,8 +63,8 @@ def session(database: Database) -> Iterator[tuple[Connection, Names]]:
         conn = database.connect()
     except SchemaOutOfDate:
         # Perhaps because the login may not even use the schema: that is better said together with what else is missing.
-        with psycopg.connect(database.conninfo, autocommit=True) as conn:
-            _check_privileges(conn, database.namespace)
+        with psycopg.connect(database.conninfo, autocommit=True) as other:
+            _check_privileges(other, database.namespace)
         raise
     try:
         names = _check_privileges(conn, database.namespace)

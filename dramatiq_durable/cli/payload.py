@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dramatiq import JSONEncoder, Message
+from dramatiq import Message
 
 from .. import topics
 from ..codecs import Codecs, is_encoded
+from ..delivery import decode_message
 from .output import plain
 
 #: Of a value in a table, so many characters are shown; ``--json`` has all of them.
@@ -29,7 +30,7 @@ def decode(payload: bytes, kind: str, codecs: Codecs) -> dict[str, Any]:
         if payload.startswith(topics.MARK):
             message = topics.message_of("", "", b"\0" * 16, payload, codecs)
         else:
-            message = Message(**JSONEncoder().decode(payload)) if kind == "j" else Message.decode(payload)
+            message = decode_message(payload, kind, "", "", b"\0" * 16)
         # Whoever may send to the stream has written it: it may be of any shape.
         if isinstance(message.kwargs, dict) and isinstance(message.options, dict):
             return {"args": list(message.args), "kwargs": message.kwargs, "options": message.options}

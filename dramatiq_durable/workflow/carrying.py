@@ -6,13 +6,12 @@ A command that is not named here means nothing but its event; what that event br
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from dramatiq import Message
 
-from ..delivery import LIMITS, encode_message
+from ..delivery import LIMITS, encode_message, id_of
 from ..errors import ActivityCancelled, NotEncodable, NotPermitted, PayloadTooLarge
 from ..operations import Advance, Child, Send
 from ..telemetry import TRACE, WORKFLOW
@@ -170,20 +169,21 @@ class Carrier:
             options[WORKFLOW] = execution.workflow_id
         if trace is not None:
             options.update(trace.carrier)
+        key = events.command_id(execution.run_id, command.seq)
         message: Message[Any] = Message(
             command.queue_name,
             command.name,
             tuple(call["args"]),
             call["kwargs"],
             options,
-            str(uuid.UUID(bytes=events.command_id(execution.run_id, command.seq))),
+            id_of(key),
             now_ms(),
         )
         priority = command.priority
         if priority is None:
             actor = self.broker.actors.get(command.name)
             priority = actor.priority if actor is not None else 0
-        payload = self.broker.codecs.encode(encode_message(message), f"the message for {command.name!r}")
+        payload = self.broker.codecs.encode(encode_message(message, key), f"the message for {command.name!r}")
         claimer = self.broker.claimer
         # Last: a place that is taken is given back by way of the Send.
         eager = not command.delay_ms and claimer is not None and claimer.reserve(stream_id, swap=swap)

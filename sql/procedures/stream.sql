@@ -224,8 +224,12 @@ DECLARE
     v_tids tid[];
     v_found uuid[];
     v_claimed uuid[] := '{}';
+    v_done uuid[];
     v_kept uuid[] := '{}';
     v_refused int[];
+    -- What no other claim's leases begin with, and each counts up from here: a random one for each takes thrice as long.
+    v_base text := gen_random_uuid()::text;
+    v_number int;
     i int;
 BEGIN
     -- What authenticate() and permitted() answer, in one statement: an idle worker's claim begins with it, and somebody
@@ -269,12 +273,14 @@ BEGIN
                   ORDER BY m.due_at LIMIT v_left
                   FOR UPDATE SKIP LOCKED) c;
             IF v_tids IS NOT NULL THEN
+                v_number := 1048576 + cardinality(v_claimed);
                 -- The rows are locked: where they lie, they stay.  They are handed out in their order, and as they come:
                 -- a loop over them would take longer than the rest.
                 RETURN QUERY
                     UPDATE {schema}.message m
-                    SET lease_token = gen_random_uuid(), worker_id = v_worker_id, started = false
-                    FROM unnest(v_tids) t (tid) WHERE m.ctid = t.tid
+                    SET lease_token = overlay(v_base PLACING to_hex(v_number + t.n) FROM 1 FOR 6)::uuid,
+                        worker_id = v_worker_id, started = false
+                    FROM unnest(v_tids) WITH ORDINALITY t (tid, n) WHERE m.ctid = t.tid
                     RETURNING m.message_id, m.lease_token, m.stream_id, m.kind::text, m.run_id, m.seq, m.attempt,
                               m.reclaimed, m.actor, m.payload, date_part('epoch', v_now - m.due_at), NULL::bigint, NULL::int[];
                 v_claimed := v_claimed || v_found;
@@ -303,11 +309,12 @@ BEGIN
             v_next := least(v_next, v_due, CASE WHEN v_priorities >= 100 THEN v_now + interval '1 second' END);
         END LOOP;
     END LOOP;
-    -- Whatever the worker says that it has finished: what is still leased to it stays among what it holds, or else
-    -- nobody would find it when the worker dies.
-    IF cardinality(p_done) > 0 THEN
+    -- Whatever the worker says that it has finished, besides what is acknowledged here: what is still leased to it stays
+    -- among what it holds, or else nobody would find it when the worker dies.
+    v_done := CASE WHEN v_refused = '{}' THEN ARRAY(SELECT unnest(p_done) EXCEPT SELECT unnest(p_acked)) ELSE p_done END;
+    IF cardinality(v_done) > 0 THEN
         v_kept := ARRAY(SELECT m.message_id FROM {schema}.message m
-                        WHERE m.message_id = ANY (p_done) AND m.worker_id = v_worker_id);
+                        WHERE m.message_id = ANY (v_done) AND m.worker_id = v_worker_id);
     END IF;
     IF cardinality(v_claimed) > 0 THEN
         UPDATE {schema}.worker w

@@ -218,7 +218,7 @@ def test_what_a_thread_has_not_begun_does_not_begin(
     claimer = broker.claimer
     assert claimer is not None
     claimer.pace.ahead = 5
-    monkeyed, claimer.pace.measure = claimer.pace.measure, lambda: None  # type: ignore[method-assign]
+    monkeyed, claimer.pace.measure = claimer.pace.measure, lambda threads: None  # type: ignore[method-assign]
     message = work.send(2)
     wait_until(lambda: len(claimer.held) == 2, message="the second is claimed ahead")
     [second] = [d for d in claimer.held.values() if d.message_id == message.message_id]

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import dramatiq
@@ -59,22 +60,26 @@ def test_messages_are_consumed_without_a_worker(broker: durable.DurableBroker, n
     consumer.close()
 
 
-def test_a_prefetch_that_was_asked_for_is_the_most_that_a_worker_has(
-    broker: durable.DurableBroker, numbers: Any
-) -> None:
-    """Also where more is handed to the consumer, as an eager delivery beside what a claim brings; unasked it is a few
-    times as many."""
+def test_no_eager_delivery_exceeds_a_prefetch_that_was_asked_for(broker: durable.DurableBroker, numbers: Any) -> None:
+    broker.declare_queue("others")
+    others: Any = broker.consume("others", prefetch=9, timeout=50)
     consumer: Any = broker.consume("numbers", prefetch=2, timeout=50)
-    worker = dramatiq.Worker(broker, worker_threads=1)
-    for asked, handed in ((7, [0, 1]), (min(worker.worker_threads * 2, 65535), [2, 3, 4, 5])):
-        worker.queue_prefetch = asked
-        consumer.claimer.serve(worker)
-        for n in range(len(handed) + 1):
-            consumer.offer(handed[0] + n)
-        found = [next(consumer) for _ in range(len(handed) + 1)]
-        assert found == [*handed, None]
-    consumer.unoffer()
+    claimer = consumer.claimer
+    numbers.send(1)
+    [one] = take(consumer, 1)
+    for swap in (True, False):
+        wait_until(partial(claimer.reserve, consumer.stream_id, swap=swap))
+        claimer.unreserve(1)
+    numbers.send(2)
+    [two] = take(consumer, 1)
+    # As where the second one came eagerly, and nothing waits.
+    consumer.drained = True
+    assert not claimer.reserve(consumer.stream_id, swap=True)
+    assert not claimer.reserve(consumer.stream_id, swap=False)
+    consumer.ack(one)
+    consumer.ack(two)
     consumer.close()
+    others.close()
 
 
 def test_next_answers_within_the_timeout(broker: durable.DurableBroker, numbers: Any) -> None:
@@ -320,8 +325,14 @@ def test_one_slow_worker_does_not_sit_on_messages(
     assert begun.wait(10)
     slow.enqueue_many([work.message(n) for n in range(50)])
     start_worker(quick)
+    claimer: Any = slow.claimer
+    turns, turn = Record(), claimer._turn
+    claimer._turn = lambda: (turns(), turn())
     try:
         got.wait(250, timeout=10)  # also what stood in the queue behind the slow one
+        seen = len(turns.values)
+        threading.Event().wait(0.5)
+        assert len(turns.values) - seen < 20  # it has no place for more, and rests
     finally:
         go.set()
 

@@ -19,6 +19,7 @@ from dramatiq_durable.group_commit import GroupCommit
 from dramatiq_durable.operations import Ack, Enqueue, Leave, Post, Result, Together
 from dramatiq_durable.outgoing import operation_of
 from tests.support import wait_until
+from tests.support.stored import message_in
 
 from .conftest import Record, Rows, at_once
 
@@ -33,7 +34,7 @@ def numbers(broker: durable.DurableBroker) -> Any:
 
 def numbers_in(rows: Rows) -> list[int]:
     payloads = rows("SELECT payload FROM durable.message ORDER BY due_at")
-    return [dramatiq.Message.decode(payload).args[0] for (payload,) in payloads]
+    return [message_in(payload).args[0] for (payload,) in payloads]
 
 
 def transactions(rows: Rows) -> int:

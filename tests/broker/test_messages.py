@@ -17,6 +17,7 @@ from dramatiq.middleware import Middleware
 
 import dramatiq_durable as durable
 from tests.support import wait_until
+from tests.support.stored import stored_messages
 
 from .conftest import Record, Rows
 
@@ -47,12 +48,12 @@ def test_an_argument_comes_back_as_it_was_sent(broker: durable.DurableBroker, st
     assert repr(positional) == repr(value)  # the sign of -0.0, and the order of keys
 
 
-def test_the_payload_is_kept_byte_for_byte(broker: durable.DurableBroker, rows: Rows) -> None:
+def test_a_message_is_kept_byte_for_byte(broker: durable.DurableBroker, rows: Rows) -> None:
     @dramatiq.actor(broker=broker)
     def take(*args: Any) -> None: ...
 
     message = take.send({"z": -0.0, "a": "\0"}, 1.0)
-    assert rows("SELECT payload FROM durable.message") == [(message.encode(),)]
+    assert [found.encode() for found in stored_messages(rows)] == [message.encode()]
     assert math.copysign(1, JSONEncoder().decode(message.encode())["args"][0]["z"]) == -1
 
 

@@ -15,6 +15,7 @@ import dramatiq_durable as durable
 from dramatiq_durable.errors import DatabaseUnavailable
 from dramatiq_durable.group_commit import GroupCommit
 from tests.support import wait_until
+from tests.support.stored import message_in
 
 from .conftest import Record, Rows, at_once, in_thread
 
@@ -56,7 +57,7 @@ def app(broker: durable.DurableBroker) -> Application:
 def stored(rows: Rows) -> list[int]:
     """The first arguments of the messages that are there, oldest first."""
     found = rows("SELECT payload FROM durable.message ORDER BY enqueued_at")
-    return [dramatiq.Message.decode(payload).args[0] for (payload,) in found]
+    return [message_in(payload).args[0] for (payload,) in found]
 
 
 # --- what becomes of a second ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from dramatiq_durable.rate_limits import PostgresBackend
 from dramatiq_durable.settings import Settings
 from tests.support import wait_until
 from tests.support.callers import BLOCKING, Caller
+from tests.support.stored import message_in, stored_messages
 
 from .conftest import Record, Rows
 
@@ -74,7 +75,7 @@ def order(broker: durable.DurableBroker) -> Any:
 def sent(rows: Rows) -> list[str]:
     """The first arguments of the messages that are stored."""
     stored = rows("SELECT payload FROM durable.message WHERE actor = 'take'")
-    return sorted(dramatiq.Message.decode(payload).args[0] for (payload,) in stored)
+    return sorted(message_in(payload).args[0] for (payload,) in stored)
 
 
 # --- every kind of connection --------------------------------------------------------------------------------
@@ -192,7 +193,7 @@ def test_what_a_workflow_answers(caller: Caller, order: Any, broker: durable.Dur
 def test_what_is_sent_arrives_as_it_is(caller: Caller, actor: Any, rows: Rows, value: str) -> None:
     with caller.transaction(), durable.using(caller.connection):
         message = actor.send(value)
-    assert rows("SELECT payload, message_id::text FROM durable.message") == [(message.encode(), message.message_id)]
+    assert [found.encode() for found in stored_messages(rows)] == [message.encode()]
 
 
 def test_names_arrive_as_they_are(caller: Caller, order: Any, rows: Rows) -> None:
@@ -232,7 +233,7 @@ def test_many_at_once_are_one_call(
         assert len(asked.values) == 3
     assert rows.count() == 2002
     due = rows("SELECT payload FROM durable.message ORDER BY due_at")
-    order = [dramatiq.Message.decode(p).args[0] for (p,) in due]
+    order = [message_in(p).args[0] for (p,) in due]
     assert order == [-1, *range(1000), *range(1001)]
 
 

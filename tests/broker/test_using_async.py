@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import dramatiq
 import pytest
 from dramatiq import group
 
 import dramatiq_durable as durable
 from tests.support.callers import AWAITED, AsyncCaller
+from tests.support.stored import message_in
 
 from .conftest import Rows
 
@@ -72,7 +72,7 @@ def order(broker: durable.DurableBroker) -> Any:
 def sent(rows: Rows) -> list[str]:
     """The first arguments of the messages that are stored, in the order in which they are handed out."""
     stored = rows("SELECT payload FROM durable.message WHERE actor = 'take' ORDER BY due_at")
-    return [dramatiq.Message.decode(payload).args[0] for (payload,) in stored]
+    return [message_in(payload).args[0] for (payload,) in stored]
 
 
 every = pytest.mark.parametrize("kind", AWAITED)

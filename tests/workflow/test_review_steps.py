@@ -133,10 +133,10 @@ def test_an_activity_that_cannot_be_decoded_fails_in_its_run(
     async def asks() -> None:
         await nothing.execute()
 
-    def refuse(data: bytes) -> Any:
+    def refuse(*row: Any) -> Any:
         raise ValueError("not in this encoding")
 
-    monkeypatch.setattr(dramatiq.Message, "decode", refuse)
+    monkeypatch.setattr("dramatiq_durable.incoming.decode_message", refuse)
     start_worker()
     with pytest.raises(durable.WorkflowFailed, match="not in this encoding"):
         asks.start().result(timeout=10)
