@@ -233,13 +233,22 @@ def decode_message(payload: bytes, kind: str, queue_name: str, actor_name: str, 
 
     Raises whatever the encoder does for bytes that are not its own.
     """
-    if payload.startswith(PACKED):
-        rest = json.loads(payload.decode())
+    rest = _rest(payload) if payload.startswith(PACKED) else None
+    if rest is not None:
         kwargs, options = rest.get("kwargs", {}), rest.get("options", {})
         return Message(queue_name, actor_name, tuple(rest["args"]), kwargs, options, id_of(key), rest["at"])
     if kind == "j":
         return Message(**JSONEncoder().decode(payload))
     return Message.decode(payload)
+
+
+def _rest(payload: bytes) -> dict[str, Any] | None:
+    """What a row's payload says; None where it is a whole message, which begins like that in other encoders' JSON."""
+    try:
+        rest: dict[str, Any] = json.loads(payload.decode())
+    except ValueError:
+        return None
+    return rest if "at" in rest and "actor_name" not in rest else None
 
 
 def _blame(message: Message[Any] | Delivery) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -333,3 +334,50 @@ def test_whoever_hears_of_messages_hears_of_each_of_many(broker: durable.Durable
     broker.enqueue_many([number.message(n) for n in range(2)])
     assert heard == [("before", 0), ("before", 1), ("after", 0), ("after", 1)]
     assert rows.count() == 2
+
+
+class ArgsFirst(JSONEncoder):
+    """Its bytes begin as those of a row do whose message Dramatiq's own encoder made."""
+
+    def encode(self, data: Any) -> bytes:
+        return super().encode({"args": data["args"], **data})
+
+
+class NoJson(JSONEncoder):
+    def encode(self, data: Any) -> bytes:
+        return b'{"args":' + super().encode(data)
+
+    def decode(self, data: bytes) -> Any:
+        return super().decode(data.removeprefix(b'{"args":'))
+
+
+@pytest.mark.parametrize("encoder", [ArgsFirst, NoJson])
+def test_an_encoder_whose_bytes_begin_like_a_rows(
+    broker: durable.DurableBroker, start_worker: Any, encoder: type[JSONEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = Record()
+
+    @dramatiq.actor(broker=broker)
+    def take(*args: Any, **kwargs: Any) -> None:
+        got((args, kwargs))
+
+    take.send(1)
+    monkeypatch.setattr("dramatiq.message.global_encoder", encoder())
+    take.send(2, at=3)
+    start_worker(broker)
+    assert sorted(got.wait(2)) == [((1,), {}), ((2,), {"at": 3})]
+
+
+def test_what_the_row_says_by_itself_is_not_stored_twice(broker: durable.DurableBroker, rows: Rows) -> None:
+    @dramatiq.actor(broker=broker)
+    def take(*args: Any, **kwargs: Any) -> None: ...
+
+    message = take.send(1)
+    at = message.message_timestamp
+    take.send_with_options(args=(2,), kwargs={"n": 1}, max_retries=3)
+    # An id that is no uuid is not the row's.
+    broker.enqueue(message.copy(message_id="mine"))
+    payloads = [bytes(payload).decode() for (payload,) in rows("SELECT payload FROM durable.message ORDER BY due_at")]
+    assert payloads[0] == f'{{"args":[1],"at":{at}}}'
+    assert json.loads(payloads[1]).keys() == {"args", "at", "kwargs", "options"}
+    assert json.loads(payloads[2])["message_id"] == "mine"

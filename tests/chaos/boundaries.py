@@ -98,10 +98,10 @@ def done() -> None:
 if AT == "claim":
     hand_over = claimer.Claimer._hand_over
 
-    def hand_over_or_die(self: Any, claim: Any, rows: list[tuple[Any, ...]]) -> None:
-        if any(row[8] == ON for row in rows):
+    def hand_over_or_die(self: Any) -> None:
+        if any(row[8] == ON for row in self._coming):
             die()
-        hand_over(self, claim, rows)
+        hand_over(self)
 
     claimer.Claimer._hand_over = hand_over_or_die  # type: ignore[method-assign]
 
