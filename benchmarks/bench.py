@@ -24,7 +24,7 @@ from benchmarks.systems.base import PAYLOAD
 class Options:
     """What the command line says; ``__main__`` describes each."""
 
-    messages: int = 20_000
+    messages: int = 40_000
     rounds: int = 3
     probes: int = 300
     idle: float = 3.0
