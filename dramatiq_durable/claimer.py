@@ -235,6 +235,8 @@ class Claimer(threading.Thread):
                     logger.warning("the database is away: %s", e)
                     if self._given_up():
                         break
+                    # What has come is leased to this worker: nobody else may run it.
+                    self._hand_over()
                     time.sleep(0.2)
                 except NotPermitted as e:
                     # What it was granted can change.

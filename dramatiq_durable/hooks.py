@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from dramatiq import Broker, Middleware
 
 
@@ -13,17 +11,21 @@ class Hooks(Broker):
     At most hooks nobody does: to tell all of them all is a tenth of what Dramatiq does for a message.
     """
 
-    _asked: Sequence[Middleware] = ()
-    _hearing: dict[str, list[Middleware]]
+    #: The middleware that was asked, and what it answered, by hook.  One tuple: threads see either the old or the new.
+    _listeners: tuple[list[Middleware], dict[str, list[Middleware]]] = ([], {})
 
     def hearing(self, hook: str) -> list[Middleware]:
         """The middleware that has a method of its own for a hook, in order."""
+        asked, known = self._listeners
         # Middleware is added at any time, also by who changes the list.
-        if self._asked != self.middleware:
-            self._asked, self._hearing = list(self.middleware), {}
-        found = self._hearing.get(hook)
+        if asked != self.middleware:
+            asked, known = self._listeners = list(self.middleware), {}
+        found = known.get(hook)
         if found is None:
-            nothing = getattr(Middleware, hook)
-            found = [m for m in self.middleware if getattr(getattr(m, hook), "__func__", None) is not nothing]
-            self._hearing[hook] = found
+            nothing = getattr(Middleware, hook, None)
+            found = known[hook] = [m for m in asked if nothing is None or _own(m, hook) is not nothing]
         return found
+
+
+def _own(middleware: Middleware, hook: str) -> object:
+    return getattr(getattr(middleware, hook, None), "__func__", None)

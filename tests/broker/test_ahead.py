@@ -62,12 +62,14 @@ def test_many_are_run_once_each_in_their_order(broker: durable.DurableBroker, ro
     rows.drained()
 
 
+@pytest.mark.parametrize("beat_first", [False, True])
 def test_what_has_come_is_run_while_the_database_is_away(
     make_broker: Callable[..., durable.DurableBroker],
     database_url: str,
     rows: Rows,
     start_worker: Any,
     monkeypatch: pytest.MonkeyPatch,
+    beat_first: bool,
 ) -> None:
     """It is leased to this worker, and nobody else may run it."""
     monkeypatch.setattr(Pace, "measure", lambda pace, threads: setattr(pace, "ahead", 400))
@@ -88,6 +90,10 @@ def test_what_has_come_is_run_while_the_database_is_away(
         leased = len(claimer.held) + len(claimer._coming)
         assert rows("SELECT count(*) FROM durable.message WHERE lease_token IS NOT NULL") == [(leased,)]
         cutter.close()
+        if beat_first:
+            claimer.membership._next_beat = 0.0
+            claimer._event.set()
+            wait_until(lambda: not claimer._coming)
         go.set()
         assert sorted(got.wait(leased)) == list(range(leased))
         worker.stop(timeout=1)
