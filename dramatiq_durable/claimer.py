@@ -388,6 +388,7 @@ class Claimer(threading.Thread):
         # A message that was stored while the wish to be woken was being committed is found by a second look.
         self._second_look = self._registered_wait and not registered
         if failed is not None:
+            self._hand_over()
             raise failed
 
     def _take_stock(self, claim: Claim, rows: list[tuple[Any, ...]]) -> None:
@@ -422,7 +423,9 @@ class Claimer(threading.Thread):
 
     def _hand_over(self) -> None:
         """Give the consumers what has come.  On this thread alone: another may still lead while it begins."""
-        while self._coming and threading.current_thread() is self:
+        if threading.current_thread() is not self:
+            return
+        while self._coming:
             row = self._coming.popleft()
             delivery = self.deliver(row)
             if delivery is not None:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 import dramatiq_durable as durable
+from dramatiq_durable.claimer import Claimer
 from dramatiq_durable.pace import Pace
 from tests.support import wait_until
 from tests.support.cutter import Cutter
@@ -101,6 +102,42 @@ def test_what_has_come_is_run_while_the_database_is_away(
         go.set()
         cutter.close()
         claimer.stop(0)
+
+
+def test_what_one_claim_brings_is_run_at_once_where_another_is_refused(
+    broker: durable.DurableBroker, start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the worker's login has lost the right to the streams of its runs: it waits before it asks again."""
+    got, left = Record(), Record()
+    run_batch, arrived = broker.commit.run_batch, Claimer._arrived
+
+    @dramatiq.actor(broker=broker)
+    def take() -> None:
+        got()
+
+    @durable.workflow(broker=broker, queue_name="runs")
+    async def nothing() -> None: ...
+
+    def refuse_runs(*also: Any, give_up: Callable[[], bool]) -> None:
+        run_batch(*also, give_up=give_up)
+        for claim in also:
+            if claim.of_runs:
+                claim.error = durable.NotPermitted("no longer")
+
+    def watch(claimer: Any, claims: list[Any]) -> None:
+        try:
+            arrived(claimer, claims)
+        except durable.NotPermitted:
+            left((sum(len(c.answer[0]) for c in claims), len(claimer._coming)))
+            raise
+
+    monkeypatch.setattr(broker.commit, "run_batch", refuse_runs)
+    monkeypatch.setattr(Claimer, "_arrived", watch)
+    take.send()
+    start_worker(broker)
+    got.wait(1)
+    assert {coming for _, coming in left.values} == {0}
+    assert 1 in {brought for brought, _ in left.values}
 
 
 def test_a_rate_is_believed_when_every_thread_has_finished_several() -> None:
